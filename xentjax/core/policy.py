@@ -1,0 +1,179 @@
+"""What every function does alike: dtypes, masks, labels, example weights, reduction, and the errors they raise."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Reduction = Literal["none", "mean", "sum"]
+
+
+# -- dtypes ------------------------------------------------------------------------------------------------------------
+
+
+def as_array(function: str, name: str, value: Any) -> jax.Array:
+    """The value as a real array, or an error that names the function and the argument."""
+    try:
+        array = jnp.asarray(value)
+    except TypeError as error:
+        raise TypeError(f"{function}: {name} must be a real array, got {type(value).__name__}") from error
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(f"{function}: {name} must be real, got dtype {array.dtype}")
+    return array
+
+
+def is_float(array: Any) -> bool:
+    return hasattr(array, "dtype") and jnp.issubdtype(array.dtype, jnp.floating)
+
+
+def result_dtype(inputs: Iterable[Any]) -> Any:
+    """The promoted float dtype of the inputs; the default float dtype where none of them is a float."""
+    floats = [leaf.dtype for value in inputs for leaf in jax.tree.leaves(value) if is_float(leaf)]
+    return functools.reduce(jnp.promote_types, floats) if floats else jnp.result_type(float)
+
+
+def compute_dtype(dtype: Any) -> Any:
+    """The dtype of computation: float32 for 16-bit floats, otherwise the dtype itself."""
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits == 16 else jnp.dtype(dtype)
+
+
+def up(array: Any) -> Any:
+    """A 16-bit float array as float32; anything else as it is."""
+    return array.astype(jnp.float32) if is_float(array) and jnp.finfo(array.dtype).bits == 16 else array
+
+
+# -- shapes ------------------------------------------------------------------------------------------------------------
+
+
+def require_shape(function: str, name: str, got: tuple[int, ...], needed: tuple[int, ...], of: str) -> None:
+    if got != needed:
+        raise ValueError(f"{function}: {name} has shape {got}, but needs {needed}, {of}")
+
+
+def require_same_shape(function: str, **arrays: Any) -> None:
+    """All arrays have the shape of the first."""
+    (first, array), *others = arrays.items()
+    for name, other in others:
+        require_shape(function, name, other.shape, array.shape, f"the shape of {first}")
+
+
+def require_axis(function: str, name: str, array: Any, axis: Any) -> tuple[int, ...]:
+    """The axis or axes as a tuple of non-negative numbers; ValueError where the array has no such axis."""
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    for one in axes:
+        if not isinstance(one, int) or not -array.ndim <= one < array.ndim:
+            raise ValueError(f"{function}: axis {one} does not exist: {name} has shape {array.shape}")
+    return tuple(one % array.ndim for one in axes)
+
+
+def check_shared(function: str, bound: dict[str, Any], shared: tuple[str, ...]) -> None:
+    """The shared keywords that do not need the rest of the record: the axis, the mask's shape and dtype, the base."""
+    first = next(iter(bound))
+    if "axis" in bound:
+        require_axis(function, first, bound[first], bound["axis"])
+    where = bound.get("where")
+    if "where" in shared and where is not None:
+        if where.dtype != jnp.bool_:
+            raise TypeError(f"{function}: where must be boolean, got dtype {where.dtype}")
+        require_shape(function, "where", where.shape, bound[first].shape, f"the shape of {first}")
+    weights = bound.get("weights")
+    if "weights" in shared and weights is not None:
+        examples = () if bound.get("axis") is None else require_axis(function, first, bound[first], bound["axis"])
+        shape = tuple(n for i, n in enumerate(bound[first].shape) if i not in examples)
+        require_shape(function, "weights", weights.shape, shape, "one weight for each example")
+    if "reduction" in shared and bound["reduction"] not in ("none", "mean", "sum"):
+        raise ValueError(f"{function}: reduction must be 'none', 'mean' or 'sum', got {bound['reduction']!r}")
+
+
+def expand(examples: Any, axes: Any) -> Any:
+    """An array over the examples, with the summed-over axes put back as axes of length 1."""
+    return examples if axes == () else jnp.expand_dims(examples, axes)
+
+
+# -- masks, weights, reduction -----------------------------------------------------------------------------------------
+
+
+def fill_masked(bound: dict[str, Any], where: Any, fill: dict[str, float]) -> dict[str, Any]:
+    """The arguments with masked entries replaced by their neutral value."""
+    if where is None:
+        return bound
+    return {n: jnp.where(where, v, jnp.asarray(fill[n], v.dtype)) if n in fill else v for n, v in bound.items()}
+
+
+def zero_where_nothing_is_left(value: Any, where: Any, axes: Any) -> Any:
+    """0 in place of the value of a distribution all of whose entries are masked."""
+    if where is None:
+        return value
+    return jnp.where(where if axes == () else jnp.any(where, axis=axes, keepdims=True), value, 0)
+
+
+def examples_kept(bound: dict[str, Any], shared: dict[str, Any], axes: Any) -> tuple[Any, Any]:
+    """Which examples count (label not ``ignore_index``, an entry left by the mask), and which of those have a weight.
+
+    None stands for all.
+    """
+    counted = []
+    if shared.get("ignore_index") is not None:
+        counted.append(bound["labels"] != shared["ignore_index"])
+    if "reduction" in shared and shared.get("where") is not None:
+        counted.append(shared["where"] if axes == () else jnp.any(shared["where"], axis=axes))
+    weighty = [] if shared.get("weights") is None else [shared["weights"] != 0]
+    return _all(counted), _all(counted + weighty)
+
+
+def _all(masks: list[Any]) -> Any:
+    return functools.reduce(jnp.logical_and, masks) if masks else None
+
+
+def weigh_and_reduce(value: Any, kept: tuple[Any, Any], shared: dict[str, Any]) -> Any:
+    r"""Σ_i s_i·loss_i (``"sum"``), that over Σ_i s_i (``"mean"``; 0 where it is 0), or s_i·loss_i (``"none"``).
+
+    An example that is left out has weight 0 whatever its loss is, NaN included. With respect to a weight that is 0
+    the derivative is still the loss, where the loss is finite.
+    """
+    weights = shared.get("weights")
+    counted, keep = kept
+    if weights is not None:
+        weights = weights.astype(value.dtype)
+    if keep is not None:
+        value = jnp.where(keep | jnp.isfinite(value), value, 0)
+    if counted is not None:
+        weights = jnp.where(counted, jnp.ones_like(value) if weights is None else weights, 0)
+    weighted = value if weights is None else weights * value
+    if shared["reduction"] == "none":
+        return weighted
+    total = jnp.sum(weighted)
+    if shared["reduction"] == "sum":
+        return total
+    count = jnp.asarray(value.size, value.dtype) if weights is None else jnp.sum(weights)
+    return jnp.where(count == 0, 0, total / jnp.where(count == 0, 1, count))
+
+
+def log_of_base(function: str, base: Any) -> Any:
+    """log(base) as a number, or an error where the base is none of a logarithm."""
+    if not isinstance(base, (int, float)):
+        return jnp.log(base)
+    if not base > 0 or base == 1:
+        raise ValueError(f"{function}: base must be a positive number other than 1, got {base}")
+    return float(np.log(base))
+
+
+# -- labels ------------------------------------------------------------------------------------------------------------
+
+
+def class_indices(labels: Any, num_classes: int) -> Any:
+    """Integer labels as int32 (int64 only where the number of classes needs it); what does not fit becomes -1.
+
+    The cast comes first: an 8-bit label compared or indexed in its own type would wrap.
+    """
+    wide = jnp.int64 if num_classes > np.iinfo(np.int32).max else jnp.int32
+    info = jnp.iinfo(labels.dtype)
+    if info.max > np.iinfo(np.int32).max:
+        fits = (labels < num_classes) & (labels >= 0)
+        return jnp.where(fits, labels, -1 if info.min < 0 else num_classes).astype(wide)
+    return labels.astype(wide)
