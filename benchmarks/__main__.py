@@ -1,0 +1,82 @@
+"""Command line: ``python -m benchmarks core`` measures, ``python -m benchmarks report`` writes tables and plots."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+import time
+
+RESULTS = pathlib.Path(__file__).resolve().parent / "results"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    core = commands.add_parser(
+        "core", help="every record against its peers: time, memory, shares of the machine's rates"
+    )
+    core.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: the first device that JAX finds")
+    core.add_argument("--out", type=pathlib.Path, help="folder for core.jsonl (default: benchmarks/results/<device>)")
+    core.add_argument("--only", metavar="NAME", help="one record, or a regular expression of names")
+    core.add_argument("--quick", action="store_true", help="an eighth of the elements, two shapes, few rounds")
+    core.add_argument("--seconds", type=float, default=1.0, help="time for each row's rounds (default: 1)")
+    report = commands.add_parser("report", help="tables and plots from the results, and the README's generated parts")
+    report.add_argument("--results", type=pathlib.Path, default=RESULTS, help="folder that holds <device>/core.jsonl")
+    arguments = parser.parse_args(argv)
+    if arguments.command == "report":
+        from benchmarks import report as reporting
+
+        return reporting.main(arguments.results)
+    return run_core(arguments)
+
+
+def run_core(arguments: argparse.Namespace) -> int:
+    # Torch's threads would spin for a while after each of its calls, on the cores that the next in turn needs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if arguments.device:
+        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(arguments.device, arguments.device)
+    import jax
+
+    from benchmarks import core
+    from benchmarks.harness import measure
+    from benchmarks.machine import measure_machine
+
+    device = jax.devices()[0]
+    machine = measure_machine(device, arguments.quick)
+    print(
+        f"{machine.name} ({machine.device}): copies {machine.copy_bytes_per_s / 1e9:.1f} GB/s, matrix products", end=" "
+    )
+    print(", ".join(f"{n} {rate / 1e9:.0f} GFLOP/s" for n, rate in machine.matmul_flop_per_s.items()), flush=True)
+    folder = arguments.out or (None if arguments.only or arguments.quick else RESULTS / machine.device)
+    seconds = arguments.seconds / 4 if arguments.quick else arguments.seconds
+    elements = core.elements_for(machine.platform, arguments.quick)
+    lines = [machine.to_json()]
+    start = time.perf_counter()
+    for task in core.tasks(elements, arguments.only, arguments.quick):
+        lines.append(measure(task, machine, seconds=seconds))
+        print(one_line(lines[-1]), flush=True)
+    print(f"{len(lines) - 1} rows in {time.perf_counter() - start:.0f} s")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "core.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        print(f"written to {folder / 'core.jsonl'}")
+    return 0
+
+
+def one_line(row: dict) -> str:
+    """A row for the eye: our time, and ours over each other's; temporary memory, and theirs."""
+    ours, *others = row["implementations"].items()
+    text = f"{row['record']}{' ' + row['variant'] if row['variant'] else ''}, {row['batch']}, {row['dtype']}, "
+    text += " ".join(f"{n}={size}" for n, size in row["sizes"].items()) + f", {row['mode']}: "
+    text += f"{ours[1]['run_s'] * 1e3:.2f} ms, {ours[1]['copy_share']:.0%} of copy"
+    text += "".join(f", {other['ours_over_this']:.2f}x {name}" for name, other in others)
+    memory = {n: i["temp_bytes"] for n, i in row["implementations"].items() if "temp_bytes" in i}
+    return text + "; MiB " + "/".join(f"{b / 2**20:.1f}" for b in memory.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
