@@ -85,7 +85,7 @@ def draw(record: Record, variant: peers.Variant, sizes: dict[str, int], batch: s
     if drawn < sizes.get("B", 1):
         times = math.ceil(sizes["B"] / drawn)
         batched = {n for n, kind in kinds.items() if kind.shape.startswith("B")}
-        repeat = lambda a: np.concatenate([a] * times)[: sizes["B"]] if len(a) == drawn else a  # noqa: E731
+        repeat = lambda a: np.concatenate([a] * times)[: sizes["B"]] if len(a) == drawn else a
         arrays = {n: repeat(a) if n in batched else a for n, a in arrays.items()}
     return arrays | case.options
 
@@ -127,8 +127,8 @@ def task(
     wrt = moving(record, variant, arguments) if mode == "value_and_grad" else ()
     names = tuple(arrays)
     reduced = "reduction" in record.signature.parameters
-    ours = lambda *a: record.function(**dict(zip(names, a, strict=True)), **options, **mean_of(reduced))  # noqa: E731
-    plain = lambda *a: record.oracle(**dict(zip(names, a, strict=True)), **options, **mean_of(reduced))  # noqa: E731
+    ours = lambda *a: record.function(**dict(zip(names, a, strict=True)), **options, **mean_of(reduced))
+    plain = lambda *a: record.oracle(**dict(zip(names, a, strict=True)), **options, **mean_of(reduced))
     places = tuple(names.index(n) for n in wrt)
     implementations = [differentiated("xentjax", ours, places)]
     for name, peer in variant.peers.items():
@@ -146,7 +146,7 @@ def task(
         "mode": mode,
     }
     labels |= {"dtype": dtype, "wrt": list(wrt), "sizes": sizes}
-    moved = lambda result: read + written + (0 if wrt else sum(x.nbytes for x in jax.tree.leaves(result)))  # noqa: E731
+    moved = lambda result: read + written + (0 if wrt else sum(x.nbytes for x in jax.tree.leaves(result)))
     return Task(labels, tuple(arrays.values()), tuple(implementations), moved)
 
 

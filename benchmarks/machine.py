@@ -135,7 +135,7 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """The commit that is measured, with a plus sign where the working tree differs from it; empty without git."""
     try:
-        run = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True, check=True).stdout  # noqa: E731
+        run = lambda *a: subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         changed = run("status", "--porcelain", "--untracked-files=no", "--", "xentjax", "benchmarks/*.py")
         return run("rev-parse", "--short=10", "HEAD").strip() + ("+" if changed.strip() else "")
     except (OSError, subprocess.CalledProcessError):

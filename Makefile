@@ -1,0 +1,45 @@
+# Every target sets up what it needs: a virtual environment in .venv with the package and its tools.
+
+VENV   := .venv
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN    := $(VENV)/bin
+JOBS   ?= 2
+
+.PHONY: digits test check accuracy bench lint types clean
+
+digits: $(VENV)/.installed  ## the main job: softmax regression on handwritten digits
+	$(BIN)/xentjax fit configs/digits.toml
+
+test: $(VENV)/.installed  ## the test suite, docstring examples included
+	$(BIN)/python -m pytest -n $(JOBS)
+
+check: $(VENV)/.installed  ## every hand-derived derivative against automatic differentiation
+	$(BIN)/xentjax check
+
+accuracy: $(VENV)/.installed  ## the worst error of each function, and its peers', for the README
+	$(BIN)/xentjax accuracy --markdown > benchmarks/results/accuracy.md
+	$(BIN)/python -m benchmarks report
+
+bench: $(VENV)/.installed  ## every function's time and memory beside its peers', for the README
+	$(BIN)/python -m benchmarks core
+	$(BIN)/python -m benchmarks report
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "xentjax needs Python 3.11 or later; none is on PATH (set PYTHON=...)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) lacks venv: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[all,dev]'
+	@touch $@

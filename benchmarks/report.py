@@ -1,0 +1,269 @@
+"""Tables and plots from the results: Markdown and PNG beside each ``core.jsonl``, and the README's generated parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import statistics
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from benchmarks import readme
+
+Row = dict[str, Any]
+
+#: Implementations that are not peers: ours, and the definition that our value is checked against.
+NOT_PEERS = ("xentjax", "plain formula")
+MODES = ("value", "value_and_grad")
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """One device's results: the machine's line and the rows."""
+
+    machine: dict[str, Any]
+    rows: tuple[Row, ...]
+
+
+def main(results: pathlib.Path) -> int:
+    """Reports every device's results under the folder, and refreshes the README from all of them."""
+    found = sorted(results.glob("*/core.jsonl"))
+    for path in found:
+        loaded = load(path)
+        (path.parent / "core.md").write_text(document(loaded))
+        plot(loaded, path.parent)
+        print(f"written: {path.parent}/core.md, speed.png, bandwidth.png")
+    if not found:
+        print(f"no <device>/core.jsonl under {results}: run `python -m benchmarks core` first")
+    readme.refresh(readme.README, {"speed": "\n\n".join(readme_section(load(path)) for path in found)} if found else {})
+    print(f"refreshed: {readme.README.name}")
+    return 0
+
+
+def load(path: pathlib.Path) -> Results:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return Results(lines[0], tuple(line for line in lines[1:] if line["kind"] == "row"))
+
+
+# -- reading rows ------------------------------------------------------------------------------------------------------
+
+
+def name(row: Row) -> str:
+    return f"{row['record']}, {row['variant']}" if row["variant"] else row["record"]
+
+
+def peer(row: Row) -> str | None:
+    """The implementation that ours replaces: the first of the JAX peers. torch is a bystander, it has other threads."""
+    return next((n for n in row["implementations"] if n not in (*NOT_PEERS, "torch")), None)
+
+
+def ratio(row: Row) -> float | None:
+    """Our time over the peer's, the median over rounds."""
+    other = peer(row)
+    return None if other is None else row["implementations"][other]["ours_over_this"]
+
+
+def width(row: Row) -> int | None:
+    return row["sizes"].get("K")
+
+
+def by(rows: Iterable[Row], *keys: str) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
+    """Rows grouped by keys, in the order of first rows; the key ``"name"`` stands for record and variant."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(name(row) if k == "name" else row[k] for k in keys), []).append(row)
+    yield from groups.items()
+
+
+# -- Markdown ----------------------------------------------------------------------------------------------------------
+
+
+def table(header: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
+    rates = f"copies {machine['copy_bytes_per_s'] / 1e9:.1f} GB/s (read and written)"
+    rates += "".join(f", {d} matrix products {r / 1e9:,.0f} GFLOP/s" for d, r in machine["matmul_flop_per_s"].items())
+    cores = f", {machine['cores']} cores" if machine["platform"] == "cpu" else ""
+    return (
+        f"{machine['name']}{cores}; measured: {rates}. Python {machine['python']}, {versions}; "
+        f"commit {machine['commit']}, {machine['date'][:10]}."
+    )
+
+
+def document(results: Results) -> str:
+    """Everything that was measured on one device."""
+    parts = [
+        f"# Core suite on {results.machine['device']}",
+        machine_line(results.machine),
+        "Time: median (20th to 80th percentile) over interleaved rounds. Each other column: its time, and in brackets "
+        "ours over its (below 1: ours is faster). Bytes: every input read once and every result written once, "
+        "over our time, as a share of the rate of copies. FLOP: as the compiler states it, exp and log count one, "
+        "as a share of the rate of matrix products. Memory: the compiled program's temporary buffers, ours and each "
+        "other's in the order of the columns. The functions of a batch of probabilities or logits are measured at the "
+        "same number of elements for every V; in a dominated batch every other row's right class leads by 25.",
+    ]
+    for (record, variant), rows in by(results.rows, "record", "variant"):
+        parts.append(f"## {record}" + (f", {variant}" if variant else ""))
+        parts.append(full_table(rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def full_table(rows: list[Row]) -> str:
+    others = [n for n in rows[0]["implementations"] if n != "xentjax"]
+    shares = ["bytes", "FLOP", "memory, MiB", "compile, s"]
+    header = ["batch", "sizes", "dtype", "mode", "ours, ms", *(f"{n}, ms" for n in others), *shares]
+    return table(header, (full_row(row, others) for row in rows))
+
+
+def full_row(row: Row, others: list[str]) -> list[str]:
+    implementations = row["implementations"]
+    ours = implementations["xentjax"]
+    cells = [row["batch"], " ".join(f"{n}={size}" for n, size in row["sizes"].items()), row["dtype"], row["mode"]]
+    cells.append(f"{milliseconds(ours['run_s'])} ({milliseconds(ours['p20_s'])}–{milliseconds(ours['p80_s'])})")
+    theirs = [implementations[other] for other in others]
+    cells += [f"{milliseconds(other['run_s'])} ({other['ours_over_this']:.2f})" for other in theirs]
+    memory = [i["temp_bytes"] for i in implementations.values() if "temp_bytes" in i]
+    cells += [f"{ours['copy_share']:.0%}", f"{ours['matmul_share']:.1%}", " / ".join(mebibytes(b) for b in memory)]
+    return [*cells, f"{ours['compile_s']:.2f}"]
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g}"
+
+
+def mebibytes(count: float) -> str:
+    return f"{count / 2**20:.1f}"
+
+
+def readme_section(results: Results) -> str:
+    """The README's part for one device: what exactness costs against the function that it replaces."""
+    both_kinds = {name(row) for row in results.rows if row["batch"] == "dominated"}
+    compared = [row for row in results.rows if peer(row) and name(row) in both_kinds]
+    parts = [f"**{results.machine['device']}**: {machine_line(results.machine)}"]
+    for batch, rows in by(compared, "batch"):
+        parts.append(f"{batch[0].capitalize()} batches, our time over the peer's, value / value_and_grad:")
+        parts.append(ratio_table(rows))
+    parts.append(cost_of_exactness(compared))
+    parts.append(memory_sentence(compared))
+    folder = f"benchmarks/results/{results.machine['device']}"
+    parts.append(
+        f"All rows, with times, shares of the machine's rates and memory: [{folder}/core.md]({folder}/core.md)."
+    )
+    return "\n\n".join(parts)
+
+
+def ratio_table(rows: list[Row]) -> str:
+    """One line for each function and dtype, one column for each number of classes."""
+    widths = sorted({w for row in rows if (w := width(row)) is not None})
+    lines = []
+    for (function, dtype), group in by(rows, "name", "dtype"):
+        cells = []
+        for one in widths:
+            found = {row["mode"]: ratio(row) for row in group if width(row) in (one, None)}
+            cells.append(" / ".join(f"{found[m]:.2f}" for m in MODES if found.get(m) is not None) or "–")
+        if all(width(row) is None for row in group):
+            cells = [cells[0], *("″" for _ in widths[1:])] if widths else []
+        lines.append(
+            [f"`{function.split(',')[0]}`{function[len(function.split(',')[0]) :]}", str(peer(group[0])), dtype, *cells]
+        )
+    return table(["function", "peer", "dtype", *(f"V = {w:,}" for w in widths)], lines)
+
+
+def cost_of_exactness(rows: list[Row]) -> str:
+    """What exactness costs, in one sentence: the geometric mean of our time over the peer's, and the worst."""
+    sentences = []
+    for (batch, mode), group in by(rows, "batch", "mode"):
+        ratios = {r: row for row in group if (r := ratio(row)) is not None}
+        worst = max(ratios)
+        where = f"{name(ratios[worst])}, {ratios[worst]['dtype']}, V = {width(ratios[worst]) or 'none'}"
+        mean = statistics.geometric_mean([r for row in group if (r := ratio(row)) is not None])
+        sentences.append(f"{batch}, {mode}: {mean:.2f}× on average, {worst:.2f}× at worst ({where})")
+    return "What exactness costs in time: " + "; ".join(sentences) + "."
+
+
+def memory_sentence(rows: list[Row]) -> str:
+    """The largest temporary memory that ours takes beyond the peer's."""
+    extra = {}
+    for row in rows:
+        implementations = row["implementations"]
+        extra[implementations["xentjax"]["temp_bytes"] - implementations[peer(row)]["temp_bytes"]] = row
+    most = max(extra)
+    row = extra[most]
+    return (
+        f"In temporary memory: at most {mebibytes(max(most, 0))} MiB more than the peer "
+        f"({name(row)}, {row['dtype']}, {row['mode']}, V = {width(row) or 'none'}); "
+        f"{mebibytes(-min(extra))} MiB less at best."
+    )
+
+
+# -- plots -------------------------------------------------------------------------------------------------------------
+
+
+def plot(results: Results, folder: pathlib.Path) -> None:
+    """``speed.png``: our time over the peer's, against the number of classes. ``bandwidth.png``: shares of copies."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    compared = [row for row in results.rows if peer(row) and width(row)]
+    if compared:
+        groups = list(by(compared, "name"))
+        figure, axes = pyplot.subplots(
+            2,
+            len(groups),
+            figsize=(2.6 * len(groups), 5.2),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
+        )
+        for column, ((function,), rows) in enumerate(groups):
+            for line, mode in enumerate(MODES):
+                draw_ratios(axes[line][column], [row for row in rows if row["mode"] == mode])
+                axes[line][0].set_ylabel(f"{mode}\nour time / peer's")
+            axes[0][column].set_title(f"{function.replace(', ', chr(10))}\n(peer: {peer(rows[0])})", fontsize=8)
+            axes[1][column].set_xlabel("classes V")
+        legend_above(figure, [axis for line in axes for axis in line])
+        figure.savefig(folder / "speed.png", dpi=110)
+        pyplot.close(figure)
+    groups = list(by((row for row in results.rows if row["batch"] == "plain"), "name"))
+    figure, axis = pyplot.subplots(figsize=(8, 1.2 + 0.26 * len(groups)), layout="constrained")
+    markers = {("float32", MODES[0]): "C0o", ("float32", MODES[1]): "C0s", ("bfloat16", MODES[0]): "C1o"}
+    markers |= {("bfloat16", MODES[1]): "C1s"}
+    for place, (_, rows) in enumerate(groups):
+        for row in rows:
+            share = row["implementations"]["xentjax"]["copy_share"]
+            label = f"{row['dtype']}, {row['mode']}"
+            axis.plot(share, place, markers[row["dtype"], row["mode"]], markersize=4, alpha=0.6, label=label)
+    axis.set_yticks(range(len(groups)), [key[0] for key, _ in groups], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.set_xticks([0.01, 0.03, 0.1, 0.3, 1], ["1%", "3%", "10%", "30%", "100%"])
+    axis.set_xlabel("share of the rate of copies, one mark for each shape")
+    axis.grid(alpha=0.3)
+    legend_above(figure, [axis])
+    figure.savefig(folder / "bandwidth.png", dpi=110)
+    pyplot.close(figure)
+
+
+def legend_above(figure: Any, axes: list[Any]) -> None:
+    """One legend for all axes, each label once."""
+    handles = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=8)
+
+
+def draw_ratios(axis: Any, rows: list[Row]) -> None:
+    for (dtype, batch), group in by(rows, "dtype", "batch"):
+        color, style = ("C0" if dtype == "float32" else "C1"), ("-" if batch == "plain" else ":")
+        points = sorted((width(row), ratio(row)) for row in group)
+        axis.plot(*zip(*points, strict=True), style, color=color, marker=".", label=f"{dtype}, {batch}")
+    axis.axhline(1, color="0.6", linewidth=0.8)
+    axis.set_xscale("log")
+    axis.set_yscale("log", base=2)
+    axis.set_yticks([0.25, 0.5, 1, 2, 4], ["¼", "½", "1", "2", "4"])
