@@ -75,6 +75,7 @@ def op(
     axes: Callable[[dict[str, Any]], Any] | None = None,
     upcast: bool = True,
     public: bool = True,
+    through: OpFunction[..., Any] | None = None,
 ) -> Callable[[Callable[P, R]], OpFunction[P, R]]:
     """Make a record of a textbook formula, and enter it in the registry.
 
@@ -91,11 +92,15 @@ def op(
         signature has an axis, otherwise none (an elementwise function).
       upcast: whether 16-bit inputs reach the value and the partials as float32. A function that widens them itself,
         inside its fused passes, says False.
+      through: the building block that the function continues as once its arguments are prepared; then it has no
+        value and no partials of its own, and whatever ``prepare`` does is differentiated by its parts.
       public: whether users see it (tables, README); a building block says False and is checked all the same.
     """
 
     def decorate(definition: Callable[P, R]) -> OpFunction[P, R]:
-        record = Record(definition, wrt, domain, group, formula, gradient, source, fill or {}, axes, upcast, public)
+        record = Record(
+            definition, wrt, domain, group, formula, gradient, source, fill or {}, axes, upcast, public, through
+        )
         _REGISTRY[record.name] = record
         return record.function
 
@@ -118,6 +123,7 @@ class Record:
         axes: Callable[[dict[str, Any]], Any] | None,
         upcast: bool,
         public: bool,
+        through: OpFunction[..., Any] | None,
     ):
         self.name: str = definition.__name__
         self.definition = definition
@@ -139,6 +145,7 @@ class Record:
         self._second: Callable[..., Any] | None = None
         self._partials: dict[str, Callable[..., Any]] = {}
         self._pushforwards: dict[str, Callable[..., Any]] = {}
+        self._through: Record = self if through is None else through.record
         self._core = _with_derivative_rule(self)
         self.function: Any = self._make_function()
 
@@ -181,8 +188,9 @@ class Record:
         return function
 
     def prepare(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Register a step that runs before all else on the bound arguments (a dict): it checks them, casts labels,
-        and applies whatever is composed in front of the record (its derivative is that of the parts)."""
+        """Register the first step, ``f(arguments, keep) -> arguments``: it checks the arguments (a dict by name),
+        casts labels, and applies whatever is composed in front of the record. ``keep`` is True for the examples that
+        count, or None for all. Shared keywords may be left out of what it returns."""
         self._prepare = function
         return function
 
@@ -218,9 +226,9 @@ class Record:
         return dict(bound.arguments)
 
     def _neutral(self) -> dict[str, Any]:
-        neutral = {"where": None, "base": None, "keepdims": True, "weights": None, "ignore_index": None}
+        neutral = {"base": None, "keepdims": True, "weights": None, "ignore_index": None}
         neutral["reduction"] = "none"
-        return {n: neutral[n] for n in self._shared}
+        return {n: neutral[n] for n in self._shared if n in neutral}
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._bind(args, kwargs)
@@ -228,7 +236,8 @@ class Record:
         for name, value in bound.items():
             is_array = name in self.inputs or name in ("where", "weights") or not _is_static(value)
             if is_array and value is not None:
-                arrays[name] = jax.tree.map(functools.partial(policy.as_array, self.name, name), value)
+                as_array = functools.partial(policy.as_array, self.name, name)
+                arrays[name] = jax.tree.map(as_array, value) if _is_params(value) else as_array(value)
             else:
                 options[name] = value
         return _jitted(self, tuple(options.items()), arrays)
@@ -239,15 +248,16 @@ class Record:
         bound = {n: given[n] for n in self.signature.parameters}
         dtype = policy.result_dtype(bound[n] for n in self.inputs)
         policy.check_shared(self.name, bound, self._shared)
-        if self._prepare is not None:
-            bound = self._prepare(bound)
-        shared = {n: bound.pop(n) for n in self._shared}
+        shared = {n: bound[n] for n in self._shared}
         axes = self._reduced(bound)
         kept = policy.examples_kept(bound, shared, axes)
+        if self._prepare is not None:
+            bound = self._prepare(bound, kept[1])
+        bound = {n: v for n, v in bound.items() if n not in SHARED}
         core_arrays = {n: v for n, v in bound.items() if not _is_static(v)}
         core_options = tuple((n, v) for n, v in bound.items() if _is_static(v))
         core_arrays |= {n: v for n, v in (("where", shared.get("where")), ("keep", kept[1])) if v is not None}
-        value, _ = self._core(core_options, (), core_arrays)
+        value, _ = self._through._core(core_options, (), core_arrays)
         value = self._finish(value, kept, shared, axes)
         return jax.tree.map(lambda leaf: leaf.astype(dtype), value)
 
@@ -285,7 +295,7 @@ class Record:
 
     def _masked(self, partial: Any, where: Any, keep: Any, axes: Any, name: str) -> Any:
         """The gradient with zeros at masked entries (of the arguments that ``where`` masks) and left-out examples."""
-        if where is not None and name in self.fill:
+        if where is not None and name in self.fill and partial.shape == where.shape:
             partial = jnp.where(where, partial, 0)
         if keep is not None:
             partial = jnp.where(policy.expand(keep, axes), partial, 0)
@@ -311,7 +321,10 @@ class Record:
             )[1]
         bound, where, keep = self._unmask(options, arrays)
         if where is not None:
-            tangents = {n: jnp.where(where, t, 0) if n in self.fill else t for n, t in tangents.items()}
+            tangents = {
+                n: jnp.where(where, t, 0) if n in self.fill and t.shape == where.shape else t
+                for n, t in tangents.items()
+            }
         tangents = jax.tree.map(policy.up, tangents)
         second = self._second(tangents, active, **bound)
         axes = self._reduced(bound)
@@ -364,8 +377,15 @@ def _is_static(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
+def _is_params(value: Any) -> bool:
+    """Named parameters (a NamedTuple, a dict, a registered dataclass) rather than something to make an array of."""
+    return hasattr(value, "_fields") or isinstance(value, dict) or hasattr(value, "__dataclass_fields__")
+
+
 def _float_array(value: Any) -> Any:
-    return jax.tree.map(jnp.asarray, value) if value is not None else None
+    if value is None:
+        return None
+    return jax.tree.map(jnp.asarray, value) if _is_params(value) else jnp.asarray(value)
 
 
 def _moves(tangent: Any) -> bool:

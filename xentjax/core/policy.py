@@ -47,6 +47,11 @@ def up(array: Any) -> Any:
     return array.astype(jnp.float32) if is_float(array) and jnp.finfo(array.dtype).bits == 16 else array
 
 
+def is_given(option: Any, default: Any) -> bool:
+    """Whether a hyperparameter differs from its default, as far as that is known before the program runs."""
+    return not (isinstance(option, (bool, int, float)) and option == default)
+
+
 # -- shapes ------------------------------------------------------------------------------------------------------------
 
 
@@ -102,7 +107,11 @@ def fill_masked(bound: dict[str, Any], where: Any, fill: dict[str, float]) -> di
     """The arguments with masked entries replaced by their neutral value."""
     if where is None:
         return bound
-    return {n: jnp.where(where, v, jnp.asarray(fill[n], v.dtype)) if n in fill else v for n, v in bound.items()}
+
+    def is_masked(name: str, value: Any) -> bool:
+        return name in fill and value.shape == where.shape
+
+    return {n: jnp.where(where, v, jnp.asarray(fill[n], v.dtype)) if is_masked(n, v) else v for n, v in bound.items()}
 
 
 def zero_where_nothing_is_left(value: Any, where: Any, axes: Any) -> Any:
@@ -119,7 +128,9 @@ def examples_kept(bound: dict[str, Any], shared: dict[str, Any], axes: Any) -> t
     """
     counted = []
     if shared.get("ignore_index") is not None:
-        counted.append(bound["labels"] != shared["ignore_index"])
+        labels = bound["labels"]
+        labels = labels if is_float(labels) else class_indices(labels, 0)
+        counted.append(labels != shared["ignore_index"])
     if "reduction" in shared and shared.get("where") is not None:
         counted.append(shared["where"] if axes == () else jnp.any(shared["where"], axis=axes))
     weighty = [] if shared.get("weights") is None else [shared["weights"] != 0]
@@ -167,13 +178,13 @@ def log_of_base(function: str, base: Any) -> Any:
 
 
 def class_indices(labels: Any, num_classes: int) -> Any:
-    """Integer labels as int32 (int64 only where the number of classes needs it); what does not fit becomes -1.
+    """Integer labels as int32 (int64 only where the number of classes needs it); what is larger becomes the largest.
 
-    The cast comes first: an 8-bit label compared or indexed in its own type would wrap.
+    The cast comes first: an 8-bit label that is compared or indexed in its own type wraps.
     """
     wide = jnp.int64 if num_classes > np.iinfo(np.int32).max else jnp.int32
-    info = jnp.iinfo(labels.dtype)
-    if info.max > np.iinfo(np.int32).max:
-        fits = (labels < num_classes) & (labels >= 0)
-        return jnp.where(fits, labels, -1 if info.min < 0 else num_classes).astype(wide)
+    if labels.dtype == jnp.bool_:
+        return labels.astype(wide)
+    if jnp.iinfo(labels.dtype).max > np.iinfo(wide).max:
+        labels = jnp.where(labels > np.iinfo(wide).max, jnp.asarray(np.iinfo(wide).max, labels.dtype), labels)
     return labels.astype(wide)

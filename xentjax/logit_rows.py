@@ -1,0 +1,92 @@
+r"""Statistics of rows of logits: the maximum m, S = Σ e^{z-m}, and rest = S - 1, all of it with every digit.
+
+Where one class dominates, the digits of a loss are in rest, the sum over the *other* classes: S rounds it away.  So
+S is taken first, in the form that compilers fuse (subtract, exp, sum: one read of the logits, nothing stored).
+Where S >= 1.5, S - 1 is as good as rest.  Only if some row has S < 1.5, which also means that its maximum is not
+tied, a second fused pass sums without the maximum.  The maximum is left out by arithmetic alone, because a select or
+a compare inside the sum would make XLA:CPU store its operand: min(e^d, -d·huge) is 0 for d = 0 and e^d for d < 0.
+
+A single +inf is the limit of a large logit: its class has probability one.  Two of them, a NaN, and a row of
+nothing but -inf give NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from xentjax.core.policy import up
+
+#: Below this total one class holds more than two thirds of the probability.
+DOMINATED = 1.5
+
+
+class Rows(NamedTuple):
+    """Per row: the maximum, S = Σ e^{z-max}, rest = S - 1 without cancellation, and the logarithm of S."""
+
+    maximum: Any
+    total: Any
+    rest: Any
+    log_total: Any
+
+
+def huge(dtype: Any) -> Any:
+    """The largest finite number of a dtype, as a scalar of that dtype."""
+    return jnp.asarray(jnp.finfo(dtype).max, dtype)
+
+
+def row_maximum(logits: Any, axis: int) -> Any:
+    """The maximum of each row, in the dtype of computation."""
+    return up(jnp.max(logits, axis=axis))
+
+
+def finite(maximum: Any) -> Any:
+    """The maximum with the largest finite number for +inf: e^{z-finite(max)} is then 0 for every finite logit."""
+    return jnp.where(maximum == jnp.inf, huge(maximum.dtype), maximum)
+
+
+def deviations(logits: Any, maximum: Any, axis: int) -> Any:
+    """z - max in fused form: wrong (+inf, and not -inf) in rows with a +inf, which the careful branches redo."""
+    return up(logits) - jnp.expand_dims(finite(maximum), axis)
+
+
+def exact_deviations(logits: Any, maximum: Any, axis: int) -> Any:
+    """z - max, 0 at the maximum whatever it is."""
+    logits, maximum = up(logits), jnp.expand_dims(maximum, axis)
+    return jnp.where(logits == maximum, 0, logits - maximum)
+
+
+def exponentials(logits: Any, maximum: Any, axis: int) -> Any:
+    """e^{z-max} for each entry, 1 at a +inf."""
+    return jnp.minimum(jnp.exp(deviations(logits, maximum, axis)), 1)
+
+
+def is_dominated(total: Any) -> Any:
+    """Rows whose sum needs care: one class dominates, or something in the row is not finite."""
+    return ~((total >= DOMINATED) & (total < jnp.inf))
+
+
+def rows_of(logits: Any, axis: int) -> Rows:
+    """The statistics of each row; the arrays have the shape of the logits without ``axis``."""
+    maximum = row_maximum(logits, axis)
+    total = jnp.sum(jnp.exp(deviations(logits, maximum, axis)), axis=axis)
+
+    def plain(logits: Any, maximum: Any, total: Any) -> tuple[Any, Any]:
+        return total, total - 1
+
+    def careful(logits: Any, maximum: Any, total: Any) -> tuple[Any, Any]:
+        dominated = is_dominated(total)
+        rest = sum_without_maximum(logits, maximum, axis)
+        return jnp.where(dominated, 1 + rest, total), jnp.where(dominated, rest, total - 1)
+
+    total, rest = jax.lax.cond(jnp.any(is_dominated(total)), careful, plain, logits, maximum, total)
+    return Rows(maximum, total, rest, jnp.log1p(rest))
+
+
+def sum_without_maximum(logits: Any, maximum: Any, axis: int) -> Any:
+    """Σ e^{z-max} over the entries below the maximum; NaN where two entries are +inf."""
+    d = jnp.minimum(deviations(logits, maximum, axis), 0)
+    rest = jnp.sum(jnp.minimum(jnp.exp(d), d * -huge(d.dtype)), axis=axis)
+    return jnp.where(jnp.sum(logits == jnp.inf, axis=axis) > 1, jnp.nan, rest)

@@ -1,0 +1,171 @@
+"""Sigmoid cross-entropy: the loss of independent binary predictions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import ArrayLike
+
+from xentjax.activations import logistic
+from xentjax.core import policy
+from xentjax.core.domains import Domain, Logit, Mask, Probability, Real
+from xentjax.core.op import op
+from xentjax.losses.shaping import shaped_logits
+
+
+@op(
+    wrt=("logits", "positive", "negative"),
+    domain=Domain(logits=Logit("B"), positive=Probability("B"), negative=Probability("B")),
+    group="losses",
+    formula="a softplus(-x) + b softplus(x)",
+    gradient="(a + b) σ(x) - a",
+    source="binary cross-entropy in terms of e = e^{-|x|}",
+    fill={"logits": 0.0, "positive": 0.0, "negative": 0.0},
+    public=False,
+)
+def binary_loss(
+    logits: ArrayLike, positive: ArrayLike, negative: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
+    """The loss of a logit with mass ``positive`` on the label 1 and ``negative`` on the label 0.
+
+    >>> from xentjax.losses.sigmoid import binary_loss
+    >>> print(binary_loss(0.0, 1.0, 1.0))
+    1.3862944
+    """
+    x = jnp.asarray(logits)
+    # softplus(x) = max(x, 0) + log1p(e^{-|x|}), so that e^x does not overflow.
+    softplus = jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+    return positive * (softplus - x) + negative * softplus
+
+
+@binary_loss.value
+def _(logits: Any, positive: Any, negative: Any) -> Any:
+    size = jnp.abs(logits)
+    e = jnp.exp(-size)
+    against = jnp.where(logits >= 0, negative, positive)
+    return jnp.where(against == 0, 0, against * size) + (positive + negative) * jnp.log1p(e), (e, against)
+
+
+@binary_loss.partial("logits")
+def _(saved: Any, logits: Any, positive: Any, negative: Any) -> Any:
+    e, against = saved
+    difference = against - (positive + negative) * (e / (1 + e))
+    return jnp.where(logits >= 0, difference, -difference)
+
+
+@binary_loss.partial("positive")
+def _(saved: Any, logits: Any, positive: Any, negative: Any) -> Any:
+    return jnp.maximum(-logits, 0) + jnp.log1p(saved[0])
+
+
+@binary_loss.partial("negative")
+def _(saved: Any, logits: Any, positive: Any, negative: Any) -> Any:
+    return jnp.maximum(logits, 0) + jnp.log1p(saved[0])
+
+
+@binary_loss.second
+def _(tangents: Any, active: Any, logits: Any, positive: Any, negative: Any) -> Any:
+    e = jnp.exp(-jnp.abs(logits))
+    x_dot, a_dot, b_dot = (tangents.get(n, jnp.zeros_like(e)) for n in ("logits", "positive", "negative"))
+    p, q = logistic(logits), logistic(-logits)
+    along = {
+        "logits": (positive + negative) * (e / ((1 + e) * (1 + e))) * x_dot + b_dot * p - a_dot * q,
+        "positive": -q * x_dot,
+        "negative": p * x_dot,
+    }
+    return tuple(along[n] for n in active)
+
+
+@op(
+    wrt=("logits", "labels", "weights", "pos_weight", "label_smoothing", "softcap", "temperature"),
+    domain=Domain(
+        logits=Logit("B"),
+        labels=Probability("B"),
+        options=(
+            {},
+            {"where": Mask("B")},
+            {"pos_weight": 3.0, "label_smoothing": 0.1},
+            {"softcap": 5.0, "temperature": 2.0, "weights": Real("B"), "reduction": "mean"},
+        ),
+    ),
+    group="losses",
+    formula="softplus(x) - t x",
+    gradient="σ(x) - t",
+    source="binary cross-entropy in terms of e = e^{-|x|}",
+    fill={"logits": 0.0, "labels": 0.0},
+    through=binary_loss,
+)
+def sigmoid_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    pos_weight: ArrayLike | None = None,
+    softcap: ArrayLike | None = None,
+    temperature: ArrayLike = 1.0,
+    reduction: policy.Reduction = "none",
+) -> jax.Array:
+    r"""Cross-entropy of binary labels and the predictions σ(x), from the logits x.
+
+    .. math::
+
+       \ell(x, t) = -t \log \sigma(x) - (1-t) \log \sigma(-x) = \mathrm{softplus}(x) - t x, \qquad
+       \frac{\partial \ell}{\partial x} = \sigma(x) - t, \qquad \frac{\partial^2 \ell}{\partial x^2} = \sigma(x)\sigma(-x)
+
+    With e = e^{-|x|}, q = e/(1+e) and s = 1-t where x >= 0, t elsewhere, the loss is s|x| + log(1+e) and its
+    derivative ±(s - q): sums of terms that do not cancel.
+
+    Args:
+      logits: x, of any shape; each entry is a prediction by itself.
+      labels: t, of the same shape: 0 and 1 (integers or booleans), or probabilities. A label outside [0, 1] that is
+        not ``ignore_index`` gives NaN, and a gradient of NaN.
+      where: True for the entries to keep; the others have loss and gradient 0, whatever they hold.
+      weights: a factor for each entry; weight 0 leaves it out as ``where`` does.
+      ignore_index: the label that leaves an entry out.
+      label_smoothing: ε; labels become (1-ε)t + ε/2.
+      pos_weight: a factor for the positive term -t log σ(x): a scalar, or one for each entry of the last axis.
+      softcap: c; logits become c·tanh(x/c), before the temperature.
+      temperature: τ; logits are divided by it.
+      reduction: ``"none"``, ``"sum"``, or ``"mean"``: over the weights of the entries that count, 0 where none does.
+
+    Returns:
+      Losses in nats, shaped like the logits (or a scalar), in the promoted float dtype of logits and labels.
+
+    Raises:
+      ValueError: shapes that differ (nothing is broadcast), an unknown reduction.
+
+    >>> import jax, jax.numpy as jnp, xentjax as xj
+    >>> print(xj.sigmoid_cross_entropy(jnp.array([50.0, -2.0]), jnp.array([1, 0])))
+    [1.9287498e-22 1.2692802e-01]
+    >>> print(jax.grad(xj.sigmoid_cross_entropy)(50.0, 1.0))
+    -1.9287498e-22
+    """
+    x, t = jnp.asarray(logits), jnp.asarray(labels)
+    t = t * (1 - label_smoothing) + label_smoothing / 2
+    x = (x if softcap is None else softcap * jnp.tanh(x / softcap)) / temperature
+    # softplus(x) = log(1 + e^x) = max(x, 0) + log1p(e^{-|x|}), so that e^x does not overflow.
+    softplus = jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+    return (1 if pos_weight is None else pos_weight) * t * (softplus - x) + (1 - t) * softplus
+
+
+@sigmoid_cross_entropy.prepare
+def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
+    name, logits, labels = "sigmoid_cross_entropy", bound["logits"], bound["labels"]
+    policy.require_same_shape(name, logits=logits, labels=labels)
+    dtype = policy.compute_dtype(policy.result_dtype((logits, labels)))
+    t = labels.astype(dtype)
+    t = jnp.where((t >= 0) & (t <= 1), t, jnp.nan)
+    if policy.is_given(bound["label_smoothing"], 0.0):
+        t = t * (1 - bound["label_smoothing"]) + bound["label_smoothing"] / 2
+    positive, pos_weight = t, bound["pos_weight"]
+    if pos_weight is not None:
+        pos_weight = jnp.asarray(pos_weight, dtype)
+        if pos_weight.ndim:
+            policy.require_shape(name, "pos_weight", pos_weight.shape, logits.shape[-1:], "one for each class, or ()")
+        positive = jnp.broadcast_to(pos_weight, t.shape) * t
+    return {"logits": shaped_logits(bound, keep, dtype), "positive": positive, "negative": 1 - t}

@@ -1,0 +1,189 @@
+"""The building block of the softmax losses: rows of logits against an index or a distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import ArrayLike
+
+from xentjax.activations import softmax, softmax_tangent
+from xentjax.core import policy
+from xentjax.core.domains import Domain, Labels, Logits, Mask, Probabilities
+from xentjax.core.op import op
+from xentjax.logit_rows import (
+    Rows,
+    deviations,
+    exact_deviations,
+    exponentials,
+    huge,
+    is_dominated,
+    row_maximum,
+    rows_of,
+    sum_without_maximum,
+)
+
+
+@op(
+    wrt=("logits", "labels"),
+    domain=Domain(
+        logits=Logits("B K"),
+        labels=Labels("B"),
+        options=(
+            {},
+            {"where": Mask("B K")},
+            {"z_loss": 0.01},
+            {"labels": Probabilities("B K")},
+            {"labels": Probabilities("B K"), "z_loss": 0.01},
+        ),
+    ),
+    group="losses",
+    formula="Σ_i t_i (lse(z) - z_i) + ζ lse(z)²",
+    gradient="(Σt + 2ζ lse(z)) softmax(z) - t",
+    source="masked sum without cancellation",
+    fill={"logits": -jnp.inf, "labels": 0.0},
+    upcast=False,
+    public=False,
+)
+def target_loss(
+    logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None, z_loss: ArrayLike = 0.0
+) -> jax.Array:
+    """Cross-entropy of rows of logits against class indices (int32; NaN out of range) or masses t of any sum.
+
+    With m = max z, d = z - m, S = Σe^d and rest the sum of e^d without the largest, lse - z_i is log1p(rest) - d_i.
+    The gradient for an index y is e_i/S elsewhere and -(Σ_{j≠y} e_j)/S at y; for masses T·e_i/S - t_i, which at a
+    dominating class k is Σ_{j≠k} t_j - T·rest/S.
+
+    >>> import jax.numpy as jnp
+    >>> from xentjax.losses.targets import target_loss
+    >>> print(target_loss(jnp.array([[50.0, 0.0, 0.0]]), jnp.array([0])))
+    [3.8574997e-22]
+    """
+    z, t = jnp.asarray(logits), jnp.asarray(labels)
+    if not policy.is_float(t):
+        in_range = jnp.expand_dims((t >= 0) & (t < z.shape[axis]), axis)
+        t = jnp.where(in_range, one_hot(t, z, axis).astype(z.dtype), jnp.nan)
+    lse = jax.nn.logsumexp(z, axis=axis, keepdims=True)
+    return jnp.sum(jnp.where(t == 0, 0, t * (lse - z)), axis=axis, keepdims=True) + z_loss * lse**2
+
+
+@target_loss.value
+def _(logits: Any, labels: Any, *, axis: int, z_loss: Any) -> Any:
+    value = _value_for_masses if policy.is_float(labels) else _value_for_indices
+    loss, rows, own = value(logits, labels, axis)
+    if policy.is_given(z_loss, 0.0):
+        loss = loss + z_loss * jnp.square(rows.maximum + rows.log_total)
+    return jnp.expand_dims(loss, axis), (rows, own)
+
+
+@target_loss.partial("logits")
+def _(saved: Any, logits: Any, labels: Any, *, axis: int, z_loss: Any) -> Any:
+    rows, own = saved
+    e = exponentials(logits, rows.maximum, axis)
+    gradient = _gradient_for_masses if policy.is_float(labels) else _gradient_for_indices
+    result = gradient(e, rows, own, logits, labels, axis)
+    if policy.is_given(z_loss, 0.0):
+        result = result + e * jnp.expand_dims(2 * z_loss * (rows.maximum + rows.log_total) / rows.total, axis)
+    return result
+
+
+@target_loss.partial("labels")
+def _(saved: Any, logits: Any, labels: Any, *, axis: int, z_loss: Any) -> Any:
+    rows, _ = saved
+    return jnp.expand_dims(rows.log_total, axis) - exact_deviations(logits, rows.maximum, axis)
+
+
+@target_loss.second
+def _(tangents: Any, active: Any, logits: Any, labels: Any, *, axis: int, z_loss: Any) -> Any:
+    # For masses t the gradient is c·p - t with c = Σt + 2ζ lse, so it moves by dc·p + c·p∘(v - ⟨p, v⟩) - dt, where
+    # dc = Σdt + 2ζ⟨p, v⟩; the partial of the masses, lse - z_i, moves by ⟨p, v⟩ - v_i.
+    p = softmax(logits, axis=axis)
+    v = tangents["logits"].astype(p.dtype) if "logits" in tangents else jnp.zeros_like(p)
+    mean = jnp.sum(p * v, axis=axis, keepdims=True)
+    if policy.is_float(labels):
+        mass = jnp.sum(labels.astype(p.dtype), axis=axis, keepdims=True)
+    else:
+        mass = jnp.where(_in_range(labels, logits, axis), jnp.ones((), p.dtype), jnp.nan)
+        mass = jnp.expand_dims(mass, axis)
+    mass_dot = jnp.zeros_like(mean)
+    if policy.is_given(z_loss, 0.0):
+        rows = rows_of(logits, axis)
+        mass = mass + 2 * z_loss * jnp.expand_dims(rows.maximum + rows.log_total, axis)
+        mass_dot = mass_dot + 2 * z_loss * mean
+    gradient_dot = mass * softmax_tangent(p, v, axis)
+    if "labels" in tangents:
+        labels_dot = tangents["labels"].astype(p.dtype)
+        mass_dot = mass_dot + jnp.sum(labels_dot, axis=axis, keepdims=True)
+        gradient_dot = gradient_dot - labels_dot
+    along = {"logits": gradient_dot + mass_dot * p, "labels": mean - v}
+    return tuple(along[n] for n in active)
+
+
+# -- integer labels ----------------------------------------------------------------------------------------------------
+
+
+def _value_for_indices(logits: Any, labels: Any, axis: int) -> tuple[Any, Rows, Any]:
+    rows = rows_of(logits, axis)
+    of_label = jnp.take_along_axis(logits, jnp.expand_dims(labels, axis), axis=axis, mode="clip")
+    of_label = policy.up(jnp.squeeze(of_label, axis))
+    gap = jnp.where(of_label == rows.maximum, 0, of_label - rows.maximum)
+    loss = jnp.where(_in_range(labels, logits, axis), rows.log_total - gap, jnp.nan)
+    return loss, rows, gap
+
+
+def _gradient_for_indices(e: Any, rows: Rows, gap: Any, logits: Any, labels: Any, axis: int) -> Any:
+    # Σ_{j≠y} e_j is rest for a label at the maximum; elsewhere e_y is at most S/2, and S - e_y does not cancel.
+    others = jnp.where(gap == 0, rows.rest, rows.total - jnp.exp(gap))
+    inverse = jnp.where(_in_range(labels, logits, axis), 1 / rows.total, jnp.nan)
+    at_label = one_hot(labels, logits, axis)
+    return jnp.where(at_label, -jnp.expand_dims(others, axis), e) * jnp.expand_dims(inverse, axis)
+
+
+def one_hot(labels: Any, logits: Any, axis: int) -> Any:
+    """True where an entry of the logits is the label's, by comparison: nothing is gathered or scattered."""
+    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, axis % logits.ndim)
+    return classes == jnp.expand_dims(labels, axis)
+
+
+def _in_range(labels: Any, logits: Any, axis: int) -> Any:
+    return (labels >= 0) & (labels < logits.shape[axis])
+
+
+# -- masses ------------------------------------------------------------------------------------------------------------
+
+
+def _value_for_masses(logits: Any, masses: Any, axis: int) -> tuple[Any, Rows, Any]:
+    """Σ t_i(-d_i) + T·log1p(rest); also T, and Σ t_i without the largest class where that class dominates."""
+    masses = policy.up(masses)
+    maximum = row_maximum(logits, axis)
+    below = deviations(logits, maximum, axis)
+    total = jnp.sum(jnp.exp(below), axis=axis)
+    mass = jnp.sum(masses, axis=axis)
+    spread = jnp.sum(masses * jnp.minimum(-below, huge(below.dtype)), axis=axis)
+
+    def plain(logits: Any, masses: Any, maximum: Any, total: Any, spread: Any) -> tuple[Any, Any, Any, Any]:
+        return total, total - 1, spread, spread
+
+    def careful(logits: Any, masses: Any, maximum: Any, total: Any, spread: Any) -> tuple[Any, Any, Any, Any]:
+        below = exact_deviations(logits, maximum, axis)
+        rest = sum_without_maximum(logits, maximum, axis)
+        dominated = is_dominated(total)
+        spread = jnp.sum(jnp.where(masses == 0, 0, masses * -below), axis=axis)
+        others = jnp.sum(jnp.where(below == 0, 0, masses), axis=axis)
+        return jnp.where(dominated, 1 + rest, total), jnp.where(dominated, rest, total - 1), spread, others
+
+    # A spread beyond half of the largest number has met a class of probability zero.
+    needed = is_dominated(total) | ~(jnp.abs(spread) < huge(spread.dtype) / 1e6)
+    total, rest, spread, others = jax.lax.cond(jnp.any(needed), careful, plain, logits, masses, maximum, total, spread)
+    rows = Rows(maximum, total, rest, jnp.log1p(rest))
+    return spread + mass * rows.log_total, rows, (mass, others)
+
+
+def _gradient_for_masses(e: Any, rows: Rows, own: Any, logits: Any, masses: Any, axis: int) -> Any:
+    mass, others = own
+    # Where one class dominates its e is 1 and no other reaches 1/2; elsewhere nothing reaches 2.
+    cut = jnp.expand_dims(jnp.where(is_dominated(rows.total), 1.0, 2.0).astype(e.dtype), axis)
+    at_largest = jnp.expand_dims(others - mass * (rows.rest / rows.total), axis)
+    share = jnp.expand_dims(mass / rows.total, axis)
+    return jnp.where(e >= cut, at_largest, e * share - policy.up(masses))
