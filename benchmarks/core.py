@@ -17,6 +17,7 @@ from xentjax.core.domains import Labels, Logits
 from xentjax.core.op import Record, ops
 
 CLASSES = (2, 10, 128, 1024, 32_000)
+QUICK_CLASSES = (10, 1024)
 DTYPES = ("float32", "bfloat16")
 FEWEST_ROWS = 64
 
@@ -41,7 +42,7 @@ def tasks(elements: int, only: str | None = None, quick: bool = False) -> Iterat
         raise SystemExit(f"--only {only!r} matches no public record; there are: {known}")
     for record in records:
         for variant in peers.variants(record.name):
-            for sizes in shapes(record, elements, quick):
+            for sizes in shapes(record, elements, QUICK_CLASSES if quick else CLASSES):
                 for batch in variant.batches:
                     arrays = draw(record, variant, sizes, batch)
                     for dtype in DTYPES:
@@ -49,7 +50,7 @@ def tasks(elements: int, only: str | None = None, quick: bool = False) -> Iterat
                             yield task(record, variant, sizes, batch, arrays, dtype, mode)
 
 
-def shapes(record: Record, elements: int, quick: bool) -> Iterator[dict[str, int]]:
+def shapes(record: Record, elements: int, classes: tuple[int, ...]) -> Iterator[dict[str, int]]:
     """Sizes by letter: a batch B such that the record's largest argument has about ``elements`` elements."""
     letters = {d for kind in record.domain.kinds.values() for d in kind.shape.split() if d.isalpha()}
     widths: list[dict[str, int]]
@@ -58,7 +59,7 @@ def shapes(record: Record, elements: int, quick: bool) -> Iterator[dict[str, int
     elif "J" in letters or "D" in letters:
         widths = [{"K": 32}]
     else:
-        widths = [{"K": k} for k in ((10, 1024) if quick else CLASSES)]
+        widths = [{"K": k} for k in classes]
     for width in widths:
         sizes = {n: FIXED.get(n, 1) for n in sorted(letters)} | width
         rows = [math.prod(kind.dims(sizes | {"B": 1})) for kind in record.domain.kinds.values() if "B" in kind.shape]
@@ -145,7 +146,7 @@ def task(
         "batch": batch,
         "mode": mode,
     }
-    labels |= {"dtype": dtype, "wrt": list(wrt), "sizes": sizes}
+    labels |= {"dtype": dtype, "wrt": wrt, "sizes": sizes}
     moved = lambda result: read + written + (0 if wrt else sum(x.nbytes for x in jax.tree.leaves(result)))
     return Task(labels, tuple(arrays.values()), tuple(implementations), moved)
 

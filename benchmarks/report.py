@@ -10,8 +10,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from benchmarks import readme
+from benchmarks.machine import ROOT
 
 Row = dict[str, Any]
+
+RESULTS = ROOT / "benchmarks" / "results"
 
 #: Implementations that are not peers: ours, and the definition that our value is checked against.
 NOT_PEERS = ("xentjax", "plain formula")
@@ -28,7 +31,7 @@ class Results:
 
 def main(results: pathlib.Path) -> int:
     """Reports every device's results under the folder, and refreshes the README from all of them."""
-    found = sorted(results.glob("*/core.jsonl"))
+    found = result_files(results)
     for path in found:
         loaded = load(path)
         (path.parent / "core.md").write_text(document(loaded))
@@ -39,6 +42,10 @@ def main(results: pathlib.Path) -> int:
     readme.refresh(readme.README, {"speed": "\n\n".join(readme_section(load(path)) for path in found)} if found else {})
     print(f"refreshed: {readme.README.name}")
     return 0
+
+
+def result_files(results: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(results.glob("*/core.jsonl"))
 
 
 def load(path: pathlib.Path) -> Results:
