@@ -115,10 +115,7 @@ class Record:
         definition: Callable[..., Any],
         wrt: tuple[str, ...],
         domain: Domain,
-        group: str,
-        formula: str,
-        gradient: str,
-        source: str,
+        texts: tuple[str, str, str, str],
         fill: dict[str, float],
         axes: Callable[[dict[str, Any]], Any] | None,
         upcast: bool,
@@ -128,8 +125,8 @@ class Record:
         self.name: str = definition.__name__
         self.definition = definition
         self.signature = inspect.signature(definition)
-        self.wrt, self.domain, self.group, self.source = wrt, domain, group, source
-        self.formula_text, self.gradient_text = formula, gradient
+        self.wrt, self.domain = wrt, domain
+        self.group, self.formula_text, self.gradient_text, self.source = texts
         self.fill, self.upcast, self.public = fill, upcast, public
         names = tuple(self.signature.parameters)
         self.inputs = tuple(
@@ -139,7 +136,7 @@ class Record:
         if unknown:
             raise TypeError(f"{self.name}: wrt names {sorted(unknown)}, which are not among its parameters {names}")
         self._shared = tuple(n for n in SHARED if n in names)
-        self._axes = axes or (lambda options: options["axis"] if "axis" in options else ())
+        self._axes = axes or (lambda options: options.get("axis", ()))
         self._value: Callable[..., Any] | None = None
         self._prepare: Callable[..., Any] | None = None
         self._second: Callable[..., Any] | None = None

@@ -16,7 +16,7 @@ def shaped_logits(bound: dict[str, Any], keep: Any, dtype: Any, axis: Any = ()) 
     Entries and examples that are left out become 0 first, so that what stands there reaches no derivative.
     """
     logits, cap, temperature = bound["logits"], bound["softcap"], bound["temperature"]
-    if not logits.dtype == dtype and not (policy.is_float(logits) and policy.up(logits).dtype == dtype):
+    if logits.dtype != dtype and not (policy.is_float(logits) and policy.up(logits).dtype == dtype):
         logits = logits.astype(dtype)
     has_temperature = policy.is_given(temperature, 1.0)
     if cap is None and not has_temperature:

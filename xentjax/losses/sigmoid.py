@@ -115,7 +115,8 @@ def sigmoid_cross_entropy(
     .. math::
 
        \ell(x, t) = -t \log \sigma(x) - (1-t) \log \sigma(-x) = \mathrm{softplus}(x) - t x, \qquad
-       \frac{\partial \ell}{\partial x} = \sigma(x) - t, \qquad \frac{\partial^2 \ell}{\partial x^2} = \sigma(x)\sigma(-x)
+       \frac{\partial \ell}{\partial x} = \sigma(x) - t, \qquad
+       \frac{\partial^2 \ell}{\partial x^2} = \sigma(x)\sigma(-x)
 
     With e = e^{-|x|}, q = e/(1+e) and s = 1-t where x >= 0, t elsewhere, the loss is s|x| + log(1+e) and its
     derivative ±(s - q): sums of terms that do not cancel.
