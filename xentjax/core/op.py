@@ -98,9 +98,8 @@ def op(
     """
 
     def decorate(definition: Callable[P, R]) -> OpFunction[P, R]:
-        record = Record(
-            definition, wrt, domain, group, formula, gradient, source, fill or {}, axes, upcast, public, through
-        )
+        texts = (group, formula, gradient, source)
+        record = Record(definition, wrt, domain, texts, fill or {}, axes, upcast, public, through)
         _REGISTRY[record.name] = record
         return record.function
 

@@ -67,7 +67,8 @@ def softmax_cross_entropy(
     .. math::
 
        u = c \tanh(z / c) / \tau, \quad
-       a_i = w_i \left((1-\varepsilon) t_i + \tfrac{\varepsilon}{K} \textstyle\sum_j t_j \right), \quad \ell = \sum_i a_i (\mathrm{lse}(u) - u_i) + \zeta\, \mathrm{lse}(u)^2 .
+       a_i = w_i \left((1-\varepsilon) t_i + \tfrac{\varepsilon}{K} \textstyle\sum_j t_j \right), \quad
+       \ell = \sum_i a_i (\mathrm{lse}(u) - u_i) + \zeta\, \mathrm{lse}(u)^2 .
 
     The sum over the classes other than the largest is taken by itself, so that a prediction that is right and certain
     keeps a loss and a gradient with all their digits: z = [50, 0, 0] with y = 0 has the loss 3.857e-22.
