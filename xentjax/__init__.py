@@ -16,3 +16,5 @@ __all__ = [
     "softmax",
     "softmax_cross_entropy",
 ]
+
+__version__ = "0.1.0"
