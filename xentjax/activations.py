@@ -190,7 +190,7 @@ def soft_cap(z: ArrayLike, cap: ArrayLike) -> jax.Array:
     >>> print(soft_cap(60.0, 30.0))
     28.920828
     """
-    return cap * jnp.tanh(z / cap)
+    return jnp.asarray(cap * jnp.tanh(z / cap))
 
 
 @soft_cap.value

@@ -2,7 +2,7 @@
 
 A record is written as one block::
 
-    @op(wrt=("logit",), domain=Domain(logit=Logit("B")), source="THEORY 5")
+    @op(wrt=("logit",), domain=Domain(logit=Logit("B")), source="...")
     def binary_entropy_from_logits(logit, *, base=None): ...   # the textbook formula: definition and oracle
 
     @binary_entropy_from_logits.value
@@ -222,7 +222,7 @@ class Record:
         return dict(bound.arguments)
 
     def _neutral(self) -> dict[str, Any]:
-        neutral = {"base": None, "keepdims": True, "weights": None, "ignore_index": None}
+        neutral: dict[str, Any] = {"base": None, "keepdims": True, "weights": None, "ignore_index": None}
         neutral["reduction"] = "none"
         return {n: neutral[n] for n in self._shared if n in neutral}
 

@@ -37,7 +37,7 @@ def binary_loss(
     x = jnp.asarray(logits)
     # softplus(x) = max(x, 0) + log1p(e^{-|x|}), so that e^x does not overflow.
     softplus = jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
-    return positive * (softplus - x) + negative * softplus
+    return jnp.asarray(positive * (softplus - x) + negative * softplus)
 
 
 @binary_loss.value
@@ -151,7 +151,7 @@ def sigmoid_cross_entropy(
     x = (x if softcap is None else softcap * jnp.tanh(x / softcap)) / temperature
     # softplus(x) = log(1 + e^x) = max(x, 0) + log1p(e^{-|x|}), so that e^x does not overflow.
     softplus = jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
-    return (1 if pos_weight is None else pos_weight) * t * (softplus - x) + (1 - t) * softplus
+    return jnp.asarray((1 if pos_weight is None else pos_weight) * t * (softplus - x) + (1 - t) * softplus)
 
 
 @sigmoid_cross_entropy.prepare
