@@ -4,17 +4,37 @@ from xentjax.activations import logistic, normalized_tanh, softmax
 from xentjax.core.op import ops
 from xentjax.losses.sigmoid import sigmoid_cross_entropy
 from xentjax.losses.softmax import softmax_cross_entropy
-from xentjax.measures.entropy import binary_entropy_from_logits, entropy
+from xentjax.measures.divergence import cross_entropy, js_divergence, kl_divergence
+from xentjax.measures.entropy import (
+    binary_entropy,
+    binary_entropy_from_logits,
+    entropy,
+    entropy_of_counts,
+    entropy_of_labels,
+    perplexity,
+)
+from xentjax.measures.information import conditional_entropy, joint_entropy, mutual_information, total_correlation
 
 __all__ = [
+    "binary_entropy",
     "binary_entropy_from_logits",
+    "conditional_entropy",
+    "cross_entropy",
     "entropy",
+    "entropy_of_counts",
+    "entropy_of_labels",
+    "joint_entropy",
+    "js_divergence",
+    "kl_divergence",
     "logistic",
+    "mutual_information",
     "normalized_tanh",
     "ops",
+    "perplexity",
     "sigmoid_cross_entropy",
     "softmax",
     "softmax_cross_entropy",
+    "total_correlation",
 ]
 
 __version__ = "0.1.0"

@@ -128,8 +128,11 @@ class Record:
         self.group, self.formula_text, self.gradient_text, self.source = texts
         self.fill, self.upcast, self.public = fill, upcast, public
         names = tuple(self.signature.parameters)
+        # The array arguments are those that the domain draws; any other is an option (an order, a number of classes).
         self.inputs = tuple(
-            n for n, p in self.signature.parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+            n
+            for n, p in self.signature.parameters.items()
+            if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and n in domain.kinds
         )
         unknown = set(wrt) - set(names)
         if unknown:
@@ -244,6 +247,7 @@ class Record:
         bound = {n: given[n] for n in self.signature.parameters}
         dtype = policy.result_dtype(bound[n] for n in self.inputs)
         policy.check_shared(self.name, bound, self._shared)
+        bound |= {n: jax.tree.map(lambda v: policy.as_float(v, dtype), bound[n]) for n in self.wrt if n in self.inputs}
         shared = {n: bound[n] for n in self._shared}
         axes = self._reduced(bound)
         kept = policy.examples_kept(bound, shared, axes)

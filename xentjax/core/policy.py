@@ -52,6 +52,11 @@ def is_given(option: Any, default: Any) -> bool:
     return not (isinstance(option, (bool, int, float)) and option == default)
 
 
+def as_float(array: Any, dtype: Any) -> Any:
+    """A float array as it is; integers and booleans in the given dtype."""
+    return array if is_float(array) else array.astype(dtype)
+
+
 # -- shapes ------------------------------------------------------------------------------------------------------------
 
 
@@ -79,8 +84,10 @@ def require_axis(function: str, name: str, array: Any, axis: Any) -> tuple[int, 
 def check_shared(function: str, bound: dict[str, Any], shared: tuple[str, ...]) -> None:
     """The shared keywords that do not need the rest of the record: the axis, the mask's shape and dtype, the base."""
     first = next(iter(bound))
-    if "axis" in bound:
-        require_axis(function, first, bound[first], bound["axis"])
+    if bound.get("axis") is not None:
+        for one in require_axis(function, first, bound[first], bound["axis"]):
+            if bound[first].shape[one] == 0:
+                raise ValueError(f"{function}: {first} has shape {bound[first].shape}: axis {one} is empty")
     where = bound.get("where")
     if "where" in shared and where is not None:
         if where.dtype != jnp.bool_:

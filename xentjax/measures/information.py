@@ -1,0 +1,417 @@
+"""Joint tables: the entropy of several variables together, of one given another, and what they tell of each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike
+
+from xentjax.core.domains import Domain, JointTable, Mask
+from xentjax.core.op import op
+from xentjax.core.policy import require_axis
+from xentjax.measures.entropy import entropy_gradient, entropy_pair
+from xentjax.numerics import (
+    add,
+    along,
+    as_pair,
+    deviance_pair,
+    log_ratio,
+    log_two_times,
+    mantissa_and_exponent,
+    multiply,
+    negative,
+    pair_sum,
+    rounded,
+    scaled,
+    select,
+    sum_along,
+    weighted,
+    xlogx,
+    xlogy,
+)
+
+_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"base": 2}, {"keepdims": True}, {"where": Mask("B J K")})
+
+
+@op(
+    wrt=("joint",),
+    domain=Domain(joint=JointTable("B J K"), options=(*_OPTIONS, {"axis": (0, 2)})),
+    group="joint tables",
+    formula="-Σ P log P",
+    gradient="-log P - 1",
+    source="Shannon 1948",
+    fill={"joint": 0.0},
+)
+def joint_entropy(
+    joint: ArrayLike,
+    *,
+    axis: int | tuple[int, ...] | None = (-2, -1),
+    where: ArrayLike | None = None,
+    base: float | None = None,
+    keepdims: bool = False,
+) -> jax.Array:
+    r"""Entropy of several variables together, from the table of their joint distribution.
+
+    .. math:: H(X, Y) = -\sum_{x,y} P_{xy} \log P_{xy}, \qquad \frac{\partial H}{\partial P_{xy}} = -\log P_{xy} - 1
+
+    Args:
+      joint: non-negative numbers, P(X = x, Y = y) in row x and column y. They are not renormalised.
+      axis: the axes of the table, one for each variable; None for all. By default the last two.
+      where: which cells exist, of the table's shape. The others count as 0 and have gradient 0.
+      base: of the logarithm; nats where it is None, bits where it is 2.
+      keepdims: keep the axes with length 1.
+
+    Returns:
+      The entropy without ``axis``, in the table's dtype (16-bit floats are computed in float32).
+
+    Edges and errors are those of :func:`entropy`.
+
+    >>> joint_entropy(jnp.full((2, 4), 0.125), base=2)
+    Array(3., dtype=float32)
+    """
+    return -jnp.sum(xlogx(joint), axis=axis, keepdims=keepdims)
+
+
+@joint_entropy.value
+def _(joint: Any, *, axis: Any) -> Any:
+    return rounded(entropy_pair(joint, axis)), None
+
+
+@joint_entropy.partial("joint")
+def _(saved: None, joint: Any, *, axis: Any) -> Any:
+    return entropy_gradient(joint)
+
+
+joint_entropy.pushforward("joint")(sum_along)
+
+
+@joint_entropy.second
+def _(tangents: dict[str, Any], active: tuple[str, ...], joint: Any, *, axis: Any) -> Any:
+    return (-along(1 / joint, tangents["joint"]),)
+
+
+# -- of one variable given the other -----------------------------------------------------------------------------------
+
+
+@op(
+    wrt=("joint",),
+    domain=Domain(joint=JointTable("B J K"), options=(*_OPTIONS, {"axis": (-1, -2)})),
+    group="joint tables",
+    formula="Σ P log(r/P), r = Σ_y P",
+    gradient="log(r/P)",
+    source="Shannon 1948",
+    fill={"joint": 0.0},
+)
+def conditional_entropy(
+    joint: ArrayLike,
+    *,
+    axis: tuple[int, int] = (-2, -1),
+    where: ArrayLike | None = None,
+    base: float | None = None,
+    keepdims: bool = False,
+) -> jax.Array:
+    r"""Entropy of the column's variable given the row's, H(Y | X), from the table of their joint distribution.
+
+    With the marginal of the row, :math:`r_x = \sum_y P_{xy}`:
+
+    .. math:: H(Y | X) = \sum_{x,y} P_{xy} \log\frac{r_x}{P_{xy}}, \qquad
+       \frac{\partial H}{\partial P_{xy}} = \log\frac{r_x}{P_{xy}}
+
+    Args:
+      joint: non-negative numbers, P(X = x, Y = y) in row x and column y. They are not renormalised.
+      axis: the axis of the given variable X, then that of Y. ``(-1, -2)`` gives the entropy of the row's variable
+        given the column's.
+      where: which cells exist, of the table's shape. The others count as 0 and have gradient 0.
+      base: of the logarithm; nats where it is None, bits where it is 2.
+      keepdims: keep the two axes with length 1.
+
+    Returns:
+      The entropy without the two axes, in the table's dtype (16-bit floats are computed in float32).
+
+    All terms are non-negative. A cell with P = 0 contributes 0; its gradient is +inf, or 0 in a row of zeros. A
+    negative cell gives NaN. Where nothing is left by the mask it is 0.
+
+    Raises:
+      ValueError: for axes that are not two different ones of the table or are empty, a mask of another shape, or a
+        base that is none.
+
+    >>> conditional_entropy(jnp.array([[0.5, 0.0], [0.25, 0.25]]), base=2)
+    Array(0.5, dtype=float32)
+    """
+    marginal = jnp.sum(joint, axis=axis[1], keepdims=True)
+    return jnp.sum(xlogy(joint, marginal) - xlogx(joint), axis=axis, keepdims=keepdims)
+
+
+@conditional_entropy.prepare
+def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
+    _require_two_axes("conditional_entropy", bound)
+    return bound
+
+
+@conditional_entropy.value
+def _(joint: Any, *, axis: Any) -> Any:
+    surprise = log_ratio(pair_sum(joint, axis[1]), joint)
+    return rounded(pair_sum(weighted(joint, surprise), axis)), surprise
+
+
+@conditional_entropy.partial("joint")
+def _(surprise: Any, joint: Any, *, axis: Any) -> Any:
+    # ∂/∂P_xy of Σ_x r log r - Σ P log P:  (log r_x + 1) - (log P_xy + 1).
+    empty = jnp.max(joint, axis=axis[1], keepdims=True) == 0
+    return jnp.where(empty, 0, rounded(surprise))
+
+
+conditional_entropy.pushforward("joint")(sum_along)
+
+
+@conditional_entropy.second
+def _(tangents: dict[str, Any], active: tuple[str, ...], joint: Any, *, axis: Any) -> Any:
+    t = tangents["joint"]
+    marginal, marginal_dot = (jnp.sum(x, axis=axis[1], keepdims=True) for x in (joint, t))
+    return (jnp.where(marginal == 0, 0, marginal_dot / marginal - along(1 / joint, t)),)
+
+
+# -- what the variables tell of each other -----------------------------------------------------------------------------
+
+
+@op(
+    wrt=("joint",),
+    domain=Domain(joint=JointTable("B J K"), options=(*_OPTIONS, {"axis": (0, 1)})),
+    group="joint tables",
+    formula="Σ P log(P/(r c))",
+    gradient="log(P/(r c)) - 1",
+    source="Shannon 1948; Loader 2000",
+    fill={"joint": 0.0},
+)
+def mutual_information(
+    joint: ArrayLike,
+    *,
+    axis: tuple[int, int] = (-2, -1),
+    where: ArrayLike | None = None,
+    base: float | None = None,
+    keepdims: bool = False,
+) -> jax.Array:
+    r"""Mutual information of two variables, from the table of their joint distribution.
+
+    With the marginals :math:`r_x = \sum_y P_{xy}` and :math:`c_y = \sum_x P_{xy}`:
+
+    .. math:: I(X; Y) = \sum_{x,y} P_{xy} \log\frac{P_{xy}}{r_x c_y}, \qquad
+       \frac{\partial I}{\partial P_{xy}} = \log\frac{P_{xy}}{r_x c_y} - 1
+
+    (the two marginals give -1 each, the cell itself +1).
+
+    Args:
+      joint: non-negative numbers, P(X = x, Y = y) in row x and column y. They are not renormalised.
+      axis: the axes of the two variables. By default the last two.
+      where: which cells exist, of the table's shape. The others count as 0 and have gradient 0.
+      base: of the logarithm; nats where it is None, bits where it is 2.
+      keepdims: keep the two axes with length 1.
+
+    Returns:
+      The mutual information without the two axes, in the table's dtype (16-bit floats are computed in float32).
+
+    Almost independent variables keep their digits: the marginals and their products are carried with twice the digits,
+    and the sum is that of the deviances P log(P/(rc)) - P + rc, which are non-negative and of second order, plus
+    T(1 - T), where T is the sum of the table. A cell with P = 0 contributes 0; its gradient is -inf, or 0 where its row
+    or column is zero. A negative cell gives NaN. Where nothing is left by the mask it is 0.
+
+    Raises:
+      ValueError: for axes that are not two different ones of the table or are empty, a mask of another shape, or a
+        base that is none.
+
+    >>> mutual_information(jnp.array([[0.5, 0.0], [0.0, 0.5]]), base=2)
+    Array(1., dtype=float32)
+    """
+    return jnp.sum(_plain_dependence(joint, axis), axis=axis, keepdims=keepdims)
+
+
+@mutual_information.prepare
+def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
+    _require_two_axes("mutual_information", bound)
+    return bound
+
+
+@mutual_information.value
+def _(joint: Any, *, axis: Any) -> Any:
+    return _dependence(joint, axis)
+
+
+@mutual_information.partial("joint")
+def _(saved: Any, joint: Any, *, axis: Any) -> Any:
+    return _dependence_gradient(saved, joint, axis)
+
+
+mutual_information.pushforward("joint")(sum_along)
+
+
+@mutual_information.second
+def _(tangents: dict[str, Any], active: tuple[str, ...], joint: Any, *, axis: Any) -> Any:
+    return (_dependence_second(tangents["joint"], joint, axis),)
+
+
+@op(
+    wrt=("joint",),
+    domain=Domain(
+        joint=JointTable("J K D"),
+        options=({}, {"base": 2}, {"keepdims": True}, {"axis": (1, 2)}, {"where": Mask("J K D")}),
+    ),
+    group="joint tables",
+    formula="Σ P log(P/Π r)",
+    gradient="log(P/Π r) + 1 - n",
+    source="Watanabe 1960",
+    fill={"joint": 0.0},
+)
+def total_correlation(
+    joint: ArrayLike,
+    *,
+    axis: tuple[int, ...] | None = None,
+    where: ArrayLike | None = None,
+    base: float | None = None,
+    keepdims: bool = False,
+) -> jax.Array:
+    r"""Total correlation of n variables: the divergence of their joint distribution from the product of the marginals.
+
+    With :math:`r^{(k)}` the marginal of variable k:
+
+    .. math:: C = \sum_x P_x \log\frac{P_x}{\prod_k r^{(k)}_{x_k}}, \qquad
+       \frac{\partial C}{\partial P_x} = \log\frac{P_x}{\prod_k r^{(k)}_{x_k}} + 1 - n
+
+    Args:
+      joint: non-negative numbers, one axis for each variable. They are not renormalised.
+      axis: the axes of the variables; None for all.
+      where: which cells exist, of the table's shape. The others count as 0 and have gradient 0.
+      base: of the logarithm; nats where it is None, bits where it is 2.
+      keepdims: keep the axes with length 1.
+
+    Returns:
+      The total correlation without ``axis``, in the table's dtype (16-bit floats are computed in float32).
+
+    For two variables it is their :func:`mutual_information`, and it is computed in the same way. A cell with P = 0
+    contributes 0; its gradient is -inf, or 0 where a marginal is zero. A negative cell gives NaN. Where nothing is left
+    by the mask it is 0.
+
+    Raises:
+      ValueError: for an axis that is missing, empty or named twice, a mask of another shape, or a base that is none.
+
+    >>> total_correlation(jnp.zeros((2, 2, 2)).at[0, 0, 0].set(0.5).at[1, 1, 1].set(0.5), base=2)
+    Array(2., dtype=float32)
+    """
+    return jnp.sum(_plain_dependence(joint, axis), axis=axis, keepdims=keepdims)
+
+
+@total_correlation.prepare
+def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
+    _variables("total_correlation", bound["joint"], bound["axis"])
+    return bound
+
+
+@total_correlation.value
+def _(joint: Any, *, axis: Any) -> Any:
+    return _dependence(joint, axis)
+
+
+@total_correlation.partial("joint")
+def _(saved: Any, joint: Any, *, axis: Any) -> Any:
+    return _dependence_gradient(saved, joint, axis)
+
+
+total_correlation.pushforward("joint")(sum_along)
+
+
+@total_correlation.second
+def _(tangents: dict[str, Any], active: tuple[str, ...], joint: Any, *, axis: Any) -> Any:
+    return (_dependence_second(tangents["joint"], joint, axis),)
+
+
+# -- the parts of mutual information and total correlation -------------------------------------------------------------
+
+
+def _variables(function: str, joint: Any, axis: Any) -> tuple[int, ...]:
+    """The axes of the variables, all different."""
+    axes = require_axis(function, "joint", joint, tuple(range(joint.ndim)) if axis is None else axis)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"{function}: axis {axis} names an axis twice")
+    return axes
+
+
+def _require_two_axes(function: str, bound: dict[str, Any]) -> None:
+    axis = bound["axis"]
+    if not isinstance(axis, tuple) or len(_variables(function, bound["joint"], axis)) != 2:
+        raise ValueError(f"{function}: axis must be a tuple of two axes, got {axis!r}")
+
+
+def _others(joint: Any, axis: Any) -> list[tuple[int, ...]]:
+    """For each variable, the axes of all the others: a marginal is the sum over them."""
+    axes = _variables("", joint, axis)
+    return [tuple(other for other in axes if other != one) for one in axes]
+
+
+def _plain_dependence(joint: Any, axis: Any) -> Any:
+    """P log(P/Π r) of every cell: the plain formula."""
+    joint = jnp.asarray(joint)
+    terms = xlogx(joint)
+    for others in _others(joint, axis):
+        terms = terms - xlogy(joint, jnp.sum(joint, axis=others, keepdims=True))
+    return terms
+
+
+def _dependence(joint: Any, axis: Any) -> tuple[Any, Any]:
+    r"""Σ P log(P/Π r), and log(P/Π r) as a pair with where Π r is not zero.
+
+    The table is first scaled to P' = P/2^k, exactly, such that its sum T lies in [√½, √2]. With n variables
+
+        Σ P log(P/Π r) = 2^k (Σ P' log(P'/Π r') - (n - 1) T log 2^k)     and
+        Σ P' log(P'/Π r') = Σ (deviance of P' and Π r') + T - T^n,
+
+    because the products of the marginals sum to T^n. The deviances are of second order where the variables are almost
+    independent, and T - T^n = T (1 - T)(1 + T + ... + T^(n-2)) is exact. The marginals are multiplied by their
+    mantissas, so that no product leaves the range.
+    """
+    k = _exponent_of_sum(joint, axis)
+    joint, _ = scaled(as_pair(joint), -k)
+    product, shift, empty = as_pair(jnp.ones_like(joint)), jnp.zeros(joint.shape, jnp.int32), False
+    groups = _others(joint, axis)
+    for others in groups:
+        marginal = pair_sum(joint, others)
+        mantissa, exponent = mantissa_and_exponent(marginal)
+        product, shift, empty = multiply(product, mantissa), shift + exponent, empty | (marginal[0] == 0)
+    product = select(empty, as_pair(jnp.zeros_like(joint)), product)
+    total = pair_sum(joint, axis)
+    one_minus_total = add(negative(total), as_pair(jnp.ones_like(total[0])))
+    powers, series = as_pair(jnp.ones_like(total[0])), as_pair(jnp.zeros_like(total[0]))
+    for _ in groups[1:]:
+        powers, series = multiply(powers, total), add(series, powers)
+    value = add(
+        pair_sum(deviance_pair(joint, product, shift), axis), multiply(multiply(total, one_minus_total), series)
+    )
+    more = len(groups) - 1
+    value = add(value, multiply(total, log_two_times(-more * k, joint.dtype)))
+    logarithm = add(log_ratio(joint, product, shift), log_two_times(-more * k, joint.dtype))
+    return rounded(scaled(value, k)), (logarithm, ~empty)
+
+
+def _exponent_of_sum(joint: Any, axis: Any) -> Any:
+    """The k for which the sum over 2^k lies in [√½, √2]; 0 where the sum is not positive and finite."""
+    total, _ = pair_sum(joint, axis)
+    proper = (total > 0) & jnp.isfinite(total)
+    (mantissa, _), exponent = mantissa_and_exponent(as_pair(jnp.where(proper, total, 1)))
+    return exponent + (mantissa > np.sqrt(2))
+
+
+def _dependence_gradient(saved: Any, joint: Any, axis: Any) -> Any:
+    """log(P/Π r) + 1 - n: the cell itself gives +1, and each marginal Σ_x P_x/r_x = 1 with the other sign."""
+    logarithm, exists = saved
+    constant = as_pair(jnp.full_like(joint, 1 - len(_others(joint, axis))))
+    return jnp.where(exists, rounded(add(logarithm, constant)), 0)
+
+
+def _dependence_second(t: Any, joint: Any, axis: Any) -> Any:
+    """dP/P - Σ dr/r."""
+    moved, exists = along(1 / joint, t), True
+    for others in _others(joint, axis):
+        marginal, marginal_dot = (jnp.sum(x, axis=others, keepdims=True) for x in (joint, t))
+        moved, exists = moved - marginal_dot / marginal, exists & (marginal != 0)
+    return jnp.where(exists, moved, 0)
