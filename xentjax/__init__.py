@@ -14,6 +14,7 @@ from xentjax.measures.entropy import (
     perplexity,
 )
 from xentjax.measures.information import conditional_entropy, joint_entropy, mutual_information, total_correlation
+from xentjax.measures.logits import entropy_from_logits, js_divergence_from_logits, kl_divergence_from_logits
 
 __all__ = [
     "binary_entropy",
@@ -21,11 +22,14 @@ __all__ = [
     "conditional_entropy",
     "cross_entropy",
     "entropy",
+    "entropy_from_logits",
     "entropy_of_counts",
     "entropy_of_labels",
     "joint_entropy",
     "js_divergence",
+    "js_divergence_from_logits",
     "kl_divergence",
+    "kl_divergence_from_logits",
     "logistic",
     "mutual_information",
     "normalized_tanh",

@@ -20,6 +20,7 @@ from xentjax.logit_rows import exponentials, rows_of
     formula="1 / (1 + e^{-z})",
     gradient="σ(z) σ(-z)",
     source="elementary",
+    bounded=("z",),
 )
 def logistic(z: ArrayLike) -> jax.Array:
     r"""The logistic function, the probability that a logit stands for.
@@ -69,6 +70,7 @@ def _(tangents: Any, active: Any, z: Any) -> Any:
     formula="(1 + tanh z) / 2 = σ(2z)",
     gradient="2 σ(2z) σ(-2z)",
     source="elementary",
+    bounded=("z",),
 )
 def normalized_tanh(z: ArrayLike) -> jax.Array:
     r"""The hyperbolic tangent normalised to the unit interval.
@@ -116,6 +118,7 @@ def _(tangents: Any, active: Any, z: Any) -> Any:
     fill={"logits": -jnp.inf},
     axes=lambda options: (),
     upcast=False,
+    bounded=("logits",),
 )
 def softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     r"""The distribution that logits stand for.
@@ -180,6 +183,7 @@ def softmax_tangent(p: Any, v: Any, axis: int) -> Any:
     gradient="1 / cosh²(z / c)",
     source="Gemma 2 (2024), soft-capped logits",
     public=False,
+    bounded=("z", "cap"),
 )
 def soft_cap(z: ArrayLike, cap: ArrayLike) -> jax.Array:
     r"""Logits bent smoothly into the interval (-c, c): c·tanh(z/c), with derivative 1/cosh²(z/c).

@@ -74,6 +74,7 @@ def op(
     fill: dict[str, float] | None = None,
     axes: Callable[[dict[str, Any]], Any] | None = None,
     upcast: bool = True,
+    bounded: tuple[str, ...] = (),
     public: bool = True,
     through: OpFunction[..., Any] | None = None,
 ) -> Callable[[Callable[P, R]], OpFunction[P, R]]:
@@ -92,6 +93,8 @@ def op(
         signature has an axis, otherwise none (an elementwise function).
       upcast: whether 16-bit inputs reach the value and the partials as float32. A function that widens them itself,
         inside its fused passes, says False.
+      bounded: the arguments whose partial is never infinite; their derivative is the plain product with a tangent. For
+        the others a tangent of 0 gives 0 next to an infinite partial too, at the price of a second product.
       through: the building block that the function continues as once its arguments are prepared; then it has no
         value and no partials of its own, and whatever ``prepare`` does is differentiated by its parts.
       public: whether users see it (tables, README); a building block says False and is checked all the same.
@@ -99,7 +102,7 @@ def op(
 
     def decorate(definition: Callable[P, R]) -> OpFunction[P, R]:
         texts = (group, formula, gradient, source)
-        record = Record(definition, wrt, domain, texts, fill or {}, axes, upcast, public, through)
+        record = Record(definition, wrt, domain, texts, fill or {}, axes, upcast, bounded, public, through)
         _REGISTRY[record.name] = record
         return record.function
 
@@ -118,6 +121,7 @@ class Record:
         fill: dict[str, float],
         axes: Callable[[dict[str, Any]], Any] | None,
         upcast: bool,
+        bounded: tuple[str, ...],
         public: bool,
         through: OpFunction[..., Any] | None,
     ):
@@ -126,7 +130,7 @@ class Record:
         self.signature = inspect.signature(definition)
         self.wrt, self.domain = wrt, domain
         self.group, self.formula_text, self.gradient_text, self.source = texts
-        self.fill, self.upcast, self.public = fill, upcast, public
+        self.fill, self.upcast, self.bounded, self.public = fill, upcast, bounded, public
         names = tuple(self.signature.parameters)
         # The array arguments are those that the domain draws; any other is an option (an order, a number of classes).
         self.inputs = tuple(
@@ -247,7 +251,9 @@ class Record:
         bound = {n: given[n] for n in self.signature.parameters}
         dtype = policy.result_dtype(bound[n] for n in self.inputs)
         policy.check_shared(self.name, bound, self._shared)
-        bound |= {n: jax.tree.map(lambda v: policy.as_float(v, dtype), bound[n]) for n in self.wrt if n in self.inputs}
+        # Integers stand for the same floats, but integer labels are class indices.
+        numbers = [n for n in self.inputs if n in self.wrt and n not in ("labels", "y")]
+        bound |= {n: jax.tree.map(lambda v: policy.as_float(v, dtype), bound[n]) for n in numbers}
         shared = {n: bound[n] for n in self._shared}
         axes = self._reduced(bound)
         kept = policy.examples_kept(bound, shared, axes)
@@ -304,7 +310,8 @@ class Record:
     def _contract(self, name: str, partial: Any, tangent: Any, value: Any, options: dict[str, Any]) -> Any:
         if name in self._pushforwards:
             return self._pushforwards[name](partial, tangent, **options)
-        products = jax.tree.leaves(jax.tree.map(lambda g, t: g * policy.up(t), partial, tangent))
+        times = _product if name in self.bounded else _product_with_infinite
+        products = jax.tree.leaves(jax.tree.map(times, partial, tangent))
         axes = self._reduced(options)
         if axes == ():
             return sum(products[1:], products[0])
@@ -325,7 +332,7 @@ class Record:
                 n: jnp.where(where, t, 0) if n in self.fill and t.shape == where.shape else t
                 for n, t in tangents.items()
             }
-        tangents = jax.tree.map(policy.up, tangents)
+        bound, tangents = jax.tree.map(policy.up, (bound, tangents))
         second = self._second(tangents, active, **bound)
         axes = self._reduced(bound)
         return tuple(self._masked(t, where, keep, axes, n) for n, t in zip(active, second, strict=True))
@@ -368,6 +375,16 @@ def _with_derivative_rule(record: Record) -> Callable[..., Any]:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _jitted(record: Record, options: Options, arrays: dict[str, Any]) -> Any:
     return record._evaluate(options, arrays)
+
+
+def _product(partial: Any, tangent: Any) -> Any:
+    return partial * policy.up(tangent)
+
+
+def _product_with_infinite(partial: Any, tangent: Any) -> Any:
+    """partial * tangent, with ±inf * 0 = 0. Infinity is a product of two numbers, so that this is linear too."""
+    largest = jnp.asarray(jnp.finfo(partial.dtype).max, partial.dtype)
+    return jnp.clip(partial, -largest, largest) * policy.up(tangent) * jnp.where(jnp.isinf(partial), largest, 1)
 
 
 def _is_static(value: Any) -> bool:

@@ -23,6 +23,7 @@ from xentjax.losses.shaping import shaped_logits
     gradient="(a + b) σ(x) - a",
     source="binary cross-entropy in terms of e = e^{-|x|}",
     fill={"logits": 0.0, "positive": 0.0, "negative": 0.0},
+    bounded=("logits",),
     public=False,
 )
 def binary_loss(

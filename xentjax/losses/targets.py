@@ -44,6 +44,7 @@ from xentjax.logit_rows import (
     source="masked sum without cancellation",
     fill={"logits": -jnp.inf, "labels": 0.0},
     upcast=False,
+    bounded=("logits",),
     public=False,
 )
 def target_loss(
