@@ -15,8 +15,33 @@ from xentjax.measures.entropy import (
 )
 from xentjax.measures.information import conditional_entropy, joint_entropy, mutual_information, total_correlation
 from xentjax.measures.logits import entropy_from_logits, js_divergence_from_logits, kl_divergence_from_logits
+from xentjax.models.closed_form import logistic_gradient, logistic_hessian, logistic_hvp
+from xentjax.models.logistic import (
+    LogisticParams,
+    logistic_derivative,
+    logistic_loss,
+    predict,
+    predict_logits,
+    predict_proba,
+    prediction_gradient,
+)
+from xentjax.models.objective import LogisticObjective
+from xentjax.solvers.gradient_descent import GradientDescent
+from xentjax.solvers.minimize import History, Solution, Solver, iterate, minimize
+from xentjax.solvers.objective import Objective
+from xentjax.solvers.optax import Optax
+from xentjax.solvers.status import Status
 
 __all__ = [
+    "GradientDescent",
+    "History",
+    "LogisticObjective",
+    "LogisticParams",
+    "Objective",
+    "Optax",
+    "Solution",
+    "Solver",
+    "Status",
     "binary_entropy",
     "binary_entropy_from_logits",
     "conditional_entropy",
@@ -25,16 +50,27 @@ __all__ = [
     "entropy_from_logits",
     "entropy_of_counts",
     "entropy_of_labels",
+    "iterate",
     "joint_entropy",
     "js_divergence",
     "js_divergence_from_logits",
     "kl_divergence",
     "kl_divergence_from_logits",
     "logistic",
+    "logistic_derivative",
+    "logistic_gradient",
+    "logistic_hessian",
+    "logistic_hvp",
+    "logistic_loss",
+    "minimize",
     "mutual_information",
     "normalized_tanh",
     "ops",
     "perplexity",
+    "predict",
+    "predict_logits",
+    "predict_proba",
+    "prediction_gradient",
     "sigmoid_cross_entropy",
     "softmax",
     "softmax_cross_entropy",

@@ -141,7 +141,8 @@ class Record:
         unknown = set(wrt) - set(names)
         if unknown:
             raise TypeError(f"{self.name}: wrt names {sorted(unknown)}, which are not among its parameters {names}")
-        self._shared = tuple(n for n in SHARED if n in names)
+        # Weights without a reduction belong to the function itself: an average that it takes in closed form.
+        self._shared = tuple(n for n in SHARED if n in names and (n != "weights" or "reduction" in names))
         self._axes = axes or (lambda options: options.get("axis", ()))
         self._value: Callable[..., Any] | None = None
         self._prepare: Callable[..., Any] | None = None
@@ -259,7 +260,7 @@ class Record:
         kept = policy.examples_kept(bound, shared, axes)
         if self._prepare is not None:
             bound = self._prepare(bound, kept[1])
-        bound = {n: v for n, v in bound.items() if n not in SHARED}
+        bound = {n: v for n, v in bound.items() if n not in self._shared}
         core_arrays = {n: v for n, v in bound.items() if not _is_static(v)}
         core_options = tuple((n, v) for n, v in bound.items() if _is_static(v))
         core_arrays |= {n: v for n, v in (("where", shared.get("where")), ("keep", kept[1])) if v is not None}

@@ -1,0 +1,170 @@
+"""The logistic loss on given data as an objective for solvers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xentjax.core import policy
+from xentjax.models import _rows, closed_form
+from xentjax.models.logistic import LogisticParams, logistic_loss
+
+#: Beyond this size the Gram matrix of the features is not formed for the Lipschitz constant.
+_GRAM_LIMIT = 2048
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LogisticObjective:
+    r""":func:`logistic_loss` on data x, y, as a function of the parameters alone.
+
+    Args:
+      x: features ``[n, d]``.
+      y: labels, as in :func:`logistic_loss`.
+      l2: the penalty's factor.
+      weights: example weights ``[n]``.
+      gradient: ``"hand"`` for the closed form, ``"auto"`` for JAX's derivative of the textbook formula.
+      num_classes: the K of :meth:`init` where integer labels ``[n]`` do not tell; None for two classes.
+
+    It is a pytree with the data x, y, l2 and weights, so that one can ``vmap`` over each of them.
+
+    Example:
+      >>> import jax.numpy as jnp, xentjax as xj
+      >>> objective = xj.LogisticObjective(jnp.array([[1.0], [-1.0]]), jnp.array([1, 0]), l2=0.5)
+      >>> value, gradient = objective.value_and_gradient(objective.init())
+      >>> gradient
+      LogisticParams(weights=Array([-0.5], dtype=float32), bias=Array(0., dtype=float32))
+    """
+
+    x: Any
+    y: Any
+    l2: Any = 0.0
+    weights: Any = None
+    gradient: Literal["hand", "auto"] = dataclasses.field(default="hand", metadata={"static": True})
+    num_classes: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        if self.gradient not in ("hand", "auto"):
+            raise ValueError(f"LogisticObjective: gradient must be 'hand' or 'auto', got {self.gradient!r}")
+
+    def init(self) -> LogisticParams:
+        """Parameters 0 of the right shapes, in float32 for 16-bit data.
+
+        K classes if ``num_classes`` says so, y is ``[n, K]``, or y holds integers above 1 that are not traced.
+        """
+        dtype = policy.compute_dtype(policy.result_dtype((jnp.asarray(self.x),)))
+        d, shape = jnp.shape(self.x)[-1], self._classes()
+        return LogisticParams(jnp.zeros((d, *shape), dtype), jnp.zeros(shape, dtype))
+
+    def _classes(self) -> tuple[int, ...]:
+        if self.num_classes is not None:
+            return (self.num_classes,)
+        if jnp.ndim(self.y) == 2:
+            return (jnp.shape(self.y)[1],)
+        if isinstance(self.y, jax.core.Tracer):
+            return ()
+        y = np.asarray(self.y)
+        return (int(y.max()) + 1,) if np.issubdtype(y.dtype, np.integer) and y.size and y.max() > 1 else ()
+
+    def value(self, params: LogisticParams) -> jax.Array:
+        """The loss; JAX differentiates it as ``gradient`` says."""
+        loss = logistic_loss if self.gradient == "hand" else logistic_loss.record.oracle
+        return loss(params, self.x, self.y, l2=self.l2, weights=self.weights)
+
+    def value_and_gradient(self, params: LogisticParams) -> tuple[jax.Array, LogisticParams]:
+        if self.gradient == "auto":
+            return jax.value_and_grad(self.value)(params)
+        return closed_form.logistic_value_and_gradient(params, self.x, self.y, l2=self.l2, weights=self.weights)
+
+    def hessian(self, params: LogisticParams) -> LogisticParams:
+        """:func:`logistic_hessian`, or ``jax.hessian`` of the textbook formula."""
+        if self.gradient == "auto":
+            return jax.hessian(self.value)(params)
+        return closed_form.logistic_hessian(params, self.x, self.y, l2=self.l2, weights=self.weights)
+
+    def hvp(self, params: LogisticParams, direction: LogisticParams) -> LogisticParams:
+        """:func:`logistic_hvp`, or forward over reverse differentiation of the textbook formula."""
+        if self.gradient == "auto":
+            return jax.jvp(jax.grad(self.value), (params,), (direction,))[1]
+        return closed_form.logistic_hvp(params, direction, self.x, self.y, l2=self.l2, weights=self.weights)
+
+    def lipschitz(self) -> jax.Array:
+        r"""An upper bound of the gradient's Lipschitz constant, whatever the parameters.
+
+        The Hessian is at most :math:`c\,A + \lambda I` with :math:`A = \tilde X^T \operatorname{diag}(p)\,\tilde X`,
+        :math:`\tilde X = [X, 1]`, and c the largest eigenvalue of the logits' curvature: 1/4 for
+        :math:`\hat y(1-\hat y)`, 1/2 for :math:`\operatorname{diag}(P) - PP^T`. The largest eigenvalue of A is bounded
+        by :math:`(\operatorname{tr} A^k)^{1/k}` with k = 128, at most 6% too large for 1000 features; where neither
+        side of X is at most 2048, by the smaller of A's trace and a bound from the absolute values of X.
+        """
+        params = self.init()
+        x = policy.up(jnp.asarray(self.x)).astype(params.bias.dtype)
+        weights = None if self.weights is None else jnp.asarray(self.weights).astype(x.dtype)
+        share, keep = _rows.shares(weights)
+        x = jnp.concatenate([_rows.only(keep, x), jnp.ones((x.shape[0], 1), x.dtype)], axis=1)
+        x = x * jnp.sqrt(share)[:, None] if weights is not None else x / np.sqrt(max(x.shape[0], 1))
+        largest = _trace_bound(x) if min(x.shape) <= _GRAM_LIMIT else _matrix_free_bound(x)
+        factor = 0.25 if params.bias.ndim == 0 else 0.5
+        # The margin covers the rounding of the products.
+        return factor * 1.001 * largest + jnp.asarray(self.l2).astype(x.dtype)
+
+    def gradient_error(self, params: LogisticParams) -> jax.Array:
+        r"""An estimate of the rounding error of the gradient's largest component.
+
+        With unit roundoff u and independent roundings: :math:`u\,|x_{ik} w_k|` in the logits, which the slope of the
+        prediction hands on; u in each term :math:`p_i r_i x_{ij}` of the sum over the rows, and in its partial sums
+        (64 of them, each over n/64 rows). A tolerance below it cannot be tested.
+        """
+        a, _ = closed_form.prepare("gradient_error", params, self.x, self.y, self.l2, self.weights)
+        rows = _rows.evaluate(a.params, a.x, a.y, a.weights)
+        x, z = _rows.only(rows.keep, a.x), rows.logits
+        largest = jnp.abs(a.params.weights) if z.ndim == 1 else jnp.max(jnp.abs(a.params.weights), axis=1)
+        logits_squared = jnp.sum((x * largest) ** 2, axis=1) + _over_classes(z**2 + a.params.bias**2)
+        slope = _rows.sigmoid_slope(z) if z.ndim == 1 else 0.5
+        residual_squared = _over_classes(rows.residual**2)
+        terms = slope**2 * logits_squared + residual_squared * (1 + x.shape[0] / 64)
+        share = _rows.shares(a.weights)[0]
+        terms = _rows.scale(share, _rows.scale(share, terms))
+        columns = jnp.sum(terms[:, None] * x * x, axis=0)
+        error = jnp.sqrt(jnp.maximum(jnp.max(columns, initial=0), jnp.sum(terms)))
+        return jnp.finfo(x.dtype).eps / 2 * (error + a.l2 * jnp.max(largest, initial=0))
+
+
+def _over_classes(rows: Any) -> Any:
+    return rows if rows.ndim == 1 else jnp.max(rows, axis=1)
+
+
+def _trace_bound(x: Any) -> Any:
+    """(tr Aᵏ)^(1/k) for A = xᵀx and k = 128, by squaring: at least the largest eigenvalue, since A has none below 0."""
+    a = jnp.matmul(x.T, x, precision=_rows.PRECISION)
+    if x.shape[0] < x.shape[1]:
+        a = jnp.matmul(x, x.T, precision=_rows.PRECISION)
+    log_scale = jnp.zeros((), x.dtype)
+    power = 1
+    for _ in range(7):
+        trace = jnp.trace(a)
+        a = a / jnp.where(trace == 0, 1, trace)
+        log_scale = log_scale + jnp.log(jnp.where(trace == 0, 1, trace)) / power
+        a = jnp.matmul(a, a, precision=_rows.PRECISION)
+        power *= 2
+    return jnp.exp(log_scale + jnp.log(jnp.trace(a)) / power)
+
+
+def _matrix_free_bound(x: Any) -> Any:
+    """max_j (|x|ᵀ|x| v)_j / v_j for positive v (Collatz and Wielandt) after some power steps, or the trace."""
+    size = jnp.abs(x)
+
+    def step(_: Any, v: Any) -> Any:
+        v = _product(size, v)
+        return v / jnp.max(v) + 1e-6
+
+    v = jax.lax.fori_loop(0, 10, step, jnp.ones(x.shape[1], x.dtype))
+    return jnp.minimum(jnp.sum(x * x), jnp.max(_product(size, v) / v))
+
+
+def _product(x: Any, v: Any) -> Any:
+    return jnp.matmul(jnp.matmul(x, v, precision=_rows.PRECISION), x, precision=_rows.PRECISION)

@@ -1,0 +1,1 @@
+"""Minimizing an objective: one compiled driver, and solvers that are interchangeable."""

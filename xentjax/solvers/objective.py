@@ -1,0 +1,124 @@
+"""What a solver sees of a problem: a value, its gradient, and where it is known the Lipschitz constant of that."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Point(NamedTuple):
+    """Parameters with the objective's value and gradient there."""
+
+    params: Any
+    value: jax.Array
+    gradient: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    r"""A function to minimize, with its gradient derived by hand or by JAX.
+
+    Args:
+      value: ``value(params)``, a real scalar.
+      gradient: ``gradient(params)``, of the structure of params; by default the automatic one.
+      lipschitz_constant: an upper bound :math:`L` of the gradient's Lipschitz constant, if it is known:
+        ``GradientDescent()`` then takes steps of :math:`1/L`.
+
+    Both functions may be pytrees (``jax.tree_util.Partial``): arrays in them are data, over which one can ``vmap``
+    without compiling again.
+
+    Example:
+      >>> import jax.numpy as jnp, xentjax as xj
+      >>> objective = xj.Objective(lambda p: jnp.sum((p - 3) ** 2), gradient=lambda p: 2 * (p - 3))
+      >>> solution = xj.minimize(objective, jnp.zeros(2), xj.GradientDescent(0.25))
+      >>> str(solution.status), solution.params.round(5)
+      ('converged', Array([3., 3.], dtype=float32))
+    """
+
+    value: Callable[[Any], Any]
+    gradient: Callable[[Any], Any] | None = None
+    lipschitz_constant: Any = None
+
+    def value_and_gradient(self, params: Any) -> tuple[Any, Any]:
+        if self.gradient is None:
+            return jax.value_and_grad(self.value)(params)
+        return self.value(params), self.gradient(params)
+
+    def lipschitz(self) -> Any:
+        if self.lipschitz_constant is None:
+            raise ValueError(
+                "GradientDescent: step_size is None, which means 1 / Lipschitz constant, but the objective has none: "
+                "pass GradientDescent(step_size=...) or Objective(value, lipschitz_constant=...)"
+            )
+        return jnp.asarray(self.lipschitz_constant)
+
+
+def as_objective(objective: Any) -> Any:
+    """The objective itself if it has ``value_and_gradient``, otherwise a plain function with automatic gradient."""
+    if hasattr(objective, "value_and_gradient"):
+        return objective
+    if callable(objective):
+        return Objective(objective)
+    raise TypeError(
+        "minimize: objective must be a function of the parameters or have value_and_gradient(params), "
+        f"got {type(objective).__name__}"
+    )
+
+
+def evaluate(objective: Any, params: Any) -> Point:
+    """The point at ``params``; errors name what an objective returned that is no scalar or no gradient."""
+    value, gradient = objective.value_and_gradient(params)
+    value = jnp.asarray(value)
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"minimize: objective must return a real scalar, got shape {value.shape} and dtype {value.dtype}"
+        )
+    if jax.tree.structure(gradient) != jax.tree.structure(params):
+        raise ValueError(
+            f"minimize: the objective's gradient has the structure {jax.tree.structure(gradient)}, "
+            f"but needs that of params, {jax.tree.structure(params)}"
+        )
+    return Point(params, value, jax.tree.map(_like, gradient, params))
+
+
+def _like(gradient: Any, parameter: Any) -> Any:
+    gradient = jnp.asarray(gradient)
+    if gradient.shape != parameter.shape:
+        raise ValueError(
+            f"minimize: the objective's gradient has a leaf of shape {gradient.shape}, "
+            f"but needs {parameter.shape}, the shape of the parameter"
+        )
+    return gradient.astype(parameter.dtype)
+
+
+def largest_component(tree: Any) -> jax.Array:
+    """The infinity-norm over all leaves; NaN if there is one, 0 for a tree without numbers."""
+    parts = [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree) if leaf.size]
+    if not parts:
+        return jnp.zeros(())
+    # maximum, unlike Python's max, hands a NaN on.
+    result = parts[0]
+    for part in parts[1:]:
+        result = jnp.maximum(result, part)
+    return result
+
+
+def value_function(objective: Any) -> Callable[[Any], Any]:
+    """The value as a function whose derivative is the objective's own gradient, for line searches that take it."""
+
+    @jax.custom_jvp
+    def value(params: Any) -> Any:
+        return evaluate(objective, params).value
+
+    @value.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        point = evaluate(objective, *primals)
+        terms = jax.tree.leaves(jax.tree.map(lambda g, t: jnp.sum(g * t), point.gradient, *tangents))
+        return point.value, sum(terms[1:], terms[0]).astype(point.value.dtype)
+
+    return value

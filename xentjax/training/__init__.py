@@ -1,0 +1,1 @@
+"""Training on data: mini-batches, runs and what they leave on disk."""
