@@ -1,0 +1,299 @@
+"""A record's derivatives and their truths on the cases of its domain: what :mod:`xentjax.core.check` compares."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xentjax.core import ulp
+from xentjax.core.domains import Case, Logit, Logits, Probability, Real
+from xentjax.core.op import Record
+from xentjax.core.reference import Formula
+
+ORDERS = ("gradient", "jvp", "hessian")
+#: Second derivatives are derivatives of computed gradients: each of the two steps has the contract's K.
+STEPS = {"gradient": 1, "jvp": 1, "hessian": 2}
+#: Sizes of the cases: small, because the Hessian is compared whole and in arbitrary precision.
+SIZES = {"B": 3, "K": 5, "J": 3, "D": 3}
+#: Sizes for the times.
+TIMED = {"B": 16, "K": 512, "J": 3, "D": 32}
+#: The two oracles differ by no more than this, relatively to an element's size, in the ordinary situation.
+ORACLES_AGREE = 1e-9
+
+
+def groups(record: Record, seed: int) -> list[Group]:
+    """The cases of a record's domain, by shapes and options."""
+    found: dict[str, list[Case]] = {}
+    for case in record.domain.cases(seed, **SIZES):
+        found.setdefault(_signature(case), []).append(case)
+    return [Group(record, cases, seed) for cases in found.values()]
+
+
+class Tally:
+    """The worst element so far of one row."""
+
+    def __init__(self) -> None:
+        self.cases = self.compared = self.skipped = 0
+        self.ratio, self.ulp, self.allowed, self.automatic, self.worst = 0.0, 0.0, math.nan, 0.0, ""
+        self.problems: list[str] = []
+
+    def add(
+        self, case: Case, place: str, got: Any, truth: Any, size: Any, entries: int, dtype: str, steps: int
+    ) -> None:
+        """Compare one array, elementwise; elements whose truth is not finite count only where both are the same."""
+        high, low = truth
+        if got.shape != high.shape:
+            self.problems.append(f"{case.situation}{place}: shape {got.shape}, expected {high.shape}")
+            return
+        got = np.asarray(got, np.float64)
+        error = ulp.deviation(got, high, low, dtype)
+        size = np.maximum(np.abs(high), np.where(np.isfinite(size), size, 0))
+        limit = steps * ulp.tolerance(high, size, entries, dtype)
+        narrow = jnp.finfo(dtype).bits == 16
+        unit = ulp.spacing(high if narrow else size, dtype)
+        known = np.isfinite(high) | (error == 0)
+        self.skipped += int(np.sum(~known))
+        self.compared += int(np.sum(known))
+        ratio = np.where(known, error / limit, 0)
+        if ratio.size and (self.allowed != self.allowed or ratio.max() > self.ratio):
+            i = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+            self.ratio = float(ratio[i])
+            self.ulp, self.allowed = float(error[i] / unit[i]), float(limit[i] / unit[i])
+            index = ", ".join(map(str, map(int, i)))
+            self.worst = f"{case.situation}{shown(case.options)}{place}[{index}]: got {got[i]!r}, expected {high[i]!r}"
+
+    def add_automatic(self, got: Any, truth: Any, size: Any) -> None:
+        error = ulp.deviation(got, *truth, np.float64) / ulp.spacing(np.maximum(np.abs(truth[0]), size), np.float64)
+        known = np.isfinite(truth[0])
+        self.automatic = max(self.automatic, float(np.max(np.where(known, error, 0), initial=0)))
+
+    @property
+    def passed(self) -> bool:
+        return self.ratio <= 1 and self.compared > 0 and not self.problems
+
+    @property
+    def report(self) -> str:
+        """Where the worst element is, or what is wrong altogether."""
+        return "; ".join(dict.fromkeys(self.problems)) or (self.worst if self.compared else "nothing could be compared")
+
+
+class Group:
+    """Cases of one shape with the same options: one compiled program for each dtype serves them all."""
+
+    def __init__(self, record: Record, cases: list[Case], seed: int):
+        self.record, self.cases = record, cases
+        self.rng = np.random.default_rng(seed)
+        self.options = cases[0].options
+        first, rest = self.split(cases[0], np.float64)
+        with jax.enable_x64(True):
+            shapes = jax.eval_shape(lambda a, b: record.oracle(**a, **b, **self.options), first, rest)
+        self.cotangents = jax.tree.map(lambda s: self.signs(s.shape), shapes)
+        self.tangents = jax.tree.map(lambda v: self.signs(np.shape(v)), first)
+        self.hand, self.automatic = (jax.jit(self.derivatives(f)) for f in (record.function, record.oracle))
+        self.formula = Formula(self.curvature(record.oracle), self.cotangents, first, rest)
+        self.plain = Formula(lambda a, b: record.oracle(**a, **b, **self.options), first, rest)
+
+    def split(self, case: Case, dtype: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The arrays that are differentiated by, and the others, in ``dtype``."""
+        arrays = {n: v for n, v in case.cast(dtype).items() if n not in case.options}
+        return {n: arrays[n] for n in self.record.wrt if n in arrays}, {
+            n: v for n, v in arrays.items() if n not in self.record.wrt
+        }
+
+    def signs(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Powers of two of both signs: a product with them does not round."""
+        return self.rng.choice([-1.0, -0.5, 0.5, 1.0], shape)
+
+    def curvature(self, function: Any) -> Callable[..., Any]:
+        """Gradient and Hessian, per argument, of the outputs' sum weighted with the cotangents."""
+
+        def derivatives(cotangents: Any, moving: dict[str, Any], rest: dict[str, Any]) -> Any:
+            def total(moving: dict[str, Any]) -> Any:
+                value = function(**moving, **rest, **self.options)
+                products = jax.tree.map(lambda c, v: jnp.sum(c.astype(v.dtype) * v), cotangents, value)
+                return sum(jax.tree.leaves(products))
+
+            def gradient(moving: dict[str, Any]) -> Any:
+                found = jax.grad(total)(moving)
+                return found, found
+
+            hessian, found = jax.jacfwd(gradient, has_aux=True)(moving)
+            return found, hessian
+
+        return derivatives
+
+    def derivatives(self, function: Any) -> Callable[..., Any]:
+        """Gradient, JVP and Hessian, each a dict by argument."""
+        curvature = self.curvature(function)
+
+        def all_orders(cotangents: Any, tangents: Any, moving: dict[str, Any], rest: dict[str, Any]) -> Any:
+            def along(name: str) -> Any:
+                def of(x: Any) -> Any:
+                    return function(**{**moving, name: x}, **rest, **self.options)
+
+                return jax.jvp(of, (moving[name],), (tangents[name],))[1]
+
+            gradient, hessian = curvature(cotangents, moving, rest)
+            return {"gradient": gradient, "jvp": {n: along(n) for n in moving}, "hessian": hessian}
+
+        return all_orders
+
+    def run(self, function: Any, moving: Any, rest: Any, tangents: Any, dtype: str) -> Any:
+        cast = lambda tree: jax.tree.map(lambda v: np.asarray(v).astype(jnp.dtype(dtype)), tree)  # noqa: E731
+        with jax.enable_x64(dtype == "float64"):
+            found = function(cast(self.cotangents), cast(tangents), cast(moving), rest)
+            return jax.tree.map(lambda v: np.asarray(v, np.float64), found)
+
+    def sizes(self, moving: Any, rest: Any, tangents: Any, base: Any) -> Any:
+        """How far each result moves, at most, for moves of every input by one part: 4 patterns of signs."""
+        step, rng = 2.0**-20, np.random.default_rng(1)
+        largest = jax.tree.map(np.zeros_like, base)
+        for _ in range(4):
+            moved = {n: self.moved(n, v, step, rng) for n, v in moving.items()}
+            found = self.run(self.hand, moved, rest, tangents, "float64")
+            with np.errstate(all="ignore"):
+                largest = jax.tree.map(lambda m, a, b: np.fmax(m, np.abs(a - b) / step), largest, found, base)
+        return jax.tree.map(lambda m: np.where(np.isfinite(m), m, 0), largest)
+
+    def moved(self, name: str, value: Any, step: float, rng: np.random.Generator) -> Any:
+        kind = self.record.domain.kinds.get(name)
+
+        def one(v: Any) -> Any:
+            centred = v
+            if isinstance(kind, Logits) and not isinstance(kind, Logit):  # only their differences matter
+                finite = np.where(np.isfinite(v), v, -np.inf)
+                centred = v - np.max(finite, axis=-1, keepdims=True, initial=-np.inf)
+            with np.errstate(all="ignore"):
+                return np.where(
+                    np.isfinite(v) & np.isfinite(centred), v + step * rng.choice([-1.0, 1.0], v.shape) * centred, v
+                )
+
+        return jax.tree.map(one, value)
+
+    def tally(self, dtypes: Sequence[str], tallies: dict[Any, Tally]) -> None:
+        for case in self.cases:
+            for dtype in sorted(dtypes, key=lambda d: d != "float64"):
+                moving, rest = self.split(case, jnp.dtype(dtype))
+                moving = jax.tree.map(lambda v: np.asarray(v).astype(np.float64), moving)
+                tangents = jax.tree.map(lambda t, v: np.where(np.isfinite(v) & (v != 0), t, 0), self.tangents, moving)
+                wide = {n: v.astype(np.float64) if _is_float(v) else v for n, v in rest.items()}
+                base = self.run(self.hand, moving, wide, tangents, "float64")
+                sizes = self.sizes(moving, wide, tangents, base)
+                if dtype == "float64":
+                    got, truth = base, self.truth(moving, wide, tangents)
+                    automatic = self.run(self.automatic, moving, wide, tangents, "float64")
+                    self.compare_oracles(case, automatic, truth, sizes, tallies)
+                else:
+                    got = self.run(self.hand, moving, rest, tangents, dtype)
+                    truth = jax.tree.map(lambda v: (v, np.zeros_like(v)), base)
+                self.compare(case, dtype, got, truth, sizes, tallies)
+
+    def truth(self, moving: Any, rest: Any, tangents: Any) -> Any:
+        """Gradients and Hessians by automatic differentiation of the formula, JVPs by finite differences, exactly."""
+        edges = {n: jax.tree.map(lambda v, n=n: self.inward(n, v), v) for n, v in {**moving, **rest}.items()}
+        at_edge = any(d is not None and np.any(d) for d in jax.tree.leaves(edges))
+        inside = ({n: edges[n] for n in moving}, {n: edges[n] for n in rest}) if at_edge else None
+        unmoved = jax.tree.map(lambda c: None, self.cotangents)
+        gradient, hessian = self.formula.truth(self.cotangents, moving, rest, inward=inside and (unmoved, *inside))
+        still = jax.tree.map(lambda v: None, rest)
+        slopes = {}
+        for name in moving:
+            along = {n: t if n == name else jax.tree.map(np.zeros_like, t) for n, t in tangents.items()}
+            slopes[name] = self.plain.slope((moving, rest), (along, still), inward=inside)
+        return {"gradient": gradient, "jvp": slopes, "hessian": hessian}
+
+    def inward(self, name: str, value: Any) -> Any:
+        """1 or -1 where an argument lies on an edge of its domain and larger or smaller values lie inside."""
+        kind = self.record.domain.kinds.get(name)
+        if kind is None or isinstance(kind, Real) or not _is_float(value):
+            return None
+        if isinstance(kind, Logits):
+            return np.where(np.isinf(value), np.sign(value), 0)
+        upper = (value == 1) if isinstance(kind, Probability) else False
+        return np.where(value == 0, 1, np.where(upper, -1, 0))
+
+    def compare(self, case: Case, dtype: str, got: Any, truth: Any, sizes: Any, tallies: dict[Any, Tally]) -> None:
+        entries = max([1, *(d for v in jax.tree.leaves(case.arrays) for d in np.shape(v))])
+        for order in ORDERS:
+            for argument in got[order]:
+                tally = tallies[argument, order, dtype]
+                tally.cases += 1
+                diverges = not all(_all_finite(truth[o][argument]) for o in ("gradient", "hessian"))
+                paths = jax.tree_util.tree_flatten_with_path(got[order][argument])[0]
+                trues = jax.tree.leaves(truth[order][argument], is_leaf=_is_pair)
+                moves = jax.tree.leaves(sizes[order][argument])
+                for (path, leaf), true, size in zip(paths, trues, moves, strict=True):
+                    if order != "gradient" and diverges:
+                        # 0·∞ where a direction leaves an infinite derivative alone: neither right nor wrong
+                        true = tuple(np.where(np.isfinite(leaf), t, np.nan) for t in true)
+                    place = jax.tree_util.keystr(path)
+                    tally.add(case, place, leaf, true, size, entries, dtype, STEPS[order])
+
+    def compare_oracles(self, case: Case, automatic: Any, truth: Any, sizes: Any, tallies: dict[Any, Tally]) -> None:
+        for order in ORDERS:
+            for argument in automatic[order]:
+                trues = jax.tree.leaves(truth[order][argument], is_leaf=_is_pair)
+                moves = jax.tree.leaves(sizes[order][argument])
+                for leaf, true, size in zip(jax.tree.leaves(automatic[order][argument]), trues, moves, strict=True):
+                    tally = tallies.get((argument, order, "float64"))
+                    if tally is None:
+                        continue
+                    tally.add_automatic(leaf, true, size)
+                    if case.situation == "unit":
+                        far = np.abs(leaf - true[0]) > ORACLES_AGREE * np.maximum(
+                            1e-3, np.maximum(np.abs(true[0]), size)
+                        )
+                        if np.any(far):
+                            tally.problems.append(
+                                f"{shown(case.options)}: automatic differentiation in float64 and the reference differ"
+                            )
+
+
+def _is_pair(node: Any) -> bool:
+    return isinstance(node, tuple) and len(node) == 2 and all(isinstance(n, np.ndarray) for n in node)
+
+
+def _all_finite(truth: Any) -> bool:
+    return all(np.all(np.isfinite(t[0])) for t in jax.tree.leaves(truth, is_leaf=_is_pair))
+
+
+def _is_float(value: Any) -> bool:
+    return jnp.issubdtype(np.asarray(value).dtype, jnp.floating)
+
+
+def _signature(case: Case) -> str:
+    shapes = {n: jax.tree.map(lambda v: (np.shape(v), str(np.asarray(v).dtype)), v) for n, v in case.arrays.items()}
+    return repr((shapes, sorted(case.options.items(), key=lambda item: item[0])))
+
+
+def shown(options: dict[str, Any]) -> str:
+    return "(" + ", ".join(f"{n}={v}" for n, v in options.items()) + ")" if options else ""
+
+
+def time_gradients(record: Record, seed: int) -> tuple[float, float]:
+    """Median run times of the compiled gradient, hand-derived and automatic, in float32, taken in turns."""
+    case = record.domain.case(np.random.default_rng(seed), "unit", record.domain.options[0], **TIMED)
+    arrays = {n: v for n, v in case.cast(np.float32).items() if n not in case.options}
+    moving = jax.device_put({n: arrays[n] for n in record.wrt if n in arrays})
+    rest = jax.device_put({n: v for n, v in arrays.items() if n not in record.wrt})
+    compiled = []
+    for function in (record.function, record.oracle):
+
+        def total(moving: Any, rest: Any, function: Any = function) -> Any:
+            return sum(jnp.sum(v) for v in jax.tree.leaves(function(**moving, **rest, **case.options)))
+
+        compiled.append(jax.jit(jax.grad(total)))
+        jax.block_until_ready(compiled[-1](moving, rest))
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(7):
+        for function, taken in zip(compiled, times, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(function(moving, rest))
+            taken.append(time.perf_counter() - start)
+    return float(np.median(times[0])), float(np.median(times[1]))

@@ -1,0 +1,67 @@
+"""Errors in units in the last place, and the number of them that the library allows.
+
+The accuracy contract: a result of true size t is within K ULP of the truth, K = 4 + |ln t| below 1 and 4 above (an
+argument that is rounded once before exp costs |ln t|/2), plus ``UNDERFLOW``·V·tiny for sums over V entries, tiny being
+the smallest normal number.  Results in 16 bits are computed in float32 and rounded once: 0.51 ULP.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+#: Smallest normal numbers per entry of a sum that underflow and flushing to zero may cost.
+UNDERFLOW = 200
+#: ULP allowed where a 16-bit result is a float32 result, rounded.
+ROUNDED_ONCE = 0.51
+
+
+def spacing(size: Any, dtype: Any) -> np.ndarray:
+    """The distance between neighbouring numbers of ``dtype`` at ``size``, as float64: one ULP.
+
+    Below the smallest normal number it is that of the subnormal numbers. (At the largest number it does not overflow.)
+    """
+    info = jnp.finfo(dtype)
+    size = np.abs(np.asarray(size, np.float64))
+    capped = np.minimum(np.where(np.isnan(size), 0, size), float(info.max))
+    _, exponent = np.frexp(np.maximum(capped, float(info.tiny)))
+    return np.ldexp(1.0, exponent - 1 - info.nmant)
+
+
+def allowed(size: Any) -> np.ndarray:
+    """K of the accuracy contract for results of true size ``size``."""
+    size = np.maximum(np.abs(np.asarray(size, np.float64)), 5e-324)
+    return 4 + np.maximum(0, -np.log(np.where(np.isfinite(size), size, 1)))
+
+
+def tolerance(truth: Any, size: Any, entries: int, dtype: Any) -> np.ndarray:
+    """The error allowed for each element, absolute.
+
+    Args:
+      truth: the true results.
+      size: their sizes: the truth's own, or that of the terms whose difference it is.
+      entries: V, how many entries the function sums over.
+      dtype: what the results are given in.
+    """
+    narrow = jnp.finfo(dtype).bits == 16
+    compute = jnp.float32 if narrow else dtype
+    wide = allowed(truth) * spacing(size, compute) + UNDERFLOW * entries * float(jnp.finfo(compute).tiny)
+    return wide + ROUNDED_ONCE * spacing(truth, dtype) if narrow else wide
+
+
+def deviation(got: Any, high: Any, low: Any, dtype: Any) -> np.ndarray:
+    """|got − truth| with the truth as a sum of two float64 arrays; 0 where both are the same infinity or both NaN.
+
+    Where the truth lies beyond the range of ``dtype``, the infinity of its sign is right.
+    """
+    got, high, low = (np.asarray(a, np.float64) for a in (got, high, low))
+    with np.errstate(all="ignore"):
+        largest = float(jnp.finfo(dtype).max)
+        half_beyond = largest + spacing(largest, dtype) / 2
+        high = np.where(np.isfinite(high) & (np.abs(high) >= half_beyond), np.copysign(np.inf, high), high)
+        error = np.abs((got - high) - np.where(np.isfinite(high), low, 0))
+        same = (got == high) | (np.isnan(got) & np.isnan(high))
+        same &= ~np.isfinite(got)
+        return np.where(same, 0, np.where(np.isnan(error), np.inf, error))
