@@ -1,6 +1,7 @@
 """Cross-entropy for JAX: exact, with every derivative derived by hand and proved."""
 
 from xentjax.activations import logistic, normalized_tanh, softmax
+from xentjax.core.gradient import GradientReport, check_gradient
 from xentjax.core.op import ops
 from xentjax.losses.sigmoid import sigmoid_cross_entropy
 from xentjax.losses.softmax import softmax_cross_entropy
@@ -34,6 +35,7 @@ from xentjax.solvers.status import Status
 
 __all__ = [
     "GradientDescent",
+    "GradientReport",
     "History",
     "LogisticObjective",
     "LogisticParams",
@@ -44,6 +46,7 @@ __all__ = [
     "Status",
     "binary_entropy",
     "binary_entropy_from_logits",
+    "check_gradient",
     "conditional_entropy",
     "cross_entropy",
     "entropy",

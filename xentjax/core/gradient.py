@@ -202,9 +202,9 @@ class _Check:
                 error = rounding_error(automatic, wide)
                 got = self.evaluate(self.under_test(cotangents, np.float64), wide, error, 1.0)
                 if got is not None:
-                    self.compare(
-                        "float64", got[0], expected, [a + b for a, b in zip(error, got[1], strict=True)], np.float64
-                    )
+                    self.along = self.flat(cotangents, wide)
+                    errors = [a + b for a, b in zip(error, got[1], strict=True)]
+                    self.compare("float64", got[0], expected, errors, np.float64)
                     self.differences(wide, got[0])
                     if self.gradient is None:
                         self.forward(cotangents, wide, got[0], error)
