@@ -8,33 +8,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike
 
-from xentjax.core.domains import Domain, Mask, Probabilities
+from xentjax.core.domains import Domain, Probabilities
 from xentjax.core.op import op
 from xentjax.core.policy import require_same_shape
-from xentjax.numerics import (
-    add,
-    along,
-    as_pair,
-    deviance,
-    log,
-    log_quotient,
-    log_ratio,
-    midpoint_deviance,
-    negative,
-    pair_sum,
-    quotient,
-    rounded,
-    sum_along,
-    two_sum,
-    weighted,
-    xlogy,
-)
+from xentjax.measures.entropy import DISTRIBUTION_OPTIONS, Axis
+from xentjax.numerics import along, deviance, log, log_quotient, midpoint_deviance, quotient, sum_along, xlogy
+from xentjax.pairs import add, as_pair, log_ratio, negative, pair_sum, rounded, two_sum, weighted
 
-Axis = int | tuple[int, ...] | None
 _DOMAIN = Domain(
     p=Probabilities("B K"),
     q=Probabilities("B K"),
-    options=({}, {"axis": 0}, {"base": 2}, {"keepdims": True}, {"where": Mask("B K")}),
+    options=DISTRIBUTION_OPTIONS,
 )
 
 
