@@ -8,6 +8,7 @@ from xentjax.losses.softmax import softmax_cross_entropy
 from xentjax.measures.counts import entropy_of_counts, entropy_of_labels
 from xentjax.measures.divergence import cross_entropy, js_divergence, kl_divergence
 from xentjax.measures.entropy import binary_entropy, binary_entropy_from_logits, entropy, perplexity
+from xentjax.measures.generalized import renyi_entropy, tsallis_entropy
 from xentjax.measures.information import mutual_information, total_correlation
 from xentjax.measures.joint import conditional_entropy, joint_entropy
 from xentjax.measures.logits import entropy_from_logits, js_divergence_from_logits, kl_divergence_from_logits
@@ -69,10 +70,12 @@ __all__ = [
     "predict_logits",
     "predict_proba",
     "prediction_gradient",
+    "renyi_entropy",
     "sigmoid_cross_entropy",
     "softmax",
     "softmax_cross_entropy",
     "total_correlation",
+    "tsallis_entropy",
 ]
 
 __version__ = "0.1.0"
