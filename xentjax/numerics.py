@@ -111,7 +111,6 @@ def along(derivative: Any, tangent: Any) -> Any:
     return tangent * jnp.clip(derivative, -largest, largest) * again
 
 
-def sum_along(derivative: Any, tangent: Any, *, axis: Any, **options: Any) -> Any:
-    """Σ derivative·tangent over the axes: how the infinite gradients of a measure act on a tangent."""
-    widened = tangent.astype(derivative.dtype)
-    return jnp.sum(along(derivative, widened), axis=axis, keepdims=True)
+def sum_along(derivative: Any, tangent: Any, axis: Any) -> Any:
+    """Σ derivative·tangent over the axes, which are kept with length 1."""
+    return jnp.sum(along(derivative, tangent), axis=axis, keepdims=True)

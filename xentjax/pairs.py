@@ -120,20 +120,16 @@ def weighted(weight: Any, x: Pair) -> Pair:
 def pair_sum(terms: Any, axis: Any) -> Pair:
     """The sum of floats or of pairs over the axes (None: all), which are kept with length 1.
 
-    Its error is far below the last digit of the largest partial sum, for any number of terms in any order.
+    Its error is far below the last digit of the largest partial sum, for any number of terms in any order. (The pair is
+    settled at every step: a low part left to grow would be a sum with rounding errors of its own.)
     """
     high, low = as_pair(terms)
     axes = tuple(range(high.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     axes = tuple(one % high.ndim for one in axes)
     zero = np.zeros((), high.dtype)
     low = jnp.where(jnp.isfinite(high), low, 0)
-    high, low = jax.lax.reduce((high, low), (zero, zero), _accumulate, axes)
+    high, low = jax.lax.reduce((high, low), (zero, zero), add, axes)
     return jnp.expand_dims(high, axes), jnp.expand_dims(low, axes)
-
-
-def _accumulate(x: Pair, y: Pair) -> Pair:
-    high, low = two_sum(x[0], y[0])
-    return high, low + (x[1] + y[1])
 
 
 def _settled(high: Any, low: Any) -> Pair:

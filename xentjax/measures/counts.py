@@ -108,9 +108,6 @@ def _(saved: Any, counts: Any, correction: Any, *, axis: Any) -> Any:
     return (rounded(add(surprise, negative(plain))) - bias) / total
 
 
-entropy_of_counts.pushforward("counts")(sum_along)
-
-
 @entropy_of_counts.second
 def _(tangents: dict[str, Any], active: tuple[str, ...], counts: Any, correction: Any, *, axis: Any) -> Any:
     # g_c = (l_c - E)/N with l_c = log(N/n_c), E = H + the bias:  dl_c = T/N - t_c/n_c,  dE = ⟨g, t⟩.

@@ -12,7 +12,7 @@ from xentjax.core.domains import Domain, Probabilities
 from xentjax.core.op import op
 from xentjax.core.policy import require_same_shape
 from xentjax.measures.entropy import DISTRIBUTION_OPTIONS, Axis
-from xentjax.numerics import along, deviance, log, log_quotient, midpoint_deviance, quotient, sum_along, xlogy
+from xentjax.numerics import along, deviance, log, log_quotient, midpoint_deviance, quotient, xlogy
 from xentjax.pairs import add, as_pair, log_ratio, negative, pair_sum, rounded, two_sum, weighted
 
 _DOMAIN = Domain(
@@ -95,10 +95,6 @@ def _(saved: None, p: Any, q: Any, *, axis: Any) -> Any:
 @cross_entropy.partial("q")
 def _(saved: None, p: Any, q: Any, *, axis: Any) -> Any:
     return -_ratio(p, q)
-
-
-for _name in ("p", "q"):
-    cross_entropy.pushforward(_name)(sum_along)
 
 
 @cross_entropy.second
@@ -199,10 +195,6 @@ def _(saved: None, p: Any, q: Any, *, axis: Any) -> Any:
     return -_ratio(p, q)
 
 
-for _name in ("p", "q"):
-    kl_divergence.pushforward(_name)(sum_along)
-
-
 @kl_divergence.second
 def _(tangents: dict[str, Any], active: tuple[str, ...], p: Any, q: Any, *, axis: Any) -> Any:
     moved = jnp.zeros_like(p)
@@ -274,10 +266,6 @@ def _(saved: None, p: Any, q: Any, *, axis: Any) -> Any:
 @js_divergence.partial("q")
 def _(saved: None, p: Any, q: Any, *, axis: Any) -> Any:
     return _half_log_share(q, p)
-
-
-for _name in ("p", "q"):
-    js_divergence.pushforward(_name)(sum_along)
 
 
 @js_divergence.second

@@ -98,9 +98,6 @@ def _(saved: None, p: Any, *, axis: Any) -> Any:
     return entropy_gradient(p)
 
 
-entropy.pushforward("p")(sum_along)
-
-
 @entropy.second
 def _(tangents: dict[str, Any], active: tuple[str, ...], p: Any, *, axis: Any) -> Any:
     return (-along(1 / p, tangents["p"]),)
@@ -140,9 +137,6 @@ def _(p: Any, *, axis: Any) -> Any:
 @perplexity.partial("p")
 def _(value: Any, p: Any, *, axis: Any) -> Any:
     return value * entropy_gradient(p)
-
-
-perplexity.pushforward("p")(sum_along)
 
 
 @perplexity.second
@@ -205,9 +199,6 @@ def _(saved: None, p: Any) -> Any:
     near = jnp.abs(p - 0.5) <= 0.25
     middle = jnp.log1p((1 - 2 * p) / jnp.where(near, p, 0.5))
     return jnp.where(near, middle, jnp.log1p(-p) - log(p))
-
-
-binary_entropy.pushforward("p")(along)
 
 
 @binary_entropy.second

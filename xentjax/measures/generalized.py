@@ -117,9 +117,6 @@ def _(saved: Any, p: Any, alpha: Any, *, axis: Any) -> Any:
     return _for_order(b, entropy_gradient(p), gradient)
 
 
-renyi_entropy.pushforward("p")(sum_along)
-
-
 @renyi_entropy.second
 def _(tangents: dict[str, Any], active: tuple[str, ...], p: Any, alpha: Any, *, axis: Any) -> Any:
     # With w = p^(α-1)/S the gradient is α/(1-α)·w, and dw_i = w_i ((α-1) t_i/p_i - α Σ_j w_j t_j).
@@ -195,9 +192,6 @@ def _(logarithm: Any, p: Any, alpha: Any, *, axis: Any) -> Any:
     gradient = (-1 - 1 / b) * _exp(_times(excess_order, logarithm))
     gradient = jnp.where(p == 0, _gradient_at_zero(b), jnp.where(jnp.isinf(b) & (p == 1), -jnp.inf, gradient))
     return _for_order(b, entropy_gradient(p), gradient)
-
-
-tsallis_entropy.pushforward("p")(sum_along)
 
 
 @tsallis_entropy.second

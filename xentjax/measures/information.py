@@ -12,7 +12,7 @@ from jaxtyping import ArrayLike
 from xentjax.core.domains import Domain, JointTable, Mask
 from xentjax.core.op import op
 from xentjax.measures.joint import TABLE_OPTIONS, require_two_axes, variables
-from xentjax.numerics import along, sum_along, xlogx, xlogy
+from xentjax.numerics import along, xlogx, xlogy
 from xentjax.pairs import (
     add,
     as_pair,
@@ -96,9 +96,6 @@ def _(saved: Any, joint: Any, *, axis: Any) -> Any:
     return _dependence_gradient(saved, joint, axis)
 
 
-mutual_information.pushforward("joint")(sum_along)
-
-
 @mutual_information.second
 def _(tangents: dict[str, Any], active: tuple[str, ...], joint: Any, *, axis: Any) -> Any:
     return (_dependence_second(tangents["joint"], joint, axis),)
@@ -168,9 +165,6 @@ def _(joint: Any, *, axis: Any) -> Any:
 @total_correlation.partial("joint")
 def _(saved: Any, joint: Any, *, axis: Any) -> Any:
     return _dependence_gradient(saved, joint, axis)
-
-
-total_correlation.pushforward("joint")(sum_along)
 
 
 @total_correlation.second

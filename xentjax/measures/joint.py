@@ -12,7 +12,7 @@ from xentjax.core.domains import Domain, JointTable, Mask
 from xentjax.core.op import op
 from xentjax.core.policy import require_axis
 from xentjax.measures.entropy import entropy_gradient, entropy_pair
-from xentjax.numerics import along, sum_along, xlogx, xlogy
+from xentjax.numerics import along, xlogx, xlogy
 from xentjax.pairs import log_ratio, pair_sum, rounded, weighted
 
 TABLE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"base": 2}, {"keepdims": True}, {"where": Mask("B J K")})
@@ -65,9 +65,6 @@ def _(joint: Any, *, axis: Any) -> Any:
 @joint_entropy.partial("joint")
 def _(saved: None, joint: Any, *, axis: Any) -> Any:
     return entropy_gradient(joint)
-
-
-joint_entropy.pushforward("joint")(sum_along)
 
 
 @joint_entropy.second
@@ -144,9 +141,6 @@ def _(surprise: Any, joint: Any, *, axis: Any) -> Any:
     # ∂/∂P_xy of Σ_x r log r - Σ P log P:  (log r_x + 1) - (log P_xy + 1).
     empty = jnp.max(joint, axis=axis[1], keepdims=True) == 0
     return jnp.where(empty, 0, rounded(surprise))
-
-
-conditional_entropy.pushforward("joint")(sum_along)
 
 
 @conditional_entropy.second
