@@ -7,9 +7,16 @@ from xentjax.losses.sigmoid import sigmoid_cross_entropy
 from xentjax.losses.softmax import softmax_cross_entropy
 from xentjax.measures.counts import entropy_of_counts, entropy_of_labels
 from xentjax.measures.divergence import cross_entropy, js_divergence, kl_divergence
-from xentjax.measures.entropy import binary_entropy, binary_entropy_from_logits, entropy, perplexity
+from xentjax.measures.entropy import (
+    binary_entropy,
+    binary_entropy_from_logits,
+    entropy,
+    entropy_of_counts,
+    entropy_of_labels,
+    perplexity,
+)
 from xentjax.measures.generalized import renyi_entropy, tsallis_entropy
-from xentjax.measures.information import mutual_information, total_correlation
+from xentjax.measures.information import conditional_entropy, joint_entropy, mutual_information, total_correlation
 from xentjax.measures.joint import conditional_entropy, joint_entropy
 from xentjax.measures.logits import entropy_from_logits, js_divergence_from_logits, kl_divergence_from_logits
 from xentjax.models.closed_form import logistic_gradient, logistic_hessian, logistic_hvp
@@ -28,6 +35,7 @@ from xentjax.solvers.minimize import History, Solution, Solver, iterate, minimiz
 from xentjax.solvers.objective import Objective
 from xentjax.solvers.optax import Optax
 from xentjax.solvers.status import Status
+from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train_minibatch
 
 __all__ = [
     "GradientDescent",
@@ -35,6 +43,7 @@ __all__ = [
     "History",
     "LogisticObjective",
     "LogisticParams",
+    "MinibatchResult",
     "Objective",
     "Optax",
     "Solution",
@@ -50,6 +59,7 @@ __all__ = [
     "entropy_of_counts",
     "entropy_of_labels",
     "iterate",
+    "iterate_minibatch",
     "joint_entropy",
     "js_divergence",
     "js_divergence_from_logits",
@@ -75,6 +85,7 @@ __all__ = [
     "softmax",
     "softmax_cross_entropy",
     "total_correlation",
+    "train_minibatch",
     "tsallis_entropy",
 ]
 

@@ -117,7 +117,7 @@ class LogisticObjective:
 
         With unit roundoff u and independent roundings: :math:`u\,|x_{ik} w_k|` in the logits, which the slope of the
         prediction hands on; u in each term :math:`p_i r_i x_{ij}` of the sum over the rows, and in its partial sums
-        (64 of them, each over n/64 rows). A tolerance below it cannot be tested.
+        (64 of them, each over n/64 rows). Twice the sum of those: a tolerance below it cannot be tested.
         """
         a, _ = closed_form.prepare("gradient_error", params, self.x, self.y, self.l2, self.weights)
         rows = _rows.evaluate(a.params, a.x, a.y, a.weights)
@@ -131,7 +131,9 @@ class LogisticObjective:
         terms = _rows.scale(share, _rows.scale(share, terms))
         columns = jnp.sum(terms[:, None] * x * x, axis=0)
         error = jnp.sqrt(jnp.maximum(jnp.max(columns, initial=0), jnp.sum(terms)))
-        return jnp.finfo(x.dtype).eps / 2 * (error + a.l2 * jnp.max(largest, initial=0))
+        gradient = jnp.abs(_rows.back(rows.share, rows.residual, x)[0])
+        error = error + jnp.max(gradient, initial=0) * np.sqrt(1 + x.shape[0] / 64)
+        return jnp.finfo(x.dtype).eps * (error + a.l2 * jnp.max(largest, initial=0))
 
 
 def _over_classes(rows: Any) -> Any:
