@@ -7,16 +7,9 @@ from xentjax.losses.sigmoid import sigmoid_cross_entropy
 from xentjax.losses.softmax import softmax_cross_entropy
 from xentjax.measures.counts import entropy_of_counts, entropy_of_labels
 from xentjax.measures.divergence import cross_entropy, js_divergence, kl_divergence
-from xentjax.measures.entropy import (
-    binary_entropy,
-    binary_entropy_from_logits,
-    entropy,
-    entropy_of_counts,
-    entropy_of_labels,
-    perplexity,
-)
+from xentjax.measures.entropy import binary_entropy, binary_entropy_from_logits, entropy, perplexity
 from xentjax.measures.generalized import renyi_entropy, tsallis_entropy
-from xentjax.measures.information import conditional_entropy, joint_entropy, mutual_information, total_correlation
+from xentjax.measures.information import mutual_information, total_correlation
 from xentjax.measures.joint import conditional_entropy, joint_entropy
 from xentjax.measures.logits import entropy_from_logits, js_divergence_from_logits, kl_divergence_from_logits
 from xentjax.models.closed_form import logistic_gradient, logistic_hessian, logistic_hvp
