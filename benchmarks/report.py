@@ -60,15 +60,25 @@ def name(row: Row) -> str:
     return f"{row['record']}, {row['variant']}" if row["variant"] else row["record"]
 
 
-def peer(row: Row) -> str | None:
-    """The implementation that ours replaces: the first of the JAX peers. torch is a bystander, it has other threads."""
-    return next((n for n in row["implementations"] if n not in (*NOT_PEERS, "torch")), None)
+def peer(row: Row) -> str:
+    """What ours replaces: the first of the JAX peers, else the plain formula (torch is a bystander)."""
+    return next((n for n in row["implementations"] if n not in (*NOT_PEERS, "torch")), NOT_PEERS[1])
 
 
-def ratio(row: Row) -> float | None:
+def ratio(row: Row) -> float:
     """Our time over the peer's, the median over rounds."""
-    other = peer(row)
-    return None if other is None else row["implementations"][other]["ours_over_this"]
+    return row["implementations"][peer(row)]["ours_over_this"]
+
+
+def shown(row: Row) -> str:
+    """The function as code, its variant as text."""
+    return f"`{row['record']}`" + (f", {row['variant']}" if row["variant"] else "")
+
+
+def split(results: Results) -> tuple[list[Row], list[Row]]:
+    """The rows of the functions that are measured on both kinds of batches, which replace others', and the rest."""
+    both = {name(row) for row in results.rows if row["batch"] == "dominated"}
+    return [row for row in results.rows if name(row) in both], [row for row in results.rows if name(row) not in both]
 
 
 def width(row: Row) -> int | None:
@@ -76,10 +86,11 @@ def width(row: Row) -> int | None:
 
 
 def by(rows: Iterable[Row], *keys: str) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
-    """Rows grouped by keys, in the order of first rows; the key ``"name"`` stands for record and variant."""
+    """Rows grouped by keys, in the order of first rows; ``"name"`` stands for record and variant."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
+    named = {"name": name, "shown": shown}
     for row in rows:
-        groups.setdefault(tuple(name(row) if k == "name" else row[k] for k in keys), []).append(row)
+        groups.setdefault(tuple(named[k](row) if k in named else row[k] for k in keys), []).append(row)
     yield from groups.items()
 
 
@@ -149,14 +160,16 @@ def mebibytes(count: float) -> str:
 
 def readme_section(results: Results) -> str:
     """The README's part for one device: what exactness costs against the function that it replaces."""
-    both_kinds = {name(row) for row in results.rows if row["batch"] == "dominated"}
-    compared = [row for row in results.rows if peer(row) and name(row) in both_kinds]
+    compared, others = split(results)
     parts = [f"**{results.machine['device']}**: {machine_line(results.machine)}"]
     for batch, rows in by(compared, "batch"):
         parts.append(f"{batch[0].capitalize()} batches, our time over the peer's, value / value_and_grad:")
         parts.append(ratio_table(rows))
-    parts.append(cost_of_exactness(compared))
-    parts.append(memory_sentence(compared))
+    if compared:
+        parts += [cost_of_exactness(compared), memory_sentence(compared)]
+    if others:
+        parts.append("The other functions, our time over the peer's, value / value_and_grad:")
+        parts.append(others_table(others))
     folder = f"benchmarks/results/{results.machine['device']}"
     parts.append(
         f"All rows, with times, shares of the machine's rates and memory: [{folder}/core.md]({folder}/core.md)."
@@ -168,43 +181,55 @@ def ratio_table(rows: list[Row]) -> str:
     """One line for each function and dtype, one column for each number of classes."""
     widths = sorted({w for row in rows if (w := width(row)) is not None})
     lines = []
-    for (function, dtype), group in by(rows, "name", "dtype"):
-        cells = []
-        for one in widths:
-            found = {row["mode"]: ratio(row) for row in group if width(row) in (one, None)}
-            cells.append(" / ".join(f"{found[m]:.2f}" for m in MODES if found.get(m) is not None) or "–")
-        if all(width(row) is None for row in group):
-            cells = [cells[0], *("″" for _ in widths[1:])] if widths else []
-        lines.append(
-            [f"`{function.split(',')[0]}`{function[len(function.split(',')[0]) :]}", str(peer(group[0])), dtype, *cells]
-        )
+    for (function, dtype), group in by(rows, "shown", "dtype"):
+        cells = [both_modes([row for row in group if width(row) == one]) for one in widths]
+        if widths and not any(width(row) for row in group):  # elementwise: one size stands for all
+            cells[0] = both_modes(group)
+        lines.append([function, peer(group[0]), dtype, *cells])
     return table(["function", "peer", "dtype", *(f"V = {w:,}" for w in widths)], lines)
+
+
+def others_table(rows: list[Row]) -> str:
+    """One line for each function, at 1,024 classes where the number varies."""
+    lines = []
+    for (function,), group in by(rows, "shown"):
+        chosen = [row for row in group if width(row) == 1024] or group
+        cells = [both_modes([row for row in chosen if row["dtype"] == dtype]) for dtype in ("float32", "bfloat16")]
+        sizes = " ".join(f"{n}={size}" for n, size in chosen[0]["sizes"].items())
+        lines.append([function, peer(chosen[0]), sizes, *cells])
+    return table(["function", "peer", "sizes", "float32", "bfloat16"], lines)
+
+
+def both_modes(rows: list[Row]) -> str:
+    found = {row["mode"]: ratio(row) for row in rows}
+    return " / ".join(f"{found[mode]:.2f}" for mode in MODES if mode in found) or "–"
 
 
 def cost_of_exactness(rows: list[Row]) -> str:
     """What exactness costs, in one sentence: the geometric mean of our time over the peer's, and the worst."""
     sentences = []
     for (batch, mode), group in by(rows, "batch", "mode"):
-        ratios = {r: row for row in group if (r := ratio(row)) is not None}
-        worst = max(ratios)
-        where = f"{name(ratios[worst])}, {ratios[worst]['dtype']}, V = {width(ratios[worst]) or 'none'}"
-        mean = statistics.geometric_mean([r for row in group if (r := ratio(row)) is not None])
-        sentences.append(f"{batch}, {mode}: {mean:.2f}× on average, {worst:.2f}× at worst ({where})")
+        worst = max(group, key=ratio)
+        mean = statistics.geometric_mean([ratio(row) for row in group])
+        sentences.append(f"{batch}, {mode}: {mean:.2f}× on average, {ratio(worst):.2f}× at worst ({place(worst)})")
     return "What exactness costs in time: " + "; ".join(sentences) + "."
+
+
+def place(row: Row) -> str:
+    return f"{name(row)}, {row['dtype']}" + (f", V = {width(row)}" if width(row) else "")
 
 
 def memory_sentence(rows: list[Row]) -> str:
     """The largest temporary memory that ours takes beyond the peer's."""
     extra = {}
     for row in rows:
-        implementations = row["implementations"]
-        extra[implementations["xentjax"]["temp_bytes"] - implementations[peer(row)]["temp_bytes"]] = row
-    most = max(extra)
-    row = extra[most]
+        taken = {n: i["temp_bytes"] for n, i in row["implementations"].items() if "temp_bytes" in i}
+        extra[taken["xentjax"] - taken[peer(row)]] = row
+    most, least = max(extra), min(extra)
     return (
-        f"In temporary memory: at most {mebibytes(max(most, 0))} MiB more than the peer "
-        f"({name(row)}, {row['dtype']}, {row['mode']}, V = {width(row) or 'none'}); "
-        f"{mebibytes(-min(extra))} MiB less at best."
+        f"In temporary memory, beside the peer: from {mebibytes(least)} MiB "
+        f"({place(extra[least])}, {extra[least]['mode']}) to {mebibytes(most)} MiB "
+        f"({place(extra[most])}, {extra[most]['mode']})."
     )
 
 
@@ -218,7 +243,7 @@ def plot(results: Results, folder: pathlib.Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    compared = [row for row in results.rows if peer(row) and width(row)]
+    compared = [row for row in split(results)[0] if width(row)]
     if compared:
         groups = list(by(compared, "name"))
         figure, axes = pyplot.subplots(
