@@ -168,7 +168,7 @@ def _binary_hessian(a: _Arguments) -> LogisticParams:
 def _multiclass_hessian(a: _Arguments) -> LogisticParams:
     rows = _rows.evaluate(a.params, a.x, a.y, a.weights)
     x = _rows.only(rows.keep, a.x)
-    n, d, k = *x.shape, rows.logits.shape[1]
+    (n, d), k = x.shape, rows.logits.shape[1]
     slope = _rows.softmax_slope(rows.logits)
     mass = _mass(a)
     slope = _valid(rows, slope if mass is None else mass[:, :, None] * slope)

@@ -257,7 +257,7 @@ def logistic_loss(
     """
     weights = jnp.ones(x.shape[0], x.dtype) if weights is None else weights  # type: ignore[union-attr]
     # A row of weight 0 may hold anything: what is not finite there does not count.
-    keep = (weights != 0)[:, None]
+    keep = jnp.asarray(weights != 0)[:, None]
     x = jnp.where(keep | jnp.isfinite(x), x, 0)
     z = jnp.matmul(x, params.weights) + params.bias
     target = _rows.targets(y, z)

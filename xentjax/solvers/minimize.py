@@ -215,7 +215,7 @@ def _advance(static: Any, data: Any, state: _State, tol: Any, max_steps: int, li
         point, inside = solver.step(objective, state.point, state.solver)
         norm = largest_component(point.gradient)
         here = jnp.arange(size) == (state.step + 1) % size
-        recorded = {
+        recorded: dict[str, Any] = {
             "values": jnp.where(here, point.value, state.values),
             "norms": jnp.where(here, norm, state.norms),
         }
@@ -260,7 +260,7 @@ def _moved(before: Any, after: Any) -> Any:
     def moved(a: Any, b: Any) -> Any:
         return jnp.any(jnp.abs(b - a) > 8 * jnp.finfo(a.dtype).eps * jnp.abs(b))
 
-    return functools.reduce(jnp.logical_or, map(moved, jax.tree.leaves(before), jax.tree.leaves(after)), False)
+    return jax.tree.reduce(lambda a, b: a | b, jax.tree.map(moved, before, after), False)
 
 
 def _finite(value: Any, norm: Any) -> Any:

@@ -78,7 +78,8 @@ def evaluate(objective: Any, params: Any) -> Point:
         raise ValueError(
             f"minimize: objective must return a real scalar, got shape {value.shape} and dtype {value.dtype}"
         )
-    if jax.tree.structure(gradient) != jax.tree.structure(params):
+    structures: Any = [jax.tree.structure(gradient), jax.tree.structure(params)]
+    if structures[0] != structures[1]:
         raise ValueError(
             f"minimize: the objective's gradient has the structure {jax.tree.structure(gradient)}, "
             f"but needs that of params, {jax.tree.structure(params)}"
@@ -118,7 +119,7 @@ def value_function(objective: Any) -> Callable[[Any], Any]:
     @value.defjvp
     def _(primals: Any, tangents: Any) -> Any:
         point = evaluate(objective, *primals)
-        terms = jax.tree.leaves(jax.tree.map(lambda g, t: jnp.sum(g * t), point.gradient, *tangents))
-        return point.value, sum(terms[1:], terms[0]).astype(point.value.dtype)
+        terms = jax.tree.map(lambda g, t: jnp.sum(g * t), point.gradient, *tangents)
+        return point.value, jax.tree.reduce(jnp.add, terms).astype(point.value.dtype)
 
     return value
