@@ -246,21 +246,35 @@ def binary_entropy_from_logits(
     return -xlogx(p) - xlogx(q)
 
 
+#: From here on e² is below the last digit of e, so that H = e·(1 + a), and e is taken as two factors: it may be too
+#: small for the format where a·e is not.
+_FAR, _FACTOR = 32.0, 16.0
+
+
+def _far_exponential(a: Any, factor: Any) -> Any:
+    """factor·e^-a for a > 16, rounded to 0 only where the product is too small."""
+    shifted = jnp.exp(_FACTOR - a)
+    return jnp.where(shifted == 0, 0, factor * shifted) * np.exp(-_FACTOR).astype(a.dtype)
+
+
 @binary_entropy_from_logits.value
 def _(logit: Any) -> Any:
     a = jnp.abs(logit)
     e = jnp.exp(-a)
-    return jnp.log1p(e) + jnp.where(e == 0, 0, a * (e / (1 + e))), e
+    near = jnp.log1p(e) + jnp.where(e == 0, 0, a * (e / (1 + e)))
+    return jnp.where(a > _FAR, _far_exponential(a, 1 + a), near), e
 
 
 @binary_entropy_from_logits.partial("logit")
 def _(e: Any, logit: Any) -> Any:
-    return jnp.where(e == 0, 0, -logit * (e / ((1 + e) * (1 + e))))
+    near = jnp.where(e == 0, 0, -logit * (e / ((1 + e) * (1 + e))))
+    a = jnp.abs(logit)
+    return jnp.where(a > _FAR, _far_exponential(a, -logit), near)
 
 
 @binary_entropy_from_logits.second
 def _(tangents: dict[str, Any], active: tuple[str, ...], logit: Any) -> Any:
     a = jnp.abs(logit)
     e = jnp.exp(-a)
-    curvature = e / ((1 + e) * (1 + e)) * (a * ((1 - e) / (1 + e)) - 1)
-    return (tangents["logit"] * jnp.where(e == 0, 0, curvature),)
+    near = e / ((1 + e) * (1 + e)) * (a * ((1 - e) / (1 + e)) - 1)
+    return (tangents["logit"] * jnp.where(a > _FAR, _far_exponential(a, a - 1), near),)
