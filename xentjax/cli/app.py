@@ -1,0 +1,177 @@
+"""The commands: thin, each calls one job of the library, shows its progress and prints its result."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import typer
+
+from xentjax.cli import report
+from xentjax.core.check import check_records
+from xentjax.core.op import ops
+from xentjax.training.config import FitConfig, TutorialConfig
+from xentjax.training.config_file import read_config
+from xentjax.training.errors import UserError, did_you_mean
+from xentjax.training.job import fit as run_fit
+from xentjax.training.many import fit_grid
+from xentjax.training.predict import write_predictions
+from xentjax.training.run_folder import reserve, whole_folder
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Cross-entropy for JAX: exact, with every derivative derived by hand and proved.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+# A mistake on the command line itself; typer brings its own click, or uses the one that is installed.
+_UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the config: --set solver.step_size=0.5"),
+]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return the exit status. Every mistake of the user's is one line on stderr."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("xentjax", list(arguments) or ["--help"]) as context:
+            status = command.invoke(context)
+        return status if isinstance(status, int) else 0
+    except typer.Exit as done:
+        return done.exit_code
+    except UserError as error:
+        print(f"xentjax: {error}", file=sys.stderr)
+    except _UsageError as error:
+        print(f"xentjax: {' '.join(error.format_message().split())}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("xentjax: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 2
+
+
+@app.command()
+def fit(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="TOML file that says what to fit, and how", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option(help="Run folder to write (default: runs/<name of the config>)")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run folder if it exists")] = False,
+    override: Set = None,
+) -> int:
+    """Train a model and write a run folder; Ctrl-C stops early and still writes it."""
+    settings = read_config(config, override or [], FitConfig)
+    folder = out or Path("runs") / settings.name
+    reserve(folder, force)
+    return _fit_many(settings, folder, force) if settings.many else _fit_one(settings, folder, force)
+
+
+def _fit_one(settings: FitConfig, folder: Path, force: bool) -> int:
+    with report.training_progress(settings.name) as progress:
+        fitted = run_fit(settings, progress)
+    from xentjax import plots
+
+    with whole_folder(folder, force) as temporary:
+        fitted.write(temporary)
+        plots.draw_run(fitted, temporary)
+    report.print_fit(fitted, folder)
+    return INTERRUPTED if fitted.status == "interrupted" else 0
+
+
+def _fit_many(settings: FitConfig, folder: Path, force: bool) -> int:
+    with report.waiting("fitting the grid"):
+        grid = fit_grid(settings)
+    from xentjax import plots
+
+    with whole_folder(folder, force) as temporary:
+        grid.write(temporary)
+        plots.draw_grid(grid, temporary)
+    report.print_grid(grid, folder)
+    return 0
+
+
+@app.command()
+def predict(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a fit", show_default=False)],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="CSV or Parquet file with the features", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option(help="CSV or Parquet file to write (default: CSV on stdout)")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists")] = False,
+    delimiter: Annotated[str | None, typer.Option(help="Between the cells of DATA (default: as in training)")] = None,
+) -> None:
+    """Write the probability of each class, and the most probable one, for each row of DATA."""
+    rows = write_predictions(run_folder, data, out, force=force, delimiter=delimiter)
+    if out is not None:
+        report.say(f"{rows} predictions in {out}")
+
+
+@app.command()
+def figures(
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="CONFIG", help="TOML file with the models (default: configs/tutorial.toml, if it is there)"
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write the pictures to")] = Path("figures"),
+    override: Set = None,
+) -> None:
+    """Draw the figures of the tutorial, each as PNG and SVG."""
+    from xentjax.figures import draw_figures
+
+    draw_figures(
+        read_config(_tutorial(config), override or [], TutorialConfig), out, lambda path: report.say(str(path))
+    )
+
+
+def _tutorial(config: Path | None) -> Path | None:
+    default = Path("configs/tutorial.toml")
+    return config or (default if default.exists() else None)
+
+
+@app.command()
+def info() -> None:
+    """Show devices, versions, and which extras are installed."""
+    report.print_info()
+
+
+@app.command()
+def check(
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Check this function only (repeatable)")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Platform to check on: cpu, gpu or tpu")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+) -> int:
+    """Compare every hand-derived derivative with automatic differentiation; status 1 if one fails."""
+    names = _records(only)
+    _require_device(device)
+    with report.counting("checking", len(names)) as advance:
+        table = check_records(names, device, on_rows=lambda rows: advance(rows[0].record if rows else ""))
+    print(table.to_json() if as_json else table)
+    return 0 if table.passed else 1
+
+
+def _records(only: Sequence[str] | None) -> list[str]:
+    known = [record.name for record in ops()]
+    for name in only or []:
+        if name not in known:
+            raise UserError(f"--only {name}: no such function{did_you_mean(name, known)}")
+    return list(only or known)
+
+
+def _require_device(device: str | None) -> None:
+    if device is not None:
+        try:
+            jax.devices(device)
+        except RuntimeError as error:
+            raise UserError(f"--device {device}: is not available here ({error})") from error

@@ -1,0 +1,263 @@
+"""Pictures of training runs (loss curve, confusion matrix, calibration, grid of fits), and the style of all figures.
+
+Every function returns a matplotlib figure and touches no global state: no pyplot, no backend, no window. :func:`save`
+writes it, the same bytes for the same picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from xentjax.training.evaluation import Calibration
+from xentjax.training.job import Fitted
+from xentjax.training.many import Grid
+
+Array = np.ndarray[Any, Any]
+P = ParamSpec("P")
+
+#: Told apart by people who do not see all colours too (Okabe and Ito 2008), and used in this order.
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9"
+PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+INK, QUIET = "#222222", "#767676"
+
+_STYLE: dict[str, Any] = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(color=PALETTE),
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "text.color": INK,
+    "lines.linewidth": 2.0,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 160,
+    "svg.hashsalt": "xentjax",
+}
+
+
+def _settings() -> Any:
+    return {**dict(matplotlib.rcParamsDefault.items()), **_STYLE}
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in the style of this library, whatever matplotlib is set to otherwise."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(_settings()):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write the figure in the format that the path's ending names, without a date in it."""
+    path = Path(path)
+    metadata: dict[str, Any] = {".png": {"Software": None}, ".svg": {"Date": None}}.get(path.suffix, {})
+    with matplotlib.rc_context(_settings()):
+        figure.savefig(path, metadata=metadata)
+
+
+def bits_axis(axes: Axes) -> None:
+    """A second scale on the right, in bits, for an axis in nats."""
+    right = axes.secondary_yaxis("right", functions=(lambda nats: nats / np.log(2), lambda bits: bits * np.log(2)))
+    right.spines["right"].set_visible(True)
+    right.set_ylabel("[bits]")
+
+
+def step_axis(axes: Axes, last: int) -> None:
+    """Steps on a logarithmic scale that begins with 0: most happens in the first ones."""
+    axes.set_xscale("symlog", linthresh=1, linscale=0.3)
+    axes.set_xlim(0, last)
+    axes.xaxis.set_major_formatter(_plain_number)
+
+
+def plain_log_ticks(axis: Axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2, 5, 10, ..., written out."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(_plain_number)
+    axis.set_minor_formatter(NullFormatter())
+
+
+_plain_number = FuncFormatter(lambda value, _: f"{value:g}")
+
+
+def legend_above(axes: Axes, columns: int = 4, **options: Any) -> None:
+    """The legend in a row above the axes, where there is no data."""
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, borderaxespad=0.2, columnspacing=1.4, **options
+    )
+
+
+def draw_run(fitted: Fitted, folder: Path) -> None:
+    """The three pictures of a run: ``loss.png``, ``confusion.png`` and ``reliability.png``, on the test examples."""
+    shown, part = (fitted.train, "training") if fitted.test is None else (fitted.test, "test")
+    examples = f"{shown.examples} {part} examples"
+    name = fitted.config.name
+    entropy = fitted.train.entropy_of_labels
+    loss = loss_curve(fitted.steps, fitted.value, fitted.gradient_norm, title=name, entropy_of_labels=entropy)
+    confusion = confusion_matrix(shown.confusion, fitted.model.classes, title=f"{name}: {examples}")
+    reliability = reliability_diagram(shown.calibration, title=f"{name}: {examples}")
+    for figure, file in ((loss, "loss.png"), (confusion, "confusion.png"), (reliability, "reliability.png")):
+        save(figure, folder / file)
+
+
+def draw_grid(grid: Grid, folder: Path) -> None:
+    """The picture of a grid of runs: ``grid.png``."""
+    train, test = grid.cross_entropy(grid.train), grid.cross_entropy(grid.test) if grid.test else None
+    title = f"{grid.config.name}: {grid.status.size} fits"
+    save(grid_of_fits(grid.many.step_sizes, grid.history, train, test, title=title), folder / "grid.png")
+
+
+# -- one run -----------------------------------------------------------------------------------------------------------
+
+
+@styled
+def loss_curve(steps: Array, loss: Array, gradient_norm: Array, *, title: str, entropy_of_labels: float) -> Figure:
+    """The objective in nats and the largest gradient component against the step.
+
+    The dotted line is the entropy of the labels: what a model that only knows how frequent the classes are would reach.
+    """
+    figure = Figure(figsize=(7, 6))
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    marker = "o" if len(steps) < 30 else None
+    top.plot(steps, loss, color=BLUE, marker=marker, markersize=4)
+    top.axhline(entropy_of_labels, color=QUIET, linestyle=":", linewidth=1.5)
+    top.annotate(
+        "entropy of the labels", (1, entropy_of_labels), xycoords=("axes fraction", "data"), xytext=(-2, 4),
+        textcoords="offset points", ha="right", color=QUIET, fontsize=10,
+    )  # fmt: skip
+    top.set_title(title)
+    top.set_ylabel("training objective [nats]")
+    top.set_ylim(0, 1.08 * max(entropy_of_labels, float(np.max(loss, initial=0, where=np.isfinite(loss)))))
+    bits_axis(top)
+    bottom.plot(steps, gradient_norm, color=VERMILION, marker=marker, markersize=4)
+    positive = gradient_norm[np.isfinite(gradient_norm) & (gradient_norm > 0)]
+    if len(positive):
+        bottom.set_yscale("log")
+    bottom.set_ylabel("largest gradient\ncomponent [nats]")
+    bottom.set_xlabel("step")
+    if steps[-1] > 100:
+        step_axis(bottom, steps[-1])
+    else:
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+        bottom.margins(x=0.01)
+    return figure
+
+
+@styled
+def confusion_matrix(counts: Array, classes: Sequence[str], *, title: str) -> Figure:
+    """How often each true class (row) was predicted as each class (column), coloured by the share of its row."""
+    k = len(classes)
+    side = min(max(4.2, 1.8 + 0.52 * k), 14)
+    figure = Figure(figsize=(side + 0.9, side))
+    axes = figure.subplots()
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if k <= 30:
+        slanted = max(map(len, classes)) > 3 and k > 4
+        axes.set_xticks(range(k), classes, rotation=45 if slanted else 0, ha="right" if slanted else "center")
+        axes.set_yticks(range(k), classes)
+        for i, j in np.argwhere(counts > 0):
+            axes.text(j, i, str(counts[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.5 else INK)
+    axes.tick_params(length=0)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class").outline.set_visible(False)  # type: ignore[operator]
+    return figure
+
+
+@styled
+def reliability_diagram(calibration: Calibration, *, title: str) -> Figure:
+    """Accuracy against confidence in each bin of confidence, over how many predictions fall in it.
+
+    A calibrated model lies on the diagonal. Bins without a prediction are left out.
+    """
+    figure = Figure(figsize=(6, 6.4))
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
+    count, confidence, accuracy = calibration.count, calibration.confidence, calibration.accuracy
+    used = count > 0
+    middle, width = (calibration.edges[:-1] + calibration.edges[1:]) / 2, 0.92 * np.diff(calibration.edges)
+    top.plot([0, 1], [0, 1], color=QUIET, linestyle="--", linewidth=1.2, label="calibrated")
+    top.bar(middle[used], accuracy[used], width[used], color=SKY, alpha=0.45, label="accuracy")
+    dots = {"color": BLUE, "markersize": 6, "clip_on": False, "zorder": 3}
+    top.plot(confidence[used], accuracy[used], "o", **dots, label="accuracy at mean confidence")
+    top.set_title(f"{title}, ECE {100 * calibration.error:.2f} %", pad=30)
+    legend_above(top, columns=3, fontsize=10)
+    top.set_ylabel("accuracy")
+    top.set_xlim(0, 1)
+    top.set_ylim(0, 1)
+    bottom.bar(middle, count, width, color=QUIET, alpha=0.7)
+    bottom.set_ylabel("predictions")
+    bottom.set_xlabel("confidence: probability of the predicted class")
+    bottom.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+    return figure
+
+
+# -- a grid of runs ----------------------------------------------------------------------------------------------------
+
+
+@styled
+def grid_of_fits(
+    step_sizes: Sequence[float], loss: Array, train_loss: Array, test_loss: Array | None, *, title: str
+) -> Figure:
+    """Loss against step for each step size, and the final cross-entropies against the step size.
+
+    ``loss`` is ``[step sizes, seeds, steps]``, the final ones ``[step sizes, seeds]``. The line is the median of the
+    seeds, the band reaches from the lowest to the highest.
+    """
+    steps = np.arange(loss.shape[-1])
+    figure = Figure(figsize=(10.5, 4.6))
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.02, 0.88, len(step_sizes)))
+    for shade, step_size, curves in zip(shades, step_sizes, loss, strict=True):
+        left.plot(steps, np.median(curves, axis=0), color=shade, label=f"{step_size:g}")
+        left.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=shade, alpha=0.2, linewidth=0)
+    step_axis(left, steps[-1])
+    left.set_yscale("log")
+    plain_log_ticks(left.yaxis)
+    left.set_xlabel("step")
+    left.set_ylabel("training objective [nats]")
+    left.set_title(f"{title}, by step size", pad=30)
+    legend_above(left, columns=7, fontsize=10)
+    for color, name, values in ((BLUE, "training", train_loss), (VERMILION, "test", test_loss)):
+        if values is None:
+            continue
+        right.plot(step_sizes, np.median(values, axis=1), color=color, marker="o", label=name)
+        right.fill_between(step_sizes, values.min(axis=1), values.max(axis=1), color=color, alpha=0.18, linewidth=0)
+    right.set_xscale("log")
+    right.set_yscale("log")
+    plain_log_ticks(right.xaxis)
+    plain_log_ticks(right.yaxis)
+    right.set_xlabel("step size")
+    right.set_ylabel("cross-entropy at the end [nats]")
+    legend_above(right, columns=2)
+    return figure

@@ -1,0 +1,175 @@
+"""Config files: TOML read and validated, ``--set`` overrides, errors that name the key, and TOML written."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import ValidationError
+
+from xentjax.training.config import FitConfig, Table
+from xentjax.training.errors import UserError, did_you_mean
+
+Config = TypeVar("Config", bound=Table)
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_config(path: str | Path | None, overrides: Sequence[str] = (), kind: type[Config] = FitConfig) -> Config:  # type: ignore[assignment]
+    """The config in a TOML file (or, without a file, the defaults) with ``key.path=value`` overrides, or UserError.
+
+    A ``name`` that is missing is the file's; a relative ``data.path`` is made absolute from where the file is.
+    """
+    raw = {} if path is None else _read_toml(Path(path))
+    if kind is FitConfig and path is not None:
+        raw.setdefault("name", Path(path).stem)
+        data = raw.get("data")
+        if isinstance(data, dict) and isinstance(data.get("path"), str):
+            data["path"] = str((Path(path).parent / data["path"]).resolve())
+    return validate(override(raw, overrides), kind, str(path or "defaults"), overrides)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: is not valid TOML: {error}") from error
+
+
+def override(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The config with each ``key.path=value`` put in; the value is TOML, or a string where it is none."""
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        keys = [part.strip() for part in key.split(".")]
+        if not equals or not all(keys):
+            raise UserError(f"--set {item}: needs key=value, such as solver.step_size=0.5")
+        inner: Any = raw
+        for depth, part in enumerate(keys[:-1]):
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"--set {item}: {'.'.join(keys[: depth + 1])} is a value, not a table")
+        inner[keys[-1]] = _toml_value(text.strip())
+        if keys == ["data", "path"] and isinstance(inner["path"], str):
+            inner["path"] = str(Path(inner["path"]).resolve())
+    return raw
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if list(parsed) == ["value"] else text
+
+
+def validate(raw: Mapping[str, Any], kind: type[Config], place: str, overrides: Sequence[str] = ()) -> Config:
+    """The raw config as ``kind``, or a UserError that names the first key that is wrong."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False)
+        first = _key(problems[0], raw)
+        alternatives = dict.fromkeys(_problem(p, kind, first) for p in problems if _key(p, raw) == first)
+        message = " or ".join(alternatives) + _got(problems[0])
+        place = _place(first, place, [item.partition("=")[0].strip() for item in overrides])
+        raise UserError(f"{place}: {first}{' ' if first else ''}{message}") from error
+
+
+def _place(key: str, file: str, overridden: Sequence[str]) -> str:
+    """The file, or ``--set`` where that brought the key, or both where they brought parts of one table."""
+    if any(f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.") for other in overridden):
+        return "--set"
+    return f"{file} with --set" if any(other.split(".")[0] == key.split(".")[0] for other in overridden) else file
+
+
+def _key(problem: Any, raw: Any) -> str:
+    """The key as the user wrote it: without the names that pydantic gives to the members of a union."""
+    key = ""
+    for depth, part in enumerate(problem["loc"], 1):
+        if isinstance(part, int):
+            key += f"[{part}]"
+            raw = raw[part] if isinstance(raw, list) and part < len(raw) else None
+        elif isinstance(raw, dict) and (part in raw or (depth == len(problem["loc"]) and problem["type"] == "missing")):
+            key += f".{part}" if key else part
+            raw = raw.get(part)
+    return key
+
+
+def _problem(problem: Any, kind: type[Table], key: str) -> str:
+    message, name = problem["msg"], key.rpartition(".")[2]
+    match problem["type"]:
+        case "extra_forbidden":
+            siblings, elsewhere = _keys(kind, re.sub(r"\[\d+\]", "", key).rpartition(".")[0])
+            return f"is an unknown key{did_you_mean(name, siblings) or did_you_mean(name, elsewhere)}"
+        case "missing":
+            return "is missing, but required"
+        case "union_tag_not_found":
+            return "needs a name: 'gradient_descent' or 'optax'"
+        case "union_tag_invalid":
+            return f"must have the name 'gradient_descent' or 'optax', got {problem['input'].get('name')!r}"
+        case "string_pattern_mismatch":
+            return "must be made of letters, digits and . _ + -"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return "must be a table"
+        case "value_error":
+            return message.removeprefix("Value error, ")
+    return message.replace("Input should be", "must be").replace("List should have", "must have")
+
+
+def _got(problem: Any) -> str:
+    silent = ("extra_forbidden", "missing", "value_error", "union_tag_invalid", "union_tag_not_found")
+    return "" if problem["type"] in silent else f", got {problem['input']!r}"
+
+
+def _keys(kind: type[Table], parent: str) -> tuple[list[str], dict[str, str]]:
+    """The keys that exist in the table ``parent``, and all keys of the config: last part to full name."""
+    siblings: list[str] = []
+    everywhere: dict[str, str] = {}
+
+    def walk(table: type[Table], prefix: str) -> None:
+        for name, field in table.model_fields.items():
+            everywhere.setdefault(name, prefix + name)
+            if prefix.removesuffix(".") == parent:
+                siblings.append(name)
+            for inner in _tables(field.annotation):
+                walk(inner, f"{prefix}{name}.")
+
+    walk(kind, "")
+    return siblings, everywhere
+
+
+def _tables(annotation: Any) -> list[type[Table]]:
+    if isinstance(annotation, type) and issubclass(annotation, Table):
+        return [annotation]
+    return [table for argument in get_args(annotation) for table in _tables(argument)]
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
+    """A nested mapping as TOML: first the plain keys, then the tables; a value of None is left out."""
+    plain = [f"{k} = {_value(v)}" for k, v in table.items() if v is not None and not isinstance(v, Mapping)]
+    text = "".join(line + "\n" for line in plain)
+    for key, inner in table.items():
+        if isinstance(inner, Mapping):
+            text += f"\n[{prefix}{key}]\n" + to_toml(inner, f"{prefix}{key}.")
+    return text
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_value(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{k} = {_value(v)}' for k, v in value.items() if v is not None)}}}"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (str, bool)) else repr(value)

@@ -1,0 +1,139 @@
+"""A grid of fits, every step size with every seed, as one vmapped program."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xentjax.models.logistic import LogisticParams
+from xentjax.models.objective import LogisticObjective
+from xentjax.solvers.minimize import minimize
+from xentjax.training import run_folder
+from xentjax.training.config import FitConfig, ManyConfig
+from xentjax.training.data import load_examples
+from xentjax.training.evaluation import Evaluation, evaluate
+from xentjax.training.job import compile_clock, device_name, initial_params, prepare, versions
+from xentjax.training.solver import make_solver
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The fits of a grid; arrays are ``[step sizes, seeds]``, the history ``[step sizes, seeds, steps + 1]``."""
+
+    config: FitConfig
+    params: LogisticParams
+    status: Array
+    steps: Array
+    value: Array
+    gradient_norm: Array
+    history: Array
+    train: list[list[Evaluation]]
+    test: list[list[Evaluation]]
+    compile_seconds: float
+    run_seconds: float
+    device: str
+
+    @property
+    def many(self) -> ManyConfig:
+        assert self.config.many is not None
+        return self.config.many
+
+    def cross_entropy(self, part: list[list[Evaluation]]) -> Array:
+        return np.asarray([[one.cross_entropy for one in row] for row in part])
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One row for each fit."""
+        for i, step_size in enumerate(self.many.step_sizes):
+            for j, seed in enumerate(self.many.seeds):
+                yield {
+                    "step_size": step_size,
+                    "seed": seed,
+                    "status": str(self.status[i, j]),
+                    "steps": self.steps[i, j],
+                    "objective_nats": self.value[i, j],
+                    "gradient_norm": self.gradient_norm[i, j],
+                    "train": self.train[i][j].summary(),
+                    "test": self.test[i][j].summary() if self.test else None,
+                }
+
+    def write(self, folder: Path) -> None:
+        """Everything of the run folder but the picture."""
+        run_folder.write_config(folder, self.config)
+        run_folder.write_params(folder, self.params)
+        run_folder.write_json_lines(folder / "metrics.jsonl", self.rows())
+        summary = {
+            "name": self.config.name,
+            "fits": self.status.size,
+            "converged": int(np.sum(self.status == "converged")),
+            "compile_seconds": self.compile_seconds,
+            "run_seconds": self.run_seconds,
+            "device": self.device,
+            "versions": versions(),
+        }
+        run_folder.write_json(folder / run_folder.MARK, summary)
+
+
+def fit_grid(config: FitConfig) -> Grid:
+    """Fit every step size with every seed of ``config.many``; a seed draws the split and the initial values."""
+    many = config.many
+    assert many is not None
+    with jax.enable_x64(config.precision == "float64"):
+        examples = load_examples(config.data)
+        prepared = [prepare(examples, config, seed) for seed in many.seeds]
+        inits = [
+            initial_params(data, config.model.init_scale, seed) for data, seed in zip(prepared, many.seeds, strict=True)
+        ]
+        init = jax.tree.map(lambda *leaves: jnp.stack(leaves), *inits)
+        x, y = (jnp.asarray(np.stack([getattr(data, name) for data in prepared])) for name in ("x", "y"))
+
+        def one(step_size: Any, x: Any, y: Any, init: Any) -> Any:
+            objective = LogisticObjective(
+                x, y, l2=config.model.l2, gradient=config.model.gradient, num_classes=prepared[0].num_classes
+            )
+            solver = make_solver(config.solver, config.stop.max_steps, step_size)
+            return minimize(objective, init, solver, tol=config.stop.tol, max_steps=config.stop.max_steps)
+
+        program = jax.jit(jax.vmap(jax.vmap(one, (None, 0, 0, 0)), (0, None, None, None)))
+        with compile_clock() as clock:
+            started = time.perf_counter()
+            solution = jax.block_until_ready(program(jnp.asarray(many.step_sizes, x.dtype), x, y, init))
+            elapsed = time.perf_counter() - started
+        params = jax.tree.map(np.asarray, solution.params)
+
+        return Grid(
+            config=config,
+            params=params,
+            status=solution.status.names,
+            steps=np.asarray(solution.steps),
+            value=np.asarray(solution.value),
+            gradient_norm=np.asarray(solution.gradient_norm),
+            history=_filled(np.asarray(solution.history.value)),
+            train=_evaluations(params, [(data.x, data.y) for data in prepared], len(examples.classes)),
+            test=_evaluations(params, [(data.x_test, data.y_test) for data in prepared], len(examples.classes)),
+            compile_seconds=clock.seconds(),
+            run_seconds=max(elapsed - clock.seconds(), 0.0),
+            device=device_name(),
+        )
+
+
+def _evaluations(params: LogisticParams, parts: list[tuple[Array, Array]], k: int) -> list[list[Evaluation]]:
+    """``[step sizes, seeds]`` evaluations, each seed on its own part of the examples; none on an empty part."""
+    if len(parts[0][1]) == 0:
+        return []
+    grid = [[LogisticParams(w, b) for w, b in zip(*row, strict=True)] for row in zip(*params, strict=True)]
+    return [[evaluate(one, x, y, k) for one, (x, y) in zip(row, parts, strict=True)] for row in grid]
+
+
+def _filled(history: Array) -> Array:
+    """The history with each fit's last value held to the end."""
+    at = np.where(np.isfinite(history), np.arange(history.shape[-1]), 0)
+    return np.take_along_axis(history, np.maximum.accumulate(at, axis=-1), axis=-1)

@@ -1,0 +1,59 @@
+"""Predictions of a run for a file: the probability of each class, by the run's own columns, scales and categories."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from xentjax.training.errors import UserError
+from xentjax.training.evaluation import class_probabilities
+from xentjax.training.run_folder import Model, read_model, whole_file
+from xentjax.training.table import open_table
+
+_ENDINGS = (".csv", ".parquet")
+
+
+def write_predictions(
+    run: Path, data: Path, out: Path | None, *, force: bool = False, delimiter: str | None = None
+) -> int:
+    """Write a column ``p_<class>`` for each class and ``prediction`` to ``out``, or as CSV to stdout.
+
+    Returns the number of rows.
+    """
+    if out is not None:
+        if out.suffix not in _ENDINGS:
+            raise UserError(f"{out}: must end in .csv or .parquet")
+        if out.exists() and not force:
+            raise UserError(f"{out}: exists; --force replaces it")
+    table = predict_table(read_model(run), data, delimiter)
+    if out is None:
+        text = io.BytesIO()
+        pyarrow.csv.write_csv(table, text)
+        sys.stdout.write(text.getvalue().decode())
+    else:
+        with whole_file(out) as temporary:
+            if out.suffix == ".csv":
+                pyarrow.csv.write_csv(table, temporary)
+            else:
+                pyarrow.parquet.write_table(table, temporary)
+    return table.num_rows
+
+
+def predict_table(model: Model, data: Path, delimiter: str | None = None) -> pa.Table:
+    """The predictions for the rows of a file, or UserError that names the line and the column."""
+    if delimiter is not None and len(delimiter) != 1:
+        raise UserError(f"--delimiter {delimiter!r}: must be one character")
+    source = open_table(data, delimiter or model.encoder.delimiter)
+    with jax.enable_x64(model.encoder.dtype == "float64"):
+        features = model.encoder.matrix(model.encoder.read(source))
+        probabilities: np.ndarray[Any, Any] = np.asarray(class_probabilities(model.params, features))
+    columns = {f"p_{name}": probabilities[:, i] for i, name in enumerate(model.classes)}
+    return pa.table({**columns, "prediction": np.asarray(model.classes)[probabilities.argmax(axis=1)]})

@@ -1,0 +1,185 @@
+"""Run folders: written beside their place and renamed, so that they appear whole or not at all, and read again.
+
+A run folder holds
+
+- ``config.toml``: the config as used, overrides included; ``xentjax fit`` takes it again;
+- ``model.json``: the columns with their means, scales and categories, and the classes: what ``predict`` needs;
+- ``params.safetensors``: the parameters, ``weights`` and ``bias``;
+- ``metrics.jsonl``: one line a step with the objective's value and the largest gradient component;
+- ``summary.json``: status, metrics on the training and test examples, times, device and versions;
+- pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from xentjax.models.logistic import LogisticParams
+from xentjax.training.config import FitConfig
+from xentjax.training.config_file import to_toml
+from xentjax.training.data import Encoder
+from xentjax.training.errors import UserError
+
+Array = np.ndarray[Any, Any]
+
+#: What tells a run folder from any other: without it, ``force`` replaces nothing.
+MARK = "summary.json"
+
+
+def reserve(out: Path, force: bool) -> None:
+    """Say before any work is done what would prevent the folder from being written, as UserError."""
+    _may_appear(out, force)
+    parent = next(p for p in out.absolute().parents if p.exists())
+    try:
+        Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=parent)).rmdir()
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
+
+
+def _may_appear(out: Path, force: bool) -> None:
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise UserError(f"{out}: exists and is not a folder")
+    if any(out.iterdir()):
+        if not (out / MARK).is_file():
+            raise UserError(f"{out}: exists and is not a run folder; it is never replaced, choose another --out")
+        if not force:
+            raise UserError(f"{out}: exists; --force replaces it, --out chooses another folder")
+
+
+@contextmanager
+def whole_folder(out: Path, force: bool) -> Iterator[Path]:
+    """A temporary folder beside ``out`` that takes its place when the block ends well, and vanishes otherwise."""
+    out = out.absolute()
+    temporary: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        _may_appear(out, force)
+        if out.is_dir() and any(out.iterdir()):
+            previous = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+            out.rename(previous)
+            temporary.rename(out)
+            shutil.rmtree(previous)
+        else:
+            temporary.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None and temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(out: Path) -> Iterator[Path]:
+    """A temporary file beside ``out`` that takes its place when the block ends well, and vanishes otherwise."""
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{out.stem}-", suffix=out.suffix, dir=out.absolute().parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def write_config(folder: Path, config: FitConfig) -> None:
+    text = to_toml(config.model_dump(exclude_none=True))
+    (folder / "config.toml").write_text(text, encoding="utf-8")
+
+
+def write_params(folder: Path, params: LogisticParams) -> None:
+    arrays = {name: np.asarray(array, order="C") for name, array in params._asdict().items()}
+    save_file(arrays, folder / "params.safetensors")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_json_lines(path: Path, rows: Iterator[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can say: numpy's numbers and arrays as Python's, NaN and infinity as null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is needed to predict: the encoder of the columns, the classes, and the parameters."""
+
+    encoder: Encoder
+    classes: tuple[str, ...]
+    params: LogisticParams
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / "model.json", {"classes": self.classes, **self.encoder.to_json()})
+        write_params(folder, self.params)
+
+
+def read_model(folder: Path) -> Model:
+    """The model in a run folder, or UserError."""
+    if not (folder / MARK).is_file():
+        raise UserError(f"{folder}: {'is not a run folder' if folder.exists() else 'no such folder'}")
+    if not (folder / "model.json").is_file():
+        raise UserError(f"{folder}: is a grid of many fits, but one fit is needed to predict")
+    description = _read(folder / "model.json", lambda path: json.loads(path.read_text(encoding="utf-8")))
+    arrays = _read(folder / "params.safetensors", load_file)
+    try:
+        encoder = Encoder.from_json(description)
+        model = Model(encoder, tuple(description["classes"]), LogisticParams(**arrays))
+        expected = (len(encoder.feature_names), *(() if len(model.classes) == 2 else (len(model.classes),)))
+        if model.params.weights.shape != expected or model.params.bias.shape != expected[1:]:
+            raise UserError(f"{folder}: params.safetensors and model.json are not of one model")
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder}: model.json is damaged: {error!r}") from error
+    return model
+
+
+def _read(path: Path, read: Callable[[Path], Any]) -> Any:
+    try:
+        return read(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error

@@ -1,0 +1,200 @@
+"""CSV and Parquet files: columns of numbers or of categories, and errors that name the line and the column.
+
+A CSV file is read as text, and each column that is asked for is converted on its own, so that a cell which does not
+fit can be shown as it stands in the file. Lines are counted as an editor counts them, blank lines and line breaks in
+quotes included; this takes a second pass over the file, which only happens when there is an error to tell.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from xentjax.training.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A CSV or Parquet file on disk, and the names of its columns."""
+
+    path: Path
+    names: tuple[str, ...]
+    delimiter: str | None
+    """Between the cells of a CSV file; None for Parquet."""
+
+    def place(self, row: int, column: str) -> str:
+        """Where a cell is, as the user finds it: a CSV file's line, counted from 1, or a Parquet file's row."""
+        if self.delimiter is None:
+            return f"{self.path}, row {row + 1}, column {column!r}"
+        line = next(line for i, (line, _) in enumerate(_records(self.path, self.delimiter)) if i == row + 1)
+        return f"{self.path}, line {line}, column {column!r}"
+
+    def require(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self.names:
+                hint = did_you_mean(name, self.names) or f"; it has {_some(self.names)}"
+                raise UserError(f"{self.path}: has no column {name!r}{hint}")
+
+    def read(self, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+        """The columns of these names: text from CSV, typed from Parquet."""
+        self.require(names)
+        try:
+            if self.delimiter is None:
+                table = pyarrow.parquet.read_table(self.path, columns=list(names), partitioning=None)
+            else:
+                table = self._read_csv(names, self.delimiter)
+        except (pa.ArrowException, OSError) as error:
+            raise self._explain(error) from error
+        if table.num_rows == 0:
+            raise UserError(f"{self.path}: has column names, but no rows")
+        return {name: table.column(name) for name in names}
+
+    def _read_csv(self, names: Sequence[str], delimiter: str) -> pa.Table:
+        return pyarrow.csv.read_csv(
+            self.path,
+            read_options=pyarrow.csv.ReadOptions(block_size=16 << 20),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(self.names, pa.string()), include_columns=list(names)
+            ),
+        )
+
+    def _explain(self, error: Exception) -> UserError:
+        if self.delimiter is not None and not isinstance(error, OSError):
+            for line, cells in _records(self.path, self.delimiter):
+                if len(cells) != len(self.names):
+                    counts = f"has {len(cells)} cells, but the header names {len(self.names)} columns"
+                    return UserError(f"{self.path}, line {line}: {counts}")
+        return UserError(f"{self.path}: cannot be read: {error}")
+
+
+def open_table(path: str | Path, delimiter: str = ",") -> TableFile:
+    """The file and its column names, or UserError. Parquet is known by its first bytes, everything else is CSV."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            is_parquet = file.read(4) == b"PAR1"
+        if is_parquet:
+            names = tuple(pyarrow.parquet.read_schema(path).names)
+        else:
+            names = tuple(next((cells for _, cells in _records(path, delimiter)), ()))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: is not a Parquet file that can be read: {error}") from error
+    if not names:
+        raise UserError(f"{path}: is empty")
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise UserError(f"{path}: has two columns named {name!r}")
+    return TableFile(path, names, None if is_parquet else delimiter)
+
+
+def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The records of a CSV file that are not blank, each with the number of its first line; the header is the first."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        line = 1
+        try:
+            for cells in reader:
+                if cells:
+                    yield line, cells
+                line = reader.line_num + 1
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}, line {_line_that_is_no_text(path)}: is not UTF-8 text") from error
+        except csv.Error as error:
+            raise UserError(f"{path}, line {line}: cannot be read as CSV: {error}") from error
+
+
+def _line_that_is_no_text(path: Path) -> int:
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError:
+            return number
+    return 1
+
+
+# -- columns -----------------------------------------------------------------------------------------------------------
+
+
+def numbers(table: TableFile, name: str, column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """The column as finite float64 numbers, or UserError at the first cell that is none."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        column = pc.utf8_trim_whitespace(column)
+        values = _parsed(column)
+        if values is None:
+            row = _first_not_parsed(column)
+            raise UserError(f"{table.place(row, name)}: {_not_a_number(column[row].as_py())}")
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        values = pc.cast(column, pa.float64(), safe=False)
+    elif pa.types.is_decimal(kind):
+        values = pc.cast(column, pa.float64())
+    else:
+        raise UserError(f"{table.path}, column {name!r}: holds {kind}, not numbers{_CATEGORICAL}")
+    if values.null_count:
+        raise UserError(f"{table.place(_first(pc.is_null(values)), name)}: is empty")
+    array = values.to_numpy()
+    if not np.all(finite := np.isfinite(array)):
+        row = int(np.argmin(finite))
+        raise UserError(f"{table.place(row, name)}: is {column[row].as_py()}, but a feature must be finite")
+    return array
+
+
+def texts(table: TableFile, name: str, column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """The column as an array of str, whole numbers without a decimal point; UserError at the first empty cell."""
+    if pa.types.is_dictionary(column.type):
+        column = pc.cast(column, column.type.value_type)
+    if pa.types.is_floating(column.type) and not pc.any(pc.not_equal(pc.floor(column), column)).as_py():
+        column = pc.cast(column, pa.int64(), safe=False) if pc.all(pc.is_finite(column)).as_py() else column
+    try:
+        column = pc.utf8_trim_whitespace(pc.cast(column, pa.string()))
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise UserError(f"{table.path}, column {name!r}: holds {column.type}, not categories") from error
+    empty = pc.or_kleene(pc.is_null(column), pc.equal(column, ""))
+    if pc.any(empty).as_py():
+        raise UserError(f"{table.place(_first(empty), name)}: is empty")
+    return column.to_numpy().astype(str)
+
+
+_CATEGORICAL = "; if its values are categories, list it in data.categorical"
+
+
+def _not_a_number(text: str | None) -> str:
+    return "is empty" if not text else f"{text!r} is not a number{_CATEGORICAL}"
+
+
+def _parsed(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    try:
+        return pc.cast(column, pa.float64())
+    except pa.ArrowInvalid:
+        return None
+
+
+def _first_not_parsed(column: pa.ChunkedArray) -> int:
+    """By bisection: every prefix that ends before the first bad cell parses, every longer one does not."""
+    low, high = 0, len(column)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _parsed(column.slice(low, middle - low)) is None else (middle, high)
+    return low
+
+
+def _first(condition: pa.ChunkedArray) -> int:
+    return pc.index(condition, True).as_py()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
