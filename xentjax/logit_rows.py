@@ -12,6 +12,7 @@ nothing but -inf give NaN.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,9 @@ from xentjax.core.policy import up
 
 #: Below this total one class holds more than two thirds of the probability.
 DOMINATED = 1.5
+
+#: Rows of at most so many classes are summed column by column.
+NARROW = 3
 
 
 class Rows(NamedTuple):
@@ -37,9 +41,37 @@ def huge(dtype: Any) -> Any:
     return jnp.asarray(jnp.finfo(dtype).max, dtype)
 
 
+def row_sum(terms: Any, axis: int) -> Any:
+    """The sum along ``axis``: over a few classes as additions of columns, which a compiler fuses into one loop over
+    the rows, where a reduction would start a loop of two or three steps for every row."""
+    if terms.shape[axis] > NARROW:
+        return jnp.sum(terms, axis=axis)
+    return functools.reduce(jnp.add, _columns(terms, axis))
+
+
 def row_maximum(logits: Any, axis: int) -> Any:
     """The maximum of each row, in the dtype of computation."""
-    return up(jnp.max(logits, axis=axis))
+    if logits.shape[axis] > NARROW:
+        return up(jnp.max(logits, axis=axis))
+    return functools.reduce(jnp.maximum, _columns(up(logits), axis))
+
+
+def row_minimum(logits: Any, axis: int) -> Any:
+    """The minimum of each row, in the dtype of computation."""
+    return -row_maximum(-logits, axis)
+
+
+def at_labels(logits: Any, labels: Any, axis: int) -> Any:
+    """The logit of each row's label, in the dtype of computation; of the nearest class where there is no such one."""
+    if logits.shape[axis] > NARROW:
+        taken = jnp.take_along_axis(logits, jnp.expand_dims(labels, axis), axis=axis, mode="clip")
+        return up(jnp.squeeze(taken, axis))
+    first, *others = _columns(up(logits), axis)
+    return functools.reduce(lambda z, i: jnp.where(labels >= i + 1, others[i], z), range(len(others)), first)
+
+
+def _columns(array: Any, axis: int) -> list[Any]:
+    return [jax.lax.index_in_dim(array, i, axis, keepdims=False) for i in range(array.shape[axis])]
 
 
 def finite(maximum: Any) -> Any:
@@ -50,6 +82,13 @@ def finite(maximum: Any) -> Any:
 def deviations(logits: Any, maximum: Any, axis: int) -> Any:
     """z - max in fused form: wrong (+inf, and not -inf) in rows with a +inf, which the careful branches redo."""
     return up(logits) - jnp.expand_dims(finite(maximum), axis)
+
+
+def depths(logits: Any, maximum: Any, axis: int) -> Any:
+    """max - z in fused form, at most the largest finite number: 0 times it is 0. (Not -(z - max), which the compiler
+    would take for the operand of another sum, and store.)"""
+    maximum = finite(maximum)
+    return jnp.minimum(jnp.expand_dims(maximum, axis) - up(logits), huge(maximum.dtype))
 
 
 def exact_deviations(logits: Any, maximum: Any, axis: int) -> Any:
@@ -71,7 +110,7 @@ def is_dominated(total: Any) -> Any:
 def rows_of(logits: Any, axis: int) -> Rows:
     """The statistics of each row; the arrays have the shape of the logits without ``axis``."""
     maximum = row_maximum(logits, axis)
-    total = jnp.sum(jnp.exp(deviations(logits, maximum, axis)), axis=axis)
+    total = row_sum(jnp.exp(deviations(logits, maximum, axis)), axis)
 
     def plain(logits: Any, maximum: Any, total: Any) -> tuple[Any, Any]:
         return total, total - 1
@@ -81,18 +120,26 @@ def rows_of(logits: Any, axis: int) -> Rows:
         rest = sum_without_maximum(logits, maximum, axis)
         return jnp.where(dominated, 1 + rest, total), jnp.where(dominated, rest, total - 1)
 
-    total, rest = jax.lax.cond(jnp.any(is_dominated(total)), careful, plain, logits, maximum, total)
+    total, rest = with_care(is_dominated(total), careful, plain, logits, maximum, total, axis=axis)
     return Rows(maximum, total, rest, jnp.log1p(rest))
+
+
+def with_care(needed: Any, careful: Any, plain: Any, logits: Any, *others: Any, axis: int) -> Any:
+    """``careful`` if some row needs it, otherwise ``plain``. Rows of few classes are treated with care at once: among
+    many of them some always need it."""
+    if logits.shape[axis] <= NARROW:
+        return careful(logits, *others)
+    return jax.lax.cond(jnp.any(needed), careful, plain, logits, *others)
 
 
 def sum_without_maximum(logits: Any, maximum: Any, axis: int) -> Any:
     """Σ e^{z-max} over the entries below the maximum; NaN where two entries are +inf."""
     d = jnp.minimum(deviations(logits, maximum, axis), 0)
-    rest = jnp.sum(jnp.minimum(jnp.exp(d), d * -huge(d.dtype)), axis=axis)
+    rest = row_sum(jnp.minimum(jnp.exp(d), d * -huge(d.dtype)), axis)
 
     def count(logits: Any) -> Any:
         # e^{z/2-huge} is 0 for every finite z. By arithmetic and in a branch of its own, so that XLA:CPU fuses it.
-        return jnp.sum(jnp.minimum(jnp.exp(up(logits) * 0.5 - huge(d.dtype)), 1), axis=axis)
+        return row_sum(jnp.minimum(jnp.exp(up(logits) * 0.5 - huge(d.dtype)), 1), axis)
 
     infinite = jax.lax.cond(jnp.any(maximum == jnp.inf), count, lambda _: jnp.zeros_like(rest), logits)
     return jnp.where(infinite > 1, jnp.nan, rest)

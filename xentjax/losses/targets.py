@@ -14,14 +14,19 @@ from xentjax.core.domains import Domain, Labels, Logits, Mask, Probabilities
 from xentjax.core.op import op
 from xentjax.logit_rows import (
     Rows,
+    at_labels,
+    depths,
     deviations,
     exact_deviations,
     exponentials,
     huge,
     is_dominated,
     row_maximum,
+    row_minimum,
+    row_sum,
     rows_of,
     sum_without_maximum,
+    with_care,
 )
 
 
@@ -126,8 +131,7 @@ def _(tangents: Any, active: Any, logits: Any, labels: Any, *, axis: int, z_loss
 
 def _value_for_indices(logits: Any, labels: Any, axis: int) -> tuple[Any, Rows, Any]:
     rows = rows_of(logits, axis)
-    of_label = jnp.take_along_axis(logits, jnp.expand_dims(labels, axis), axis=axis, mode="clip")
-    of_label = policy.up(jnp.squeeze(of_label, axis))
+    of_label = at_labels(logits, labels, axis)
     gap = jnp.where(of_label == rows.maximum, 0, of_label - rows.maximum)
     loss = jnp.where(_in_range(labels, logits, axis), rows.log_total - gap, jnp.nan)
     return loss, rows, gap
@@ -156,27 +160,30 @@ def _in_range(labels: Any, logits: Any, axis: int) -> Any:
 
 def _value_for_masses(logits: Any, masses: Any, axis: int) -> tuple[Any, Rows, Any]:
     """Σ t_i(-d_i) + T·log1p(rest); also T, and Σ t_i without the largest class where that class dominates."""
-    masses = policy.up(masses)
     maximum = row_maximum(logits, axis)
-    below = deviations(logits, maximum, axis)
-    total = jnp.sum(jnp.exp(below), axis=axis)
-    mass = jnp.sum(masses, axis=axis)
-    spread = jnp.sum(masses * jnp.minimum(-below, huge(below.dtype)), axis=axis)
+    limit = huge(maximum.dtype)
+    total = row_sum(jnp.exp(deviations(logits, maximum, axis)), axis)
+    mass = row_sum(policy.up(masses), axis)
+    spread = row_sum(policy.up(masses) * depths(logits, maximum, axis), axis)
 
     def plain(logits: Any, masses: Any, maximum: Any, total: Any, spread: Any) -> tuple[Any, Any, Any, Any]:
         return total, total - 1, spread, spread
 
     def careful(logits: Any, masses: Any, maximum: Any, total: Any, spread: Any) -> tuple[Any, Any, Any, Any]:
-        below = exact_deviations(logits, maximum, axis)
         rest = sum_without_maximum(logits, maximum, axis)
         dominated = is_dominated(total)
-        spread = jnp.sum(jnp.where(masses == 0, 0, masses * -below), axis=axis)
-        others = jnp.sum(jnp.where(below == 0, 0, masses), axis=axis)
-        return jnp.where(dominated, 1 + rest, total), jnp.where(dominated, rest, total - 1), spread, others
+        depth = jnp.maximum(depths(logits, maximum, axis), 0)
+        below = row_sum(policy.up(masses) * jnp.minimum(depth * limit, 1), axis)
+        # Mass at an infinite depth: on a class of probability zero, or below a +inf.
+        endless = (jnp.abs(spread) > limit / 1e6) & (row_minimum(logits, axis) == -jnp.inf)
+        spread = jnp.where(endless, spread * jnp.inf, spread)
+        spread = jnp.where(maximum == jnp.inf, jnp.where(below == 0, 0, below * jnp.inf), spread)
+        return jnp.where(dominated, 1 + rest, total), jnp.where(dominated, rest, total - 1), spread, below
 
-    # A spread beyond half of the largest number has met a class of probability zero.
-    needed = is_dominated(total) | ~(jnp.abs(spread) < huge(spread.dtype) / 1e6)
-    total, rest, spread, others = jax.lax.cond(jnp.any(needed), careful, plain, logits, masses, maximum, total, spread)
+    # A spread near the largest number has met a class of probability zero.
+    needed = is_dominated(total) | ~(jnp.abs(spread) < limit / 1e6)
+    operands = logits, masses, maximum, total, spread
+    total, rest, spread, others = with_care(needed, careful, plain, *operands, axis=axis)
     rows = Rows(maximum, total, rest, jnp.log1p(rest))
     return spread + mass * rows.log_total, rows, (mass, others)
 

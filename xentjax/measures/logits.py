@@ -12,7 +12,19 @@ from xentjax.activations import softmax, softmax_tangent
 from xentjax.core import policy
 from xentjax.core.domains import Domain, Logits, Mask
 from xentjax.core.op import op
-from xentjax.logit_rows import Rows, deviations, exponentials, finite, huge, is_dominated, row_maximum, rows_of
+from xentjax.logit_rows import (
+    Rows,
+    depths,
+    deviations,
+    exponentials,
+    finite,
+    huge,
+    is_dominated,
+    row_maximum,
+    row_sum,
+    rows_of,
+    with_care,
+)
 
 _MEASURE_OPTIONS: tuple[dict[str, Any], ...] = (
     {},
@@ -85,8 +97,8 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 @entropy_from_logits.value
 def _(logits: Any, *, axis: int) -> Any:
     rows = rows_of(logits, axis)
-    below = deviations(logits, rows.maximum, axis)
-    spread = jnp.sum(jnp.exp(below) * jnp.minimum(-below, huge(below.dtype)), axis=axis)
+    depth = depths(logits, rows.maximum, axis)
+    spread = row_sum(jnp.exp(-depth) * depth, axis)
     # A row with one +inf has a single class, and so nothing below the maximum.
     mean_depth = jnp.where(rows.maximum == jnp.inf, 0, spread / rows.total)
     return jnp.expand_dims(rows.log_total + mean_depth, axis), (rows, mean_depth)
@@ -95,7 +107,7 @@ def _(logits: Any, *, axis: int) -> Any:
 @entropy_from_logits.partial("logits")
 def _(saved: Any, logits: Any, *, axis: int) -> Any:
     rows, mean_depth = saved
-    depth = _depths(logits, rows.maximum, axis)
+    depth = jnp.maximum(depths(logits, rows.maximum, axis), 0)
     p = exponentials(logits, rows.maximum, axis) * jnp.expand_dims(1 / rows.total, axis)
     return p * (depth - jnp.expand_dims(mean_depth, axis))
 
@@ -105,16 +117,10 @@ def _(tangents: Any, active: Any, logits: Any, *, axis: int) -> Any:
     # g = p∘s with s = -log p - H. Along v: dp = p∘(v - ⟨p, v⟩), ds = -(v - ⟨p, v⟩) - ⟨g, v⟩.
     p = softmax(logits, axis=axis)
     v = tangents["logits"].astype(p.dtype)
-    depth = _depths(logits, row_maximum(logits, axis), axis)
+    depth = jnp.maximum(depths(logits, row_maximum(logits, axis), axis), 0)
     surprise = depth - jnp.sum(p * depth, axis=axis, keepdims=True)
     slope = jnp.sum(p * surprise * v, axis=axis, keepdims=True)
     return (softmax_tangent(p, v, axis) * (surprise - 1) - p * slope,)
-
-
-def _depths(logits: Any, maximum: Any, axis: int) -> Any:
-    """max - z, between 0 and the largest finite number."""
-    below = deviations(logits, maximum, axis)
-    return jnp.clip(-below, 0, huge(below.dtype))
 
 
 def _checked(name: str, bound: dict[str, Any], *arguments: str) -> dict[str, Any]:
@@ -210,13 +216,13 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     of_p, of_q = rows_of(p_logits, axis), rows_of(q_logits, axis)
     limit = huge(of_p.total.dtype)
-    a, b = deviations(p_logits, of_p.maximum, axis), deviations(q_logits, of_q.maximum, axis)
-    moment = jnp.sum(jnp.exp(a) * (jnp.maximum(a, -limit) - jnp.maximum(b, -limit)), axis=axis)
+    a, b = depths(p_logits, of_p.maximum, axis), depths(q_logits, of_q.maximum, axis)
+    moment = row_sum(jnp.exp(-a) * (b - a), axis)
     mean = moment / of_p.total
     ratio = jnp.log(of_q.total / of_p.total)
     value = mean + ratio
     # What is a small difference of large terms, or has met an infinity, is done again with care.
-    apart = (value > 0.25 * (jnp.abs(mean) + jnp.abs(ratio))) & (value > 0.5) & (jnp.abs(moment) < limit / 1e6)
+    apart = (value > 0.3 * (jnp.abs(mean) + jnp.abs(ratio))) & (jnp.abs(moment) < limit / 1e6)
     near = ~apart | is_dominated(of_p.total)
 
     def plain(p_logits: Any, q_logits: Any) -> tuple[Any, _Pair]:
@@ -227,7 +233,7 @@ def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     def careful(p_logits: Any, q_logits: Any) -> tuple[Any, _Pair]:
         return _careful_pair(p_logits, q_logits, of_p, of_q, axis)
 
-    value, pair = jax.lax.cond(jnp.any(near), careful, plain, p_logits, q_logits)
+    value, pair = with_care(near, careful, plain, p_logits, q_logits, axis=axis)
     return jnp.expand_dims(value, axis), pair
 
 
