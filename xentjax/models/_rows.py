@@ -110,7 +110,12 @@ def outer(residual: Any, weights: Any) -> Any:
 
 def target_gradient(z: Any) -> Any:
     """∂loss/∂y: -z for a probability, -log P for a distribution."""
-    return -z if z.ndim == 1 else -jax.nn.log_softmax(z, axis=-1)
+    if z.ndim == 1:
+        return -z
+    d = z - jnp.max(z, axis=-1, keepdims=True)
+    # log Σ e^d without the largest term, which is 1: where it dominates, log P of it is all in the rest.
+    largest = jnp.arange(z.shape[-1]) == jnp.argmax(z, axis=-1)[..., None]
+    return jnp.log1p(jnp.sum(jnp.where(largest, 0, jnp.exp(d)), axis=-1, keepdims=True)) - d
 
 
 def target_gradient_tangent(z: Any, direction: Any) -> Any:

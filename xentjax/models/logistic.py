@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from xentjax.core import policy
-from xentjax.core.domains import Domain, Kind, Labels, Logit, Probabilities, Real
+from xentjax.core.domains import Domain, Kind, Labels, Logit, Probabilities, Probability, Real
 from xentjax.core.op import op
 from xentjax.models import _rows
 
@@ -29,6 +29,13 @@ class Parameters(Kind):
         scale = {"tiny": 1e-3, "large": 10.0, "huge": 100.0}.get(situation, 1.0)
         shape = self.dims(sizes)
         return LogisticParams(rng.standard_normal(shape) * scale, np.asarray(rng.standard_normal(shape[1:]) * scale))
+
+
+class BinaryLabels(Kind):
+    """Labels 0 and 1, for checks."""
+
+    def draw(self, situation: str, rng: np.random.Generator, sizes: Any, drawn: dict[str, Any]) -> Any:
+        return rng.integers(0, 2, self.dims(sizes)).astype(np.int32)
 
 
 # -- prediction --------------------------------------------------------------------------------------------------------
@@ -185,10 +192,11 @@ def prediction_gradient(params: LogisticParams, x: ArrayLike) -> LogisticParams:
     domain=Domain(
         params=Parameters("D"),
         x=Real("B D"),
-        y=Labels("B", classes="2"),
+        y=Probability("B"),
         options=(
             {"l2": 0.1},
             {"l2": 0.1, "weights": Probabilities("B")},
+            {"y": BinaryLabels("B")},
             {"params": Parameters("D K"), "y": Labels("B")},
             {"params": Parameters("D K"), "y": Probabilities("B K"), "weights": Probabilities("B")},
         ),
@@ -238,6 +246,9 @@ def logistic_loss(
     Returns:
       The loss in nats, a scalar of the promoted float dtype; 16-bit inputs are computed in float32.
 
+    The derivative with respect to a weight is a difference of losses, and as exact as these: where all losses are
+    nearly the same, or one row has nearly all the weight, it has fewer digits.
+
     Rows of weight 0 count as if they were not there, with NaN in them too. If no row counts, the average is 0.
     A label out of range makes loss and gradient NaN.
 
@@ -255,7 +266,8 @@ def logistic_loss(
       >>> jax.grad(xj.logistic_loss)(params, x, y)
       LogisticParams(weights=Array([-0.5], dtype=float32), bias=Array(0., dtype=float32))
     """
-    weights = jnp.ones(x.shape[0], x.dtype) if weights is None else weights  # type: ignore[union-attr]
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    weights = jnp.ones(x.shape[0], x.dtype) if weights is None else jnp.asarray(weights)
     # A row of weight 0 may hold anything: what is not finite there does not count.
     keep = jnp.asarray(weights != 0)[:, None]
     x = jnp.where(keep | jnp.isfinite(x), x, 0)
