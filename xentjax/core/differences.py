@@ -14,7 +14,9 @@ import numpy as np
 STEPS = 2.0 ** -np.arange(2, 16)
 
 
-def slopes(function: Callable[[Any], Any], point: Any, directions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def slopes(
+    function: Callable[[Any], Any], point: Any, directions: Any, noise: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Derivatives of a scalar function along each direction, an estimate of their errors, and how far they jump.
 
     Central differences for a row of halved steps, extrapolated by Richardson's scheme; the entry of the scheme that
@@ -25,6 +27,7 @@ def slopes(function: Callable[[Any], Any], point: Any, directions: Any) -> tuple
       function: of a flat float64 array, scalar.
       point: the flat array.
       directions: [m, n].
+      noise: the rounding error of the function's values at the point.
     """
     values = jax.jit(
         lambda x, d: jax.lax.map(lambda t: jax.vmap(lambda h: function(x + h * t))(_offsets()), d),
@@ -40,9 +43,9 @@ def slopes(function: Callable[[Any], Any], point: Any, directions: Any) -> tuple
         best, error = np.full(len(values), np.nan), np.full(len(values), np.inf)
         for lower, higher in itertools.pairwise(table):
             change = np.maximum(np.abs(higher - lower[:, 1:]), np.abs(higher - lower[:, :-1]))
-            rounding = (
-                2.0**-52 * np.maximum(np.abs(ahead), np.abs(back))[:, -higher.shape[1] :] / STEPS[-higher.shape[1] :]
-            )
+            width = higher.shape[1]
+            ends = np.maximum(np.abs(ahead), np.abs(back))[:, -width:]
+            rounding = (noise + 2.0**-52 * ends) / STEPS[-width:]
             total = np.where(np.isfinite(change), change + rounding, np.inf)
             column = np.argmin(total, axis=1)
             rows = np.arange(len(values))

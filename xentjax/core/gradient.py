@@ -254,12 +254,12 @@ class _Check:
         wrong = np.flatnonzero(ratio > 1)
         found = np.zeros(ratio.size, bool)
         if 0 < len(wrong) <= ELEMENTWISE:
-            along, flat = self.along
+            along, flat, noise = self.along
             if flat.size * len(wrong) <= 2**22:
                 vectors = np.zeros((len(wrong), flat.size))
                 vectors[np.arange(len(wrong)), start + wrong] = 1
                 with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-                    _, error, jump = slopes(along, flat, vectors)
+                    _, error, jump = slopes(along, flat, vectors, noise)
                 distance = off.reshape(-1)[wrong]
                 found[wrong] = (jump >= distance / 4) & (jump > 10 * error)
         return found.reshape(ratio.shape)
@@ -281,19 +281,21 @@ class _Check:
         reached = np.where(ratio > 0, units, 0)
         self.max_ulp = max(self.max_ulp, float(np.max(reached, initial=0)))
 
-    def flat(self, cotangents: Any, wide: Any) -> tuple[Callable[[Any], Any], np.ndarray]:
-        """The scalar function of all moving numbers in one flat array, and that array."""
+    def flat(self, cotangents: Any, wide: Any) -> tuple[Callable[[Any], Any], np.ndarray, float]:
+        """The scalar function of all moving numbers in one flat array, that array, and the value's rounding error."""
         cuts = np.cumsum([int(leaf.size) for leaf in wide])[:-1]
         total = self.total(self.fn, cotangents, np.float64)
 
         def along(x: Any) -> Any:
             return total([p.reshape(leaf.shape) for p, leaf in zip(jnp.split(x, cuts), wide, strict=True)])
 
-        return along, np.concatenate([np.asarray(leaf).reshape(-1) for leaf in wide])
+        flat = np.concatenate([np.asarray(leaf).reshape(-1) for leaf in wide])
+        (noise,) = rounding_error(along, jnp.asarray(flat))
+        return along, flat, float(noise)
 
     def differences(self, wide: Any, got: Any) -> None:
         """The gradient under test against finite differences of the function itself."""
-        along, flat = self.along
+        along, flat, noise = self.along
         cuts = np.cumsum([int(leaf.size) for leaf in wide])[:-1]
         slope = np.concatenate([np.asarray(g, np.float64).reshape(-1) for g in got])
         scale = np.where(np.isfinite(flat), np.where(flat == 0, 1.0, np.minimum(np.abs(flat), 1.0)), 0.0)
@@ -307,7 +309,7 @@ class _Check:
             rows, vectors = np.full(self.directions, -1), signs * scale
         if not len(vectors):
             return
-        found, error, jump = slopes(along, flat, vectors)
+        found, error, jump = slopes(along, flat, vectors, noise)
         error = error + jump
         expected = vectors @ np.where(usable, slope, 0.0)
         size = np.abs(vectors) @ np.abs(np.where(usable, slope, 0.0))

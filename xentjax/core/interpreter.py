@@ -210,6 +210,7 @@ _STRUCTURAL: dict[str, Callable[..., Any]] = {
     "expand_dims": lambda q, a: a.reshape(_shape(q)),
     "transpose": lambda q, a: a.transpose(q.params["permutation"]),
     "concatenate": lambda q, *a: np.concatenate(a, axis=q.params["dimension"]),
+    "stack": lambda q, *a: np.stack(a, axis=q.params["axis"]),
     "slice": _slice,
     "split": _split,
     "iota": lambda q, *_: _convert_like(q, np.indices(_shape(q))[q.params["dimension"]]),

@@ -5,7 +5,7 @@ Both walk through the traced function (its jaxpr) and carry out each primitive o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,12 +16,14 @@ from jax.extend.core import ClosedJaxpr
 #: Each operation is disturbed by this many units of its own rounding error.
 AMPLIFIED = 16
 
+_SPARE = 1009
+
 #: Operations that do not round: they move, choose or compare.
 _EXACT = {
     "neg", "abs", "sign", "max", "min", "clamp", "select_n", "reshape", "broadcast_in_dim", "transpose", "squeeze",
     "expand_dims", "slice", "dynamic_slice", "dynamic_update_slice", "gather", "scatter", "concatenate", "pad", "rev",
     "copy", "copy_p", "stop_gradient", "reduce_max", "reduce_min", "sort", "split", "iota", "optimization_barrier",
-    "floor", "ceil", "round",
+    "floor", "ceil", "round", "stack",
 }  # fmt: skip
 _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
 _RULES = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
@@ -35,25 +37,32 @@ def rounding_error(function: Callable[..., Any], *arguments: Any, samples: int =
     estimate. What cancels inside the function shows in it; exact differences do not.
     """
     rng = np.random.default_rng(seed)
-
-    def disturb(name: str, value: Any) -> Any:
-        if name in _EXACT or not jnp.issubdtype(value.dtype, jnp.floating):
-            return value
-        noise = rng.uniform(0.5, 1, value.shape) * rng.choice([-1.0, 1.0], value.shape)
-        wide = np.asarray(value, np.float64)
-        moved = wide * (1 + AMPLIFIED * float(jnp.finfo(value.dtype).eps) / 2 * noise)
-        return jnp.asarray(moved, value.dtype)
-
     closed = jax.make_jaxpr(function)(*arguments)
-    leaves = jax.tree.leaves(arguments)
-    plain = _run(closed, leaves, lambda name, value: value)
-    errors = [np.zeros(np.shape(p)) for p in plain]
-    with np.errstate(all="ignore"):
-        for _ in range(samples):
-            moved = _run(closed, leaves, disturb)
-            for i, (p, m) in enumerate(zip(plain, moved, strict=True)):
-                change = np.abs(np.asarray(m, np.float64) - np.asarray(p, np.float64)) / AMPLIFIED
-                errors[i] = np.maximum(errors[i], np.where(np.isfinite(change), change, 0))
+    largest = max([1, *(v.aval.size for e in _equations(closed.jaxpr) for v in e.outvars)])
+
+    def disturbed(table: Any, leaves: Any) -> Any:
+        places = np.random.default_rng(seed)  # each operation reads the table of noise from a place of its own
+
+        def disturb(name: str, value: Any) -> Any:
+            if name in _EXACT or not jnp.issubdtype(value.dtype, jnp.floating):
+                return value
+            start = int(places.integers(0, _SPARE))
+            noise = jax.lax.slice(table, (start,), (start + value.size,)).reshape(value.shape)
+            unit = AMPLIFIED * float(jnp.finfo(value.dtype).eps) / 2
+            return value + (value * (unit * noise).astype(value.dtype)).astype(value.dtype)
+
+        return _run(closed, leaves, disturb)
+
+    run, leaves = jax.jit(disturbed), jax.tree.leaves(arguments)
+    plain = [np.asarray(v, np.float64) for v in run(np.zeros(largest + _SPARE, np.float32), leaves)]
+    errors = [np.zeros(p.shape) for p in plain]
+    for _ in range(samples):
+        table = rng.uniform(0.5, 1, largest + _SPARE) * rng.choice([-1.0, 1.0], largest + _SPARE)
+        moved = run(table.astype(np.float32), leaves)
+        for i, (p, m) in enumerate(zip(plain, moved, strict=True)):
+            with np.errstate(all="ignore"):
+                change = np.abs(np.asarray(m, np.float64) - p) / AMPLIFIED
+            errors[i] = np.maximum(errors[i], np.where(np.isfinite(change), change, 0))
     return errors
 
 
@@ -69,6 +78,14 @@ def without_rules(function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return plain
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield equation
+        inner = _closed(equation.params.get("call_jaxpr", equation.params.get("jaxpr")))
+        if equation.primitive.name in _CALLS | _RULES and inner is not None:
+            yield from _equations(inner.jaxpr)
 
 
 def _run(closed: Any, inputs: Sequence[Any], after: Callable[[str, Any], Any]) -> list[Any]:
