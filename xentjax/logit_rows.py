@@ -84,10 +84,19 @@ def deviations(logits: Any, maximum: Any, axis: int) -> Any:
     return up(logits) - jnp.expand_dims(finite(maximum), axis)
 
 
+def apart(*arrays: Any) -> Any:
+    """The arrays behind a barrier. Two sums over the same widened or broadcast operand would share it, and XLA:CPU
+    would store it, as large as the logits; set apart, each sum makes its own in its loop."""
+    arrays = jax.lax.optimization_barrier(arrays)
+    return arrays if len(arrays) > 1 else arrays[0]
+
+
 def depths(logits: Any, maximum: Any, axis: int) -> Any:
-    """max - z in fused form, at most the largest finite number: 0 times it is 0. (Not -(z - max), which the compiler
-    would take for the operand of another sum, and store.)"""
-    maximum = finite(maximum)
+    """max - z in fused form, at most the largest finite number, so that 0 times it is 0; -inf at a +inf.
+
+    Its operands are set apart from those of the sum of exponentials.
+    """
+    logits, maximum = apart(logits, finite(maximum))
     return jnp.minimum(jnp.expand_dims(maximum, axis) - up(logits), huge(maximum.dtype))
 
 
@@ -137,9 +146,17 @@ def sum_without_maximum(logits: Any, maximum: Any, axis: int) -> Any:
     d = jnp.minimum(deviations(logits, maximum, axis), 0)
     rest = row_sum(jnp.minimum(jnp.exp(d), d * -huge(d.dtype)), axis)
 
-    def count(logits: Any) -> Any:
-        # e^{z/2-huge} is 0 for every finite z. By arithmetic and in a branch of its own, so that XLA:CPU fuses it.
-        return row_sum(jnp.minimum(jnp.exp(up(logits) * 0.5 - huge(d.dtype)), 1), axis)
-
-    infinite = jax.lax.cond(jnp.any(maximum == jnp.inf), count, lambda _: jnp.zeros_like(rest), logits)
+    infinite = mass_at_infinity(jnp.ones((), rest.dtype), logits, maximum, axis)
     return jnp.where(infinite > 1, jnp.nan, rest)
+
+
+def mass_at_infinity(masses: Any, logits: Any, maximum: Any, axis: int) -> Any:
+    """Σ masses over the entries that are +inf: by arithmetic, and only if there are any."""
+
+    def total(masses: Any, logits: Any) -> Any:
+        # e^{z/2-huge} is inf for z = inf and 0 for every finite z.
+        return row_sum(up(masses) * jnp.minimum(jnp.exp(up(logits) * 0.5 - huge(maximum.dtype)), 1), axis)
+
+    return jax.lax.cond(
+        jnp.any(maximum == jnp.inf), total, lambda masses, logits: jnp.zeros_like(maximum), masses, logits
+    )

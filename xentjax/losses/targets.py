@@ -14,6 +14,7 @@ from xentjax.core.domains import Domain, Labels, Logits, Mask, Probabilities
 from xentjax.core.op import op
 from xentjax.logit_rows import (
     Rows,
+    apart,
     at_labels,
     depths,
     deviations,
@@ -21,6 +22,7 @@ from xentjax.logit_rows import (
     exponentials,
     huge,
     is_dominated,
+    mass_at_infinity,
     row_maximum,
     row_minimum,
     row_sum,
@@ -63,8 +65,8 @@ def target_loss(
 
     >>> import jax.numpy as jnp
     >>> from xentjax.losses.targets import target_loss
-    >>> print(target_loss(jnp.array([[50.0, 0.0, 0.0]]), jnp.array([0])))
-    [3.8574997e-22]
+    >>> print(f"{target_loss(jnp.array([50.0, 0.0, 0.0]), jnp.array(0)):.4e}")
+    3.8575e-22
     """
     z, t = jnp.asarray(logits), jnp.asarray(labels)
     if not policy.is_float(t):
@@ -163,17 +165,19 @@ def _value_for_masses(logits: Any, masses: Any, axis: int) -> tuple[Any, Rows, A
     maximum = row_maximum(logits, axis)
     limit = huge(maximum.dtype)
     total = row_sum(jnp.exp(deviations(logits, maximum, axis)), axis)
-    mass = row_sum(policy.up(masses), axis)
+    mass = row_sum(policy.up(apart(masses)), axis)
     spread = row_sum(policy.up(masses) * depths(logits, maximum, axis), axis)
 
-    def plain(logits: Any, masses: Any, maximum: Any, total: Any, spread: Any) -> tuple[Any, Any, Any, Any]:
+    def plain(logits: Any, masses: Any, maximum: Any, total: Any, mass: Any, spread: Any) -> tuple[Any, Any, Any, Any]:
         return total, total - 1, spread, spread
 
-    def careful(logits: Any, masses: Any, maximum: Any, total: Any, spread: Any) -> tuple[Any, Any, Any, Any]:
+    def careful(
+        logits: Any, masses: Any, maximum: Any, total: Any, mass: Any, spread: Any
+    ) -> tuple[Any, Any, Any, Any]:
         rest = sum_without_maximum(logits, maximum, axis)
         dominated = is_dominated(total)
-        depth = jnp.maximum(depths(logits, maximum, axis), 0)
-        below = row_sum(policy.up(masses) * jnp.minimum(depth * limit, 1), axis)
+        below = row_sum(policy.up(masses) * jnp.minimum(depths(logits, maximum, axis) * limit, 1), axis)
+        below = jnp.where(maximum == jnp.inf, mass - mass_at_infinity(masses, logits, maximum, axis), below)
         # Mass at an infinite depth: on a class of probability zero, or below a +inf.
         endless = (jnp.abs(spread) > limit / 1e6) & (row_minimum(logits, axis) == -jnp.inf)
         spread = jnp.where(endless, spread * jnp.inf, spread)
@@ -182,7 +186,7 @@ def _value_for_masses(logits: Any, masses: Any, axis: int) -> tuple[Any, Rows, A
 
     # A spread near the largest number has met a class of probability zero.
     needed = is_dominated(total) | ~(jnp.abs(spread) < limit / 1e6)
-    operands = logits, masses, maximum, total, spread
+    operands = logits, masses, maximum, total, mass, spread
     total, rest, spread, others = with_care(needed, careful, plain, *operands, axis=axis)
     rows = Rows(maximum, total, rest, jnp.log1p(rest))
     return spread + mass * rows.log_total, rows, (mass, others)
