@@ -245,3 +245,13 @@ def test_errors_planted_into_a_record_are_caught(error, monkeypatch):
 def test_a_name_that_is_no_record_is_refused():
     with pytest.raises(ValueError, match="no record is named 'entropie'"):
         check_records("entropie")
+
+
+def test_the_check_leaves_no_plain_formula_in_jaxs_caches():
+    """The same compiled function, before and after a check that traces it as its plain formula."""
+    compiled = jax.jit(lambda z: xj.softmax_cross_entropy(z, 0))
+    assert xj.check_gradient(lambda z: compiled(z), jnp.array([0.3, -1.2, 2.0])).passed
+    assert compiled(jnp.array([50.0, 0.0, 0.0])) > 0
+    again = jax.jit(lambda z: xj.softmax_cross_entropy(z, 0))
+    assert again(jnp.array([50.0, 0.0, 0.0])) > 0
+    assert xj.check_gradient(again, jnp.array([0.3, -1.2, 2.0])).passed

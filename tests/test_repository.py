@@ -20,6 +20,7 @@ PACKAGE = ROOT / "xentjax"
 #: Who may import whom: a module imports from its own layer and from those above it in this list.
 LAYERS = (
     ("core",),
+    ("pairs",),
     ("numerics",),
     ("logit_rows",),
     ("activations",),

@@ -29,7 +29,7 @@ class Worst(NamedTuple):
     """The element that is furthest off: the argument's path, its index, and the two numbers."""
 
     argument: str
-    index: tuple[int, ...] | None
+    index: tuple[int, ...] | None  # type: ignore[assignment]
     got: Any
     expected: Any
 
@@ -366,7 +366,7 @@ class _Check:
                 what = f"{len(got)} of them" if isinstance(got, (tuple, list)) else type(got).__name__
                 return self._misshapen(wanted, f"a tuple of {len(self.chosen)} gradients ({wanted})", what)
             got = tuple(got)
-        found = jax.tree.structure(got, is_leaf=lambda g: g is None)
+        found: Any = jax.tree.structure(got, is_leaf=lambda g: g is None)
         if found != self.structure:
             return self._misshapen(self.paths[0], f"the structure {self.structure}", str(found))
         leaves = jax.tree.leaves(got, is_leaf=lambda g: g is None)

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
+from xentjax.core.op import plain_formulas
+
 #: Each operation is disturbed by this many units of its own rounding error.
 AMPLIFIED = 16
 
@@ -69,11 +71,13 @@ def rounding_error(function: Callable[..., Any], *arguments: Any, samples: int =
 def without_rules(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with every ``custom_jvp`` and ``custom_vjp`` in it replaced by what it computes.
 
-    Automatic differentiation of it differentiates the code of the value, whatever derivative was declared for it.
+    Automatic differentiation of it differentiates the code of the value, whatever derivative was declared for it; of
+    our own records it differentiates the textbook formula.
     """
 
     def plain(*arguments: Any) -> Any:
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        with plain_formulas():
+            closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
         outputs = _run(closed, jax.tree.leaves(arguments), lambda name, value: value)
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
@@ -90,7 +94,8 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
 
 def _run(closed: Any, inputs: Sequence[Any], after: Callable[[str, Any], Any]) -> list[Any]:
     """The outputs of a closed jaxpr, each intermediate result passed through ``after(primitive, result)``."""
-    jaxpr, values = closed.jaxpr, {}
+    jaxpr = closed.jaxpr
+    values: dict[Any, Any] = {}
 
     def read(atom: Any) -> Any:
         return jnp.asarray(atom.val, atom.aval.dtype) if hasattr(atom, "val") else values[atom]
