@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentjax.core import ulp
-from xentjax.core.domains import Case, Logit, Logits, Probability, Real
+from xentjax.core.domains import Case
+from xentjax.core.inputs import inward, moved, signs
 from xentjax.core.op import Record
 from xentjax.core.reference import Formula
 
@@ -33,7 +34,12 @@ def groups(record: Record, seed: int) -> list[Group]:
     found: dict[str, list[Case]] = {}
     for case in record.domain.cases(seed, **SIZES):
         found.setdefault(_signature(case), []).append(case)
-    return [Group(record, cases, seed, main=i == 0) for i, cases in enumerate(found.values())]
+    result, seen = [], set()
+    for cases in found.values():
+        arguments = set(_differentiable(record, cases[0]))
+        result.append(Group(record, cases, seed, main=not arguments <= seen))
+        seen |= arguments
+    return result
 
 
 class Tally:
@@ -90,8 +96,8 @@ class Tally:
 class Group:
     """Cases of one shape with the same options: one compiled program for each dtype serves them all.
 
-    The main group (every situation, the first options) runs in all dtypes; the others, which differ in what is
-    computed and not in how it is rounded, in float32 and float64.
+    The main groups (every situation under the first options, and the first that give an argument at all) run in all
+    dtypes; the others, which differ in what is computed and not in how it is rounded, in float32 and float64.
     """
 
     def __init__(self, record: Record, cases: list[Case], seed: int, main: bool):
@@ -101,8 +107,8 @@ class Group:
         first, rest = self.split(cases[0], np.float64)
         with jax.enable_x64(True):
             shapes = jax.eval_shape(lambda a, b: record.oracle(**a, **b, **self.options), first, rest)
-        self.cotangents = jax.tree.map(lambda s: self.signs(s.shape), shapes)
-        self.tangents = jax.tree.map(lambda v: self.signs(np.shape(v)), first)
+        self.cotangents = jax.tree.map(lambda s: signs(self.rng, s.shape), shapes)
+        self.tangents = jax.tree.map(lambda v: signs(self.rng, np.shape(v)), first)
         self.hand, self.automatic = (jax.jit(self.derivatives(f)) for f in (record.function, record.oracle))
         self.formula = Formula(self.curvature(record.oracle), self.cotangents, first, rest)
         self.plain = Formula(lambda a, b: record.oracle(**a, **b, **self.options), first, rest)
@@ -113,10 +119,6 @@ class Group:
         given = {**case.cast(dtype), **{n: np.asarray(case.options[n], dtype) for n in chosen if n in case.options}}
         rest = {n: given[n] for n in case.arrays if n not in chosen}
         return {n: given[n] for n in chosen}, rest
-
-    def signs(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Powers of two of both signs: a product with them does not round."""
-        return self.rng.choice([-1.0, -0.5, 0.5, 1.0], shape)
 
     def curvature(self, function: Any) -> Callable[..., Any]:
         """Gradient and Hessian, per argument, of the outputs' sum weighted with the cotangents."""
@@ -152,14 +154,17 @@ class Group:
 
         return all_orders
 
-    def run(self, function: Any, moving: Any, rest: Any, tangents: Any, dtype: str) -> Any:
+    def run(self, function: Any, moving: Any, rest: Any, tangents: Any, dtype: str, cotangents: Any = None) -> Any:
         cast = lambda tree: jax.tree.map(lambda v: np.asarray(v).astype(jnp.dtype(dtype)), tree)
         with jax.enable_x64(dtype == "float64"):
-            found = function(cast(self.cotangents), cast(tangents), cast(moving), rest)
+            found = function(
+                cast(self.cotangents if cotangents is None else cotangents), cast(tangents), cast(moving), rest
+            )
             return jax.tree.map(lambda v: np.asarray(v, np.float64), found)
 
     def sizes(self, moving: Any, rest: Any, tangents: Any, base: Any) -> Any:
-        """How far each result moves, at most, for moves of every input by one part: 4 patterns of signs.
+        """How far each result moves, at most, for moves of every number by one part, tangents and cotangents too: 4
+        patterns of signs.
 
         A JVP is at least of the size of the terms that it sums up: of the JVP along the tangents with the gradient's
         signs.
@@ -167,31 +172,20 @@ class Group:
         step, rng = 2.0**-20, np.random.default_rng(1)
         largest = jax.tree.map(np.zeros_like, base)
         for _ in range(4):
-            moved = {n: self.moved(n, v, step, rng) for n, v in moving.items()}
-            found = self.run(self.hand, moved, rest, tangents, "float64")
+            shifted = {n: moved(self.record, n, v, step, rng) for n, v in moving.items()}
+            along, against = (
+                jax.tree.map(lambda v: v * (1 + step * rng.choice([-1.0, 1.0], np.shape(v))), tree)
+                for tree in (tangents, self.cotangents)
+            )
+            found = self.run(self.hand, shifted, rest, along, "float64", against)
             with np.errstate(all="ignore"):
                 largest = jax.tree.map(lambda m, a, b: np.fmax(m, np.abs(a - b) / step), largest, found, base)
         with np.errstate(all="ignore"):
-            signs = {n: jax.tree.map(np.sign, base["gradient"][n]) for n in tangents}
-            aligned = jax.tree.map(lambda t, s: np.abs(t) * np.where(np.isnan(s), 0, s), tangents, signs)
+            directions = {n: jax.tree.map(np.sign, base["gradient"][n]) for n in tangents}
+            aligned = jax.tree.map(lambda t, s: np.abs(t) * np.where(np.isnan(s), 0, s), tangents, directions)
             terms = self.run(self.hand, moving, rest, aligned, "float64")["jvp"]
             largest["jvp"] = jax.tree.map(lambda m, t: np.fmax(m, np.abs(t)), largest["jvp"], terms)
         return jax.tree.map(lambda m: np.where(np.isfinite(m), m, 0), largest)
-
-    def moved(self, name: str, value: Any, step: float, rng: np.random.Generator) -> Any:
-        kind = self.record.domain.kinds.get(name)
-
-        def one(v: Any) -> Any:
-            centred = v
-            if isinstance(kind, Logits) and not isinstance(kind, Logit):  # only their differences matter
-                finite = np.where(np.isfinite(v), v, -np.inf)
-                centred = v - np.max(finite, axis=-1, keepdims=True, initial=-np.inf)
-            with np.errstate(all="ignore"):
-                return np.where(
-                    np.isfinite(v) & np.isfinite(centred), v + step * rng.choice([-1.0, 1.0], v.shape) * centred, v
-                )
-
-        return jax.tree.map(one, value)
 
     def tally(self, dtypes: Sequence[str], tallies: dict[Any, Tally]) -> None:
         for case in self.cases:
@@ -216,7 +210,7 @@ class Group:
 
     def truth(self, moving: Any, rest: Any, tangents: Any) -> Any:
         """Gradients and Hessians by automatic differentiation of the formula, JVPs by finite differences, exactly."""
-        edges = {n: jax.tree.map(lambda v, n=n: self.inward(n, v), v) for n, v in {**moving, **rest}.items()}
+        edges = {n: jax.tree.map(lambda v, n=n: inward(self.record, n, v), v) for n, v in {**moving, **rest}.items()}
         at_edge = any(d is not None and np.any(d) for d in jax.tree.leaves(edges))
         inside = ({n: edges[n] for n in moving}, {n: edges[n] for n in rest}) if at_edge else None
         unmoved = jax.tree.map(lambda c: None, self.cotangents)
@@ -227,17 +221,6 @@ class Group:
             along = {n: t if n == name else jax.tree.map(np.zeros_like, t) for n, t in tangents.items()}
             slopes[name] = self.plain.slope((moving, rest), (along, still), inward=inside)
         return {"gradient": gradient, "jvp": slopes, "hessian": hessian}
-
-    def inward(self, name: str, value: Any) -> Any:
-        """1 or -1 where an argument lies on an edge of its domain and larger or smaller values lie inside."""
-        kind = self.record.domain.kinds.get(name)
-        if kind is None or isinstance(kind, Real) or not _is_float(value):
-            return None
-        if isinstance(kind, Logits):
-            kink = (value == 0) if isinstance(kind, Logit) else False  # max(x, 0) and |x| have no slope there, sums do
-            return np.where(np.isinf(value), np.sign(value), np.where(kink, 1, 0))
-        upper = (value == 1) if isinstance(kind, Probability) else False
-        return np.where(value == 0, 1, np.where(upper, -1, 0))
 
     def compare(self, case: Case, dtype: str, got: Any, truth: Any, sizes: Any, tallies: dict[Any, Tally]) -> None:
         entries = max([1, *(d for v in jax.tree.leaves(case.arrays) for d in np.shape(v))])

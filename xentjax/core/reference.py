@@ -162,8 +162,10 @@ def _agree(old: Any, new: Any, digits: int) -> bool:
 
 def _limit(first: Any, second: Any, third: Any) -> Any:
     """What three attempts tend to: a number, ±inf where each is half as large again as the one before, or NaN."""
-    if abs(third - second) <= AGREEMENT * abs(third) or (abs(second) < 1e-20 and abs(third) < 1e-80):
-        return third if abs(third) > TINY else element(0)
+    if abs(second) < 1e-20 and abs(third) < 1e-80 and abs(third) < abs(second) ** 2:
+        return element(0)
+    if abs(third - second) <= AGREEMENT * abs(third):
+        return third
     if 0 < 1.5 * abs(first) < abs(second) and 1.5 * abs(second) < abs(third) and second * third > 0:
         return element(math.copysign(math.inf, third))
     return element(math.nan)

@@ -1,0 +1,91 @@
+"""The accuracy sweep, and the units it counts in."""
+
+import json
+
+import mpmath
+import numpy as np
+import pytest
+
+from xentjax import accuracy, peers
+from xentjax.core import ulp
+from xentjax.core.op import ops
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_spacing_is_the_distance_to_the_next_number(dtype):
+    import ml_dtypes
+
+    kind = np.dtype(dtype if dtype != "bfloat16" else ml_dtypes.bfloat16).type
+    bits = {2: np.uint16, 4: np.uint32, 8: np.uint64}[np.dtype(kind).itemsize]
+    smallest = np.array(1, bits).view(kind)
+    for x in (1.0, 1.5, 0.75, 3.0e-2, 1000.0):
+        here = kind(x)
+        after = (here.view(bits) + bits(1)).view(kind)
+        assert ulp.spacing(float(here), dtype) == float(after) - float(here)
+    assert ulp.spacing(0.0, dtype) == float(smallest)
+
+
+def test_deviation_counts_overflow_and_equal_infinities_as_right():
+    got = np.array([np.inf, np.inf, np.nan, 1.0, -np.inf])
+    truth = np.array([1e39, np.inf, np.nan, 1.0, 1e39])
+    error = ulp.deviation(got, truth, np.zeros(5), np.float32)
+    np.testing.assert_array_equal(error, [0, 0, 0, 0, np.inf])
+
+
+def test_deviation_sees_below_the_last_bit_of_the_truth():
+    assert ulp.deviation(1.0, 1.0, 2.0**-54, np.float64) == 2.0**-54
+
+
+def test_the_contract():
+    np.testing.assert_allclose(ulp.allowed([2.0, 1.0, np.exp(-10)]), [4, 4, 14])
+
+
+@pytest.fixture(scope="module")
+def table():
+    return accuracy.measure(["logistic", "entropy_from_logits"], ("bfloat16", "float32", "float64"), quick=True)
+
+
+def test_the_library_is_within_its_contract_on_a_few_inputs(table):
+    assert table.passed, str(table)
+    assert all(row.compared > 0 for row in table.rows)
+
+
+def test_peers_stand_beside_it_on_the_same_inputs(table):
+    cells = {(r.record, r.library, r.quantity): r for r in table.rows if r.dtype == "float32"}
+    own, jax_idiom = (cells["entropy_from_logits", library, "value"] for library in ("xentjax", "jax"))
+    assert own.compared + own.skipped == jax_idiom.compared + jax_idiom.skipped
+    assert own.within
+    assert not jax_idiom.within
+
+
+def test_tables_for_people_and_machines(table):
+    assert json.loads(table.to_json())["rows"][0]["record"] == "logistic"
+    lines = table.to_markdown().splitlines()
+    assert lines[0].startswith("| function | dtype | xentjax")
+    assert len(lines) == 4
+    assert "entropy_from_logits" in str(table)
+
+
+def test_sixteen_bit_numbers_are_taken_exhaustively():
+    (record,) = (r for r in ops() if r.name == "logistic")
+    sweep = accuracy._Sweep(record, ("float16",), 0, quick=False)
+    (kind,) = record.domain.kinds.values()
+    numbers = accuracy._every("float16", kind)
+    assert numbers.size == 2**16 - 2 * 2**10  # all but infinities and NaN
+    sweep.one("every number", "float16", {"z": numbers})
+    worst = sweep.worst["xentjax", "value", "float16"]
+    assert worst.ratio <= 1
+    x = np.float16(-5.3)
+    with mpmath.workdps(30):
+        true = float(1 / (1 + mpmath.exp(-float(x))))
+    assert abs(float(record.function(x)) - true) <= 0.51 * ulp.spacing(true, "float16")
+
+
+def test_every_peer_belongs_to_a_record():
+    names = {record.name for record in ops()}
+    assert set(peers.JAX) | set(peers.optax_functions()) | set(peers.torch_functions()) <= names
+
+
+def test_a_name_that_is_no_record_is_refused():
+    with pytest.raises(ValueError, match="no record is named 'sotfmax'"):
+        accuracy.measure("sotfmax")

@@ -1,0 +1,199 @@
+"""Every public record under every transformation of JAX: the same numbers as when called directly.
+
+A transformation may change how the compiler fuses, and so how it rounds: 8 ULP of the largest result of the same
+case in float64, where a wrong rule would be wrong by orders of magnitude more.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from xentjax.core.op import Record, ops
+
+PUBLIC = [record for record in ops() if record.public]
+DIFFERENTIABLE = [record for record in PUBLIC if record.wrt]
+SIZES = {"B": 8, "K": 4, "J": 8, "D": 3}
+ULP = 8
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    """Float64, and programs that are compiled fast: what is tested is the transformation, not the optimizer."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.enable_x64(True):
+        yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@functools.cache
+def situation(record: Record):
+    """Arguments by name, split in those to differentiate by and the others, and what the record gives for them."""
+    case = record.domain.case(np.random.default_rng(0), "unit", record.domain.options[0], **SIZES)
+    arrays = {n: jax.tree.map(jnp.asarray, case.arrays[n]) for n in case.arrays}
+    moving = {n: v for n, v in arrays.items() if n in record.wrt and is_float(v)}
+    rest = {n: v for n, v in arrays.items() if n not in moving}
+
+    def call(moving, rest=rest):
+        return record.function(**moving, **rest, **case.options)
+
+    value = jax.jit(call)(moving)
+    weights = jnp.asarray(np.random.default_rng(1).uniform(0.5, 1, value.shape))
+
+    def total(moving, rest=rest, weights=weights):
+        return jnp.sum(weights * call(moving, rest))
+
+    return call, total, moving, rest, value, weights
+
+
+@functools.cache
+def gradient(record: Record):
+    _, total, moving, *_ = situation(record)
+    return jax.jit(jax.grad(total))(moving)
+
+
+def is_float(tree) -> bool:
+    return all(jnp.issubdtype(v.dtype, jnp.floating) for v in jax.tree.leaves(tree))
+
+
+def same(got, expected):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        scale = float(np.max(np.abs(b), initial=1e-300))
+        np.testing.assert_allclose(a, b, rtol=0, atol=ULP * 2**-52 * scale)
+
+
+def by_name(records):
+    return pytest.mark.parametrize("record", records, ids=lambda r: r.name)
+
+
+@by_name(PUBLIC)
+def test_jit_and_scan(record):
+    call, _, moving, rest, value, _ = situation(record)
+    arrays = {**moving, **rest}
+    same(record.function(**arrays, **record.domain.options[0]), value)
+
+    def step(count, _):
+        return count + 1, call({n: arrays[n] for n in moving}, {n: arrays[n] for n in rest})
+
+    _, stacked = jax.jit(lambda: jax.lax.scan(step, 0, length=3))()
+    same(stacked[2], value)
+
+
+@by_name(PUBLIC)
+def test_vmap_over_all_and_over_each_argument(record):
+    call, _, moving, rest, value, _ = situation(record)
+    arrays = {**moving, **rest}
+    double = {n: jax.tree.map(lambda a: jnp.stack([a, a]), v) for n, v in arrays.items()}
+    choices = [dict.fromkeys(arrays, 0)]
+    if len(arrays) > 1:
+        choices += [{n: 0 if n == name else None for n in arrays} for name in arrays]
+
+    @jax.jit
+    def mapped(arrays, double):
+        results = []
+        for axes in choices:
+            given = {n: double[n] if axes[n] == 0 else arrays[n] for n in arrays}
+            one = jax.vmap(lambda given: call({n: given[n] for n in moving}, {n: given[n] for n in rest}), (axes,))
+            results.append(one(given))
+        return results
+
+    for result in mapped(arrays, double):
+        same(result[0], value)
+        same(result[1], value)
+
+
+@by_name(DIFFERENTIABLE)
+def test_reverse_mode_and_checkpoint(record):
+    call, total, moving, *_, weights = situation(record)
+    expected = gradient(record)
+
+    @jax.jit
+    def others(moving):
+        jacobian = jax.jacrev(call)(moving)
+        contracted = jax.tree.map(lambda j: jnp.tensordot(weights, j, weights.ndim), jacobian)
+        return jax.grad(jax.checkpoint(total))(moving), contracted
+
+    for got in others(moving):
+        same(got, expected)
+
+
+@by_name(DIFFERENTIABLE)
+def test_forward_mode_and_linearize(record):
+    call, _, moving, _, value, weights = situation(record)
+    expected = gradient(record)
+    tangents = jax.tree.map(lambda v: jnp.asarray(np.random.default_rng(2).uniform(-1, 1, v.shape)), moving)
+
+    @jax.jit
+    def forward(moving, tangents):
+        primal, slope = jax.jvp(call, (moving,), (tangents,))
+        again, linear = jax.linearize(call, moving)
+        jacobian = jax.jacfwd(call)(moving)
+        contracted = jax.tree.map(lambda j: jnp.tensordot(weights, j, weights.ndim), jacobian)
+        return (primal, again), (slope, linear(tangents)), contracted
+
+    primals, (slope, linear), contracted = forward(moving, tangents)
+    for primal in primals:
+        same(primal, value)
+    same(linear, slope)
+    same(contracted, expected)
+    along = sum(jnp.sum(g * t) for g, t in zip(jax.tree.leaves(expected), jax.tree.leaves(tangents), strict=True))
+    terms = sum(jnp.sum(abs(g * t)) for g, t in zip(jax.tree.leaves(expected), jax.tree.leaves(tangents), strict=True))
+    assert abs(jnp.sum(weights * slope) - along) <= ULP * 2**-52 * terms * 4
+
+
+@by_name(DIFFERENTIABLE)
+def test_hessian_forward_over_reverse_and_reverse_over_reverse(record):
+    _, total, moving, *_ = situation(record)
+
+    @jax.jit
+    def both(moving):
+        return jax.hessian(total)(moving), jax.jacrev(jax.grad(total))(moving)
+
+    forward, reverse = both(moving)
+    same(reverse, forward)
+    name = next(iter(moving))
+    if isinstance(moving[name], jax.Array):
+        size = moving[name].size
+        square = np.asarray(forward[name][name]).reshape(size, size)
+        scale = np.max(np.abs(square), initial=1e-300)
+        np.testing.assert_allclose(square, square.T, rtol=0, atol=ULP * 2**-52 * scale)
+
+
+def split_by_example(record: Record):
+    """Partition specs that split the batch of every argument, or None where the record has no batch of examples."""
+    kinds = record.domain.kinds
+    if not all(kind.shape.split()[:1] == ["B"] for kind in kinds.values()):
+        return None
+    return {n: P("data") for n in kinds}
+
+
+@by_name([r for r in DIFFERENTIABLE if split_by_example(r)])
+def test_shard_map_over_eight_devices(record):
+    call, total, moving, rest, value, weights = situation(record)
+    if len(jax.devices()) < 8:
+        pytest.skip("eight devices are needed: XLA_FLAGS=--xla_force_host_platform_device_count=8")
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = split_by_example(record)
+
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=({n: specs[n] for n in moving}, {n: specs[n] for n in rest}, P("data")),
+        out_specs=(P("data"), {n: specs[n] for n in moving}, P()),
+        check_vma=True,
+    )
+    def sharded(moving, rest, weights):
+        found = call(moving, rest)
+        return found, jax.grad(total)(moving, rest, weights), jax.lax.psum(jnp.sum(weights * found), "data")
+
+    shards, slopes, summed = jax.jit(sharded)(moving, rest, weights)
+    same(shards, value)
+    same(slopes, gradient(record))
+    np.testing.assert_allclose(summed, jnp.sum(weights * value), rtol=8 * ULP * 2**-52)
