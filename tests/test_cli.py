@@ -420,7 +420,7 @@ def test_info_shows_devices_versions_and_extras(call):
 
 def test_help_of_every_command(call):
     assert "Cross-entropy for JAX" in call()[1] + call("--help")[1]
-    for command in ("fit", "predict", "figures", "info", "check"):
+    for command in ("fit", "predict", "figures", "info", "check", "accuracy"):
         status, out, _ = call(command, "--help")
         assert status == 0
         assert "--help" in out
@@ -434,6 +434,15 @@ def test_check_of_one_function(call, mistake):
     assert {row["record"] for row in table["rows"]} == {name}
     assert mistake("check", "--only", "entropi") == "--only entropi: no such function; did you mean entropy?"
     assert mistake("check", "--device", "abacus").startswith("--device abacus: is not available here")
+
+
+def test_accuracy_of_one_function(call, mistake):
+    status, out, _ = call("accuracy", "--only", "logistic", "--quick", "--json")
+    assert status == 0
+    assert {row["record"] for row in json.loads(out)["rows"]} == {"logistic"}
+    assert "| `logistic` |" in call("accuracy", "--only", "logistic", "--quick", "--markdown")[1]
+    assert mistake("accuracy", "--only", "entropi") == "--only entropi: no such function; did you mean entropy?"
+    assert mistake("accuracy", "--json", "--markdown") == "--json --markdown: only one of them at a time"
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch, capsys):

@@ -153,7 +153,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 ) -> int:
     """Compare every hand-derived derivative with automatic differentiation; status 1 if one fails."""
-    names = _records(only)
+    names = _records(only, [record.name for record in ops()])
     _require_device(device)
     with report.counting("checking", len(names)) as advance:
         table = check_records(names, device, on_rows=lambda rows: advance(rows[0].record if rows else ""))
@@ -161,8 +161,27 @@ def check(
     return 0 if table.passed else 1
 
 
-def _records(only: Sequence[str] | None) -> list[str]:
-    known = [record.name for record in ops()]
+@app.command()
+def accuracy(
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Measure this function only (repeatable)")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller inputs")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table")] = False,
+) -> None:
+    """Measure the worst error of every function in ULP, beside that of other libraries on the same inputs."""
+    from xentjax.accuracy import measure
+
+    if as_json and markdown:
+        raise UserError("--json --markdown: only one of them at a time")
+    names = _records(only, [record.name for record in ops() if record.public])
+    with report.counting("measuring", len(names)) as advance:
+        table = measure(names, quick=quick, on_rows=lambda rows: advance(rows[0].record if rows else ""))
+    print(table.to_json() if as_json else table.to_markdown() if markdown else table)
+
+
+def _records(only: Sequence[str] | None, known: Sequence[str]) -> list[str]:
     for name in only or []:
         if name not in known:
             raise UserError(f"--only {name}: no such function{did_you_mean(name, known)}")
