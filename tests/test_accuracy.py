@@ -83,7 +83,7 @@ def test_sixteen_bit_numbers_are_taken_exhaustively():
 
 def test_every_peer_belongs_to_a_record():
     names = {record.name for record in ops()}
-    assert set(peers.JAX) | set(peers.optax_functions()) | set(peers.torch_functions()) <= names
+    assert set(peers.JAX) | set(peers.OPTAX) | set(peers.torch_functions()) <= names
 
 
 def test_a_name_that_is_no_record_is_refused():

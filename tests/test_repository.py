@@ -28,6 +28,7 @@ LAYERS = (
     ("losses",),
     ("models",),
     ("solvers", "training"),
+    ("peers",),
     ("sklearn", "accuracy", "plots", "figures"),
     ("cli",),
     ("__main__",),

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.scipy import special
 
 Function = Callable[..., Any]
@@ -58,14 +59,11 @@ JAX: dict[str, Function] = {
 }
 
 
-def optax_functions() -> dict[str, Function]:
-    import optax
-
-    return {
-        "softmax_cross_entropy": optax.losses.softmax_cross_entropy_with_integer_labels,
-        "sigmoid_cross_entropy": optax.losses.sigmoid_binary_cross_entropy,
-        "kl_divergence": lambda p, q: optax.losses.kl_divergence(jnp.log(q), p),
-    }
+OPTAX: dict[str, Function] = {
+    "softmax_cross_entropy": optax.losses.softmax_cross_entropy_with_integer_labels,
+    "sigmoid_cross_entropy": optax.losses.sigmoid_binary_cross_entropy,
+    "kl_divergence": lambda p, q: optax.losses.kl_divergence(jnp.log(q), p),
+}
 
 
 def torch_functions() -> dict[str, Function]:
@@ -93,8 +91,7 @@ def torch_functions() -> dict[str, Function]:
 
 def of(name: str) -> Mapping[str, Function]:
     """The peers of a record that are installed, by library."""
-    found = {"jax": JAX[name]} if name in JAX else {}
-    for library, functions in (("optax", optax_functions), ("torch", torch_functions)):
-        if importlib.util.find_spec(library) is not None and name in (offered := functions()):
-            found[library] = offered[name]
+    found = {library: known[name] for library, known in (("optax", OPTAX), ("jax", JAX)) if name in known}
+    if importlib.util.find_spec("torch") is not None and name in (offered := torch_functions()):
+        found["torch"] = offered[name]
     return found

@@ -77,9 +77,9 @@ class Tally:
             self.worst = f"{case.situation}{shown(case.options)}{place}[{index}]: got {got[i]!r}, expected {high[i]!r}"
 
     def add_automatic(self, got: Any, truth: Any, size: Any) -> None:
-        error = ulp.deviation(got, truth[0], truth[1], np.float64) / ulp.spacing(
-            np.maximum(np.abs(truth[0]), size), np.float64
-        )
+        unit = ulp.spacing(np.maximum(np.abs(truth[0]), size), np.float64)
+        with np.errstate(over="ignore"):
+            error = ulp.deviation(got, truth[0], truth[1], np.float64) / unit
         known = np.isfinite(truth[0])
         self.automatic = max(self.automatic, float(np.max(np.where(known, error, 0), initial=0)))
 

@@ -54,14 +54,16 @@ def tolerance(truth: Any, size: Any, entries: int, dtype: Any) -> np.ndarray:
 def deviation(got: Any, high: Any, low: Any, dtype: Any) -> np.ndarray:
     """|got − truth| with the truth as a sum of two float64 arrays; 0 where both are the same infinity or both NaN.
 
-    Where the truth lies beyond the range of ``dtype``, the infinity of its sign is right.
+    Where the truth lies beyond the range of ``dtype``, any number of its sign from half of the largest one is right.
     """
     got, high, low = (np.asarray(a, np.float64) for a in (got, high, low))
     with np.errstate(all="ignore"):
         largest = float(jnp.finfo(dtype).max)
         half_beyond = largest + spacing(largest, dtype) / 2
-        high = np.where(np.isfinite(high) & (np.abs(high) >= half_beyond), np.copysign(np.inf, high), high)
+        beyond = np.isfinite(high) & (np.abs(high) >= half_beyond)
+        high = np.where(beyond, np.copysign(np.inf, high), high)
         error = np.abs((got - high) - np.where(np.isfinite(high), low, 0))
         same = (got == high) | (np.isnan(got) & np.isnan(high))
         same &= ~np.isfinite(got)
+        same |= beyond & (np.sign(got) == np.sign(high)) & (np.abs(got) >= largest / 2)
         return np.where(same, 0, np.where(np.isnan(error), np.inf, error))

@@ -1,0 +1,147 @@
+"""The registry: one block adds a function to every check and table, and every record keeps the promises of all."""
+
+import contextlib
+import doctest
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.core import tasks
+from benchmarks.readme import functions_table
+from xentjax.accuracy import measure
+from xentjax.core.check import check_records
+from xentjax.core.domains import Domain, Logit
+from xentjax.core.op import _REGISTRY, op, ops
+from xentjax.core.reference import Formula
+
+
+@contextlib.contextmanager
+def log_cosh_record():
+    """A throw-away record, the whole of it: entered in the registry, and taken out again."""
+
+    @op(
+        wrt=("residual",),
+        domain=Domain(residual=Logit("B")),
+        group="losses",
+        formula="log cosh r",
+        gradient="tanh r",
+        source="smooth near 0, linear far from it",
+    )
+    def log_cosh(residual):
+        """log cosh r."""
+        return jnp.log(jnp.exp(residual) / 2 + jnp.exp(-residual) / 2)
+
+    @log_cosh.value
+    def _(residual):
+        size = jnp.abs(residual)
+        half = jnp.sinh(jnp.minimum(size, 1.0) / 2)
+        return jnp.where(size < 1, jnp.log1p(2 * half * half), size + jnp.log1p(jnp.exp(-2 * size)) - np.log(2)), None
+
+    @log_cosh.partial("residual")
+    def _(saved, residual):
+        return jnp.tanh(residual)
+
+    @log_cosh.second
+    def _(tangents, active, residual):
+        # 1 - tanh² = 4e/(1 + e)², e = exp(-2|r|): without cancellation where tanh is close to 1
+        e = jnp.exp(-2 * jnp.abs(residual))
+        return (4 * e / (1 + e) ** 2 * tangents["residual"],)
+
+    try:
+        yield log_cosh.record
+    finally:
+        del _REGISTRY["log_cosh"]
+
+
+def test_one_block_and_every_tool_finds_it():
+    before = ops()
+    with log_cosh_record() as record:
+        assert ops() == (*before, record)
+
+        checked = check_records("log_cosh", dtypes=("bfloat16", "float32", "float64"))
+        assert checked.passed, str(checked)
+        assert {row.order for row in checked.rows} == {"gradient", "jvp", "hessian"}
+
+        swept = measure("log_cosh", ("float32",), quick=True)
+        assert {row.quantity for row in swept.rows} == {"value", "gradient"}
+
+        assert "| `log_cosh(residual)` | log cosh r | tanh r |" in functions_table(ops())
+        assert any(task.record == "log_cosh" for task in tasks(4096, "log_cosh", quick=True))
+
+        x = np.array([0.5, -3.0])
+        with jax.enable_x64(True):
+            np.testing.assert_allclose(
+                jax.hessian(lambda x: jnp.sum(record.function(x)))(x).diagonal(), 1 - np.tanh(x) ** 2
+            )
+    assert ops() == before
+
+
+def test_a_wrong_gradient_in_the_block_is_found():
+    with log_cosh_record() as record:
+        record._partials["residual"] = lambda saved, residual: jnp.sinh(residual)
+        checked = check_records("log_cosh", dtypes=("float64",), timed=False)
+        assert not checked.passed
+        assert "FAIL log_cosh / residual / gradient / float64" in str(checked)
+
+
+ALL = pytest.mark.parametrize("record", ops(), ids=lambda r: r.name)
+PUBLIC = pytest.mark.parametrize("record", [r for r in ops() if r.public], ids=lambda r: r.name)
+
+
+@ALL
+def test_a_record_is_complete(record):
+    assert record._value is not None or record._through is not record
+    assert set(record.wrt) >= set(record._partials)
+    assert record.source.strip()
+    assert record.formula_text.strip()
+    assert record.gradient_text.strip() or not record.wrt
+    assert set(record.inputs) >= set(record.domain.kinds)
+
+
+@PUBLIC
+def test_help_is_the_definitions(record):
+    function, definition = record.function, record.definition
+    assert inspect.signature(function) == inspect.signature(definition)
+    assert function.__name__ == record.name
+    assert function.__doc__ == definition.__doc__
+    assert function.__annotations__ == definition.__annotations__
+    assert function.__module__ == definition.__module__
+
+
+@PUBLIC
+def test_the_docstring_has_an_example(record):
+    assert doctest.DocTestParser().get_examples(record.function.__doc__ or "")
+
+
+@PUBLIC
+def test_every_float_argument_is_differentiable_or_says_that_it_is_not(record):
+    case = record.domain.case(np.random.default_rng(0), "unit", record.domain.options[0], B=2, K=3, J=2, D=2)
+    arrays = {n: jax.tree.map(jnp.asarray, v) for n, v in case.cast(np.float32).items() if n in case.arrays}
+    for name, value in arrays.items():
+        if not all(jnp.issubdtype(v.dtype, jnp.floating) for v in jax.tree.leaves(value)):
+            continue
+
+        def total(value, name=name):
+            result = record.function(**{**arrays, name: value}, **case.options)
+            return jnp.sum(result * jnp.linspace(0.5, 1, result.size).reshape(result.shape))
+
+        if name in record.wrt:
+            slopes = jax.tree.leaves(jax.grad(total)(value))
+            assert any(np.any(np.asarray(s) != 0) for s in slopes)
+        else:
+            with pytest.raises(TypeError, match=f"no derivative with respect to '{name}'"):
+                jax.grad(total)(value)
+
+
+@ALL
+def test_every_formula_can_be_evaluated_in_arbitrary_precision(record):
+    case = record.domain.case(np.random.default_rng(0), "unit", record.domain.options[0], B=2, K=3, J=2, D=2)
+    arrays = {n: v for n, v in case.cast(np.float64).items() if n in case.arrays}
+    formula = Formula(lambda arrays: record.oracle(**arrays, **case.options), arrays)
+    with jax.enable_x64(True):
+        expected = record.oracle(**arrays, **case.options)
+    got, _ = formula.truth(arrays)
+    np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-13)
