@@ -12,71 +12,85 @@ from xentjax.activations import logistic
 from xentjax.core import policy
 from xentjax.core.domains import Domain, Logit, Mask, Probability, Real
 from xentjax.core.op import op
+from xentjax.logit_rows import huge
 from xentjax.losses.shaping import shaped_logits
 
 
 @op(
-    wrt=("logits", "positive", "negative"),
-    domain=Domain(logits=Logit("B"), positive=Probability("B"), negative=Probability("B")),
+    wrt=("logits", "labels", "pos_weight"),
+    domain=Domain(logits=Logit("B"), labels=Probability("B"), pos_weight=Probability("B")),
     group="losses",
-    formula="a softplus(-x) + b softplus(x)",
-    gradient="(a + b) σ(x) - a",
+    formula="w t softplus(-x) + (1 - t) softplus(x)",
+    gradient="(1 - t) σ(x) - w t σ(-x)",
     source="binary cross-entropy in terms of e = e^{-|x|}",
-    fill={"logits": 0.0, "positive": 0.0, "negative": 0.0},
+    fill={"logits": 0.0, "labels": 0.0},
     bounded=("logits",),
     public=False,
 )
 def binary_loss(
-    logits: ArrayLike, positive: ArrayLike, negative: ArrayLike, *, where: ArrayLike | None = None
+    logits: ArrayLike, labels: ArrayLike, pos_weight: ArrayLike, *, where: ArrayLike | None = None
 ) -> jax.Array:
-    """The loss of a logit with mass ``positive`` on the label 1 and ``negative`` on the label 0.
+    """The loss of logits x against probabilities t, the positive term weighted by w.
 
     >>> from xentjax.losses.sigmoid import binary_loss
-    >>> print(f"{binary_loss(0.0, 1.0, 1.0):.4f}")
+    >>> print(f"{binary_loss(0.0, 1.0, 2.0):.4f}")
     1.3863
     """
-    x = jnp.asarray(logits)
+    x, t = jnp.asarray(logits), jnp.asarray(labels)
     # softplus(x) = max(x, 0) + log1p(e^{-|x|}), so that e^x does not overflow.
     softplus = jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
-    return jnp.asarray(positive * (softplus - x) + negative * softplus)
+    return pos_weight * t * (softplus - x) + (1 - t) * softplus
 
 
 @binary_loss.value
-def _(logits: Any, positive: Any, negative: Any) -> Any:
+def _(logits: Any, labels: Any, pos_weight: Any) -> Any:
     size = jnp.abs(logits)
     e = jnp.exp(-size)
+    positive, negative = pos_weight * labels, 1 - labels
     against = jnp.where(logits >= 0, negative, positive)
-    return jnp.where(against == 0, 0, against * size) + (positive + negative) * jnp.log1p(e), (e, against)
+    mass = positive + negative
+    return jnp.where(against == 0, 0, against * size) + mass * jnp.log1p(e), (e, against, mass)
 
 
 @binary_loss.partial("logits")
-def _(saved: Any, logits: Any, positive: Any, negative: Any) -> Any:
-    e, against = saved
-    difference = against - (positive + negative) * (e / (1 + e))
+def _(saved: Any, logits: Any, labels: Any, pos_weight: Any) -> Any:
+    e, against, mass = saved
+    difference = against - mass * (e / (1 + e))
     return jnp.where(logits >= 0, difference, -difference)
 
 
-@binary_loss.partial("positive")
-def _(saved: Any, logits: Any, positive: Any, negative: Any) -> Any:
-    return jnp.maximum(-logits, 0) + jnp.log1p(saved[0])
+@binary_loss.partial("labels")
+def _(saved: Any, logits: Any, labels: Any, pos_weight: Any) -> Any:
+    # w softplus(-x) - softplus(x), with softplus(x) = max(x, 0) + log1p(e).
+    e, x = saved[0], logits
+    surplus = jnp.where(pos_weight == 1, 0, (pos_weight - 1) * jnp.log1p(e))
+    return jnp.where(x >= 0, -x, -pos_weight * x) + surplus
 
 
-@binary_loss.partial("negative")
-def _(saved: Any, logits: Any, positive: Any, negative: Any) -> Any:
-    return jnp.maximum(logits, 0) + jnp.log1p(saved[0])
+@binary_loss.partial("pos_weight")
+def _(saved: Any, logits: Any, labels: Any, pos_weight: Any) -> Any:
+    return jnp.where(labels == 0, 0, labels * _softplus(-logits, saved[0]))
 
 
 @binary_loss.second
-def _(tangents: Any, active: Any, logits: Any, positive: Any, negative: Any) -> Any:
+def _(tangents: Any, active: Any, logits: Any, labels: Any, pos_weight: Any) -> Any:
     e = jnp.exp(-jnp.abs(logits))
-    x_dot, a_dot, b_dot = (tangents.get(n, jnp.zeros_like(e)) for n in ("logits", "positive", "negative"))
+    x_dot, t_dot, w_dot = (tangents.get(n, jnp.zeros_like(e)) for n in ("logits", "labels", "pos_weight"))
     p, q = logistic(logits), logistic(-logits)
+    # Capped, so that a tangent of 0 gives 0 at x = -inf.
+    mass, loss = pos_weight * labels + (1 - labels), jnp.minimum(_softplus(-logits, e), huge(e.dtype))
+    slope_by_label = -p - pos_weight * q
     along = {
-        "logits": (positive + negative) * (e / ((1 + e) * (1 + e))) * x_dot + b_dot * p - a_dot * q,
-        "positive": -q * x_dot,
-        "negative": p * x_dot,
+        "logits": mass * (e / ((1 + e) * (1 + e))) * x_dot + slope_by_label * t_dot - labels * q * w_dot,
+        "labels": slope_by_label * x_dot + loss * w_dot,
+        "pos_weight": -labels * q * x_dot + loss * t_dot,
     }
     return tuple(along[n] for n in active)
+
+
+def _softplus(x: Any, e: Any) -> Any:
+    """log(1 + e^x), with e = e^{-|x|}."""
+    return jnp.maximum(x, 0) + jnp.log1p(e)
 
 
 @op(
@@ -164,10 +178,11 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
     t = jnp.where((t >= 0) & (t <= 1), t, jnp.nan)
     if policy.is_given(bound["label_smoothing"], 0.0):
         t = t * (1 - bound["label_smoothing"]) + bound["label_smoothing"] / 2
-    positive, pos_weight = t, bound["pos_weight"]
-    if pos_weight is not None:
-        pos_weight = jnp.asarray(pos_weight, dtype)
-        if pos_weight.ndim:
-            policy.require_shape(name, "pos_weight", pos_weight.shape, logits.shape[-1:], "one for each class, or ()")
-        positive = jnp.broadcast_to(pos_weight, t.shape) * t
-    return {"logits": shaped_logits(bound, keep, dtype), "positive": positive, "negative": 1 - t}
+    pos_weight = jnp.asarray(1 if bound["pos_weight"] is None else bound["pos_weight"], dtype)
+    if pos_weight.ndim:
+        policy.require_shape(name, "pos_weight", pos_weight.shape, logits.shape[-1:], "one for each class, or ()")
+    return {
+        "logits": shaped_logits(bound, keep, dtype),
+        "labels": t,
+        "pos_weight": jnp.broadcast_to(pos_weight, t.shape),
+    }

@@ -147,7 +147,7 @@ class _Pair(NamedTuple):
     centre: Any
     mean: Any  # μ = Σ pδ
     shift: Any  # log(q_i/p_i) = shift - δ_i, exact where the row is near; NaN where it is not
-    at_largest: Any  # the derivative by b at the largest class of a row that is near and dominated
+    at_largest: Any  # the derivative by b at the largest class of p, where that class dominates; otherwise NaN
 
 
 @op(
@@ -265,10 +265,10 @@ def _careful_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: in
 
     usable = usable & (value < jnp.inf)
     shift = jnp.where(usable, mean - excess, jnp.nan)
-    slopes = jnp.where(shared, p * jnp.expm1(shift - delta), q - p)
+    slopes = jnp.where(shared & usable, p * jnp.expm1(shift - delta), q - p)
     others = -jnp.sum(jnp.where(a == jnp.expand_dims(of_p.maximum, axis), 0, slopes), axis=axis, keepdims=True)
-    near_top = is_dominated(jnp.expand_dims(of_p.total, axis) + 0) | (jnp.expand_dims(of_p.rest, axis) < 0.5)
-    at_largest = jnp.where(usable & near_top & (jnp.abs(mean) < 0.5), others, jnp.nan)
+    near_top = jnp.expand_dims(of_p.rest, axis) < 0.5
+    at_largest = jnp.where(near_top, others, jnp.nan)
     centre = jnp.where(jnp.abs(centre) < jnp.inf, centre, top)
     mean = jnp.where(jnp.abs(mean) < jnp.inf, mean, jnp.sum(p * jnp.where(p > 0, surplus, 0), axis, keepdims=True))
     rows = (jnp.squeeze(r, axis) for r in (centre, mean, shift, at_largest))
@@ -384,8 +384,12 @@ def js_divergence_from_logits(
     """
     p, q = (jax.nn.softmax(jnp.asarray(z), axis=axis) for z in (p_logits, q_logits))
     m = (p + q) / 2
-    terms = (jnp.where(x == 0, 0, x * jnp.log(jnp.where(x == 0, 1, x) / jnp.where(m == 0, 1, m))) for x in (p, q))
-    return sum(jnp.sum(t, axis=axis, keepdims=True) for t in terms) / 2
+
+    def divergence(x: Any) -> Any:
+        ratio = jnp.where(x == 0, 1, x) / jnp.where(m == 0, 1, m)
+        return jnp.sum(jnp.where(x == 0, 0, x * jnp.log(ratio)), axis=axis, keepdims=True)
+
+    return (divergence(p) + divergence(q)) / 2
 
 
 @js_divergence_from_logits.prepare
@@ -409,14 +413,14 @@ def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
 
 @js_divergence_from_logits.partial("p_logits")
 def _(saved: Any, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
-    p, _, ratio = saved
-    return _js_slope(p, -ratio, axis)
+    p, q, ratio = saved
+    return _js_slope(p, q, -ratio, axis)
 
 
 @js_divergence_from_logits.partial("q_logits")
 def _(saved: Any, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
-    _, q, ratio = saved
-    return _js_slope(q, ratio, axis)
+    p, q, ratio = saved
+    return _js_slope(q, p, ratio, axis)
 
 
 @js_divergence_from_logits.second
@@ -444,10 +448,12 @@ def _(tangents: Any, active: Any, p_logits: Any, q_logits: Any, *, axis: int) ->
     return tuple(along[n]() for n in active)
 
 
-def _js_slope(x: Any, ratio: Any, axis: int) -> Any:
-    """x∘(l - ⟨x, l⟩)/2 with l = log1p(ratio), 0 where x is 0."""
-    level = jnp.where(x == 0, 0, jnp.log1p(jnp.where(x == 0, 0, ratio)))
-    return x * (level - jnp.sum(x * level, axis=axis, keepdims=True)) / 2
+def _js_slope(x: Any, other: Any, ratio: Any, axis: int) -> Any:
+    """x∘(l - ⟨x, l⟩)/2 with l = log(2x/(x + other)) = log1p(ratio), 0 where x is 0."""
+    total = jnp.where(x == 0, 1, x + other)
+    far = jnp.log(jnp.where(x == 0, 1, 2 * x / total))
+    near = jnp.log1p(jnp.where(jnp.abs(ratio) < 0.5, ratio, 0))
+    return softmax_tangent(x, jnp.where(jnp.abs(ratio) < 0.5, near, far), axis) / 2
 
 
 def _even_entropy(r: Any) -> Any:
