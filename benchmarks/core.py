@@ -135,7 +135,7 @@ def task(
     for name, peer in variant.peers.items():
         implementations.append(differentiated(name, averaged(peer) if reduced else peer, places))
     implementations.append(differentiated("plain formula", plain, places))
-    if variant.torch is not None and peers.torch_is_installed():
+    if variant.torch is not None:
         implementations.append(torch_implementation(variant.torch, places, reduced))
     written = sum(leaf.nbytes for n in wrt for leaf in jax.tree.leaves(arrays[n]))
     read = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))

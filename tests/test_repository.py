@@ -35,7 +35,7 @@ LAYERS = (
 )
 
 #: What a plain installation lacks; only these, and our own modules at the edge that need them, load inside functions.
-OPTIONAL = {"matplotlib", "mpmath", "orbax", "pandas", "pyarrow", "pydantic"}
+OPTIONAL = {"matplotlib", "mpmath", "optax", "orbax", "pandas", "pyarrow", "pydantic"}
 OPTIONAL |= {"rich", "safetensors", "scipy", "sklearn", "torch", "typer"}
 EDGE = ("xentjax.accuracy", "xentjax.cli", "xentjax.figures", "xentjax.plots", "xentjax.sklearn", "xentjax.training")
 
@@ -118,7 +118,7 @@ def test_only_optional_dependencies_load_inside_functions(name):
 def test_import_loads_jax_and_nothing_heavy():
     code = "import sys, xentjax; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = set(run(code).split())
-    heavy = (OPTIONAL | {"IPython", "tensorflow", "flax"}) - {"scipy"}
+    heavy = (OPTIONAL | {"IPython", "tensorflow", "flax"}) - {"optax", "scipy"}
     assert "jax" in loaded
     assert not loaded & heavy
     # jax loads parts of scipy by itself; we add none.

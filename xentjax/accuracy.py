@@ -277,7 +277,8 @@ class _Sweep:
         value = self.call(self.peers["torch"], tensors)
         (value * torch.tensor(cotangents.astype(np.float32))).sum().backward()
         zero = {n: torch.zeros_like(tensors[n]) for n in moving}
-        gradient = {n: (tensors[n].grad if tensors[n].grad is not None else zero[n]).numpy() for n in moving}
+        found: dict[str, Any] = {n: tensors[n].grad for n in moving}
+        gradient = {n: (zero[n] if grad is None else grad).numpy() for n, grad in found.items()}
         return value.detach().numpy(), gradient
 
     def sizes(self, cotangents: Any, wide: Any, base: Any) -> Any:
@@ -300,7 +301,7 @@ class _Sweep:
 
     def add(self, library: str, label: str, dtype: str, got: Any, truth: Any, size: Any, entries: int) -> None:
         (value, gradient), (true_value, true_gradient) = got, truth
-        self.tally(library, "value", dtype).add(label, value, *true_value, 0.0, entries, dtype)
+        self.tally(library, "value", dtype).add(label, value, true_value[0], true_value[1], 0.0, entries, dtype)
         for name, leaf in gradient.items():
             for a, true, s in zip(
                 jax.tree.leaves(leaf),
@@ -308,7 +309,7 @@ class _Sweep:
                 jax.tree.leaves(size[name]),
                 strict=True,
             ):
-                self.tally(library, "gradient", dtype).add(f"{name} {label}", a, *true, s, entries, dtype)
+                self.tally(library, "gradient", dtype).add(f"{name} {label}", a, true[0], true[1], s, entries, dtype)
 
     def tally(self, library: str, quantity: str, dtype: str) -> _Worst:
         return self.worst.setdefault((library, quantity, dtype), _Worst())

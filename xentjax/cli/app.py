@@ -175,7 +175,7 @@ def accuracy(
 
     if as_json and markdown:
         raise UserError("--json --markdown: only one of them at a time")
-    names = _records(only, [record.name for record in ops() if record.public])
+    names = _records(only, [record.name for record in ops() if record.public and record.wrt])
     with report.counting("measuring", len(names)) as advance:
         table = measure(names, quick=quick, on_rows=lambda rows: advance(rows[0].record if rows else ""))
     print(table.to_json() if as_json else table.to_markdown() if markdown else table)

@@ -34,7 +34,8 @@ def groups(record: Record, seed: int) -> list[Group]:
     found: dict[str, list[Case]] = {}
     for case in record.domain.cases(seed, **SIZES):
         found.setdefault(_signature(case), []).append(case)
-    result, seen = [], set()
+    result: list[Any] = []
+    seen: set[Any] = set()
     for cases in found.values():
         arguments = set(_differentiable(record, cases[0]))
         result.append(Group(record, cases, seed, main=not arguments <= seen))
