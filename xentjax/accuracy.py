@@ -174,13 +174,14 @@ class _Sweep:
         self.record, self.dtypes, self.quick = record, dtypes, quick
         self.rng = np.random.default_rng(seed)
         self.names = [n for n in record.wrt if n in record.domain.kinds]
+        self.options = {n: v for n, v in record.domain.options[0].items() if not isinstance(v, Kind)}
         self.peers = peers.of(record.name)
         self.worst: dict[tuple[str, str, str], _Worst] = {}
         self.function = jax.jit(self.both(record.function))
         self.others = {lib: jax.jit(self.both(f)) for lib, f in self.peers.items() if lib != "torch"}
 
     def call(self, function: Any, arrays: dict[str, Any]) -> Any:
-        return function(*(arrays[n] for n in self.record.domain.kinds))
+        return function(*(arrays[n] for n in self.record.domain.kinds), **self.options)
 
     def both(self, function: Any) -> Callable[..., Any]:
         """Value and gradients of its sum weighted with ``cotangents``."""
@@ -305,7 +306,7 @@ class _Sweep:
         for name, leaf in gradient.items():
             for a, true, s in zip(
                 jax.tree.leaves(leaf),
-                jax.tree.leaves(true_gradient[name], is_leaf=lambda t: isinstance(t, tuple) and len(t) == 2),
+                jax.tree.leaves(true_gradient[name], is_leaf=lambda t: type(t) is tuple),
                 jax.tree.leaves(size[name]),
                 strict=True,
             ):
