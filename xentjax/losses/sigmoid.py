@@ -49,7 +49,10 @@ def _(logits: Any, labels: Any, pos_weight: Any) -> Any:
     positive, negative = pos_weight * labels, 1 - labels
     against = jnp.where(logits >= 0, negative, positive)
     mass = positive + negative
-    return jnp.where(against == 0, 0, against * size) + mass * jnp.log1p(e), (e, against, mass)
+    loss = jnp.where(against == 0, 0, against * size) + mass * jnp.log1p(e)
+    # The select changes nothing. With arithmetic outermost XLA:CPU hands a sum that follows to a library that takes no
+    # selects or logarithms, and stores four arrays for it; with a select outermost one loop computes all.
+    return jnp.where(jnp.isnan(size), jnp.nan, loss), (e, against, mass)
 
 
 @binary_loss.partial("logits")
