@@ -9,7 +9,7 @@ JOBS   ?= 2
 .PHONY: digits test check accuracy bench lint types clean
 
 digits: $(VENV)/.installed  ## the main job: softmax regression on handwritten digits
-	$(BIN)/xentjax fit configs/digits.toml
+	$(BIN)/xentjax fit configs/digits.toml --force
 
 test: $(VENV)/.installed  ## the test suite, docstring examples included
 	$(BIN)/python -m pytest -n $(JOBS)
@@ -18,7 +18,8 @@ check: $(VENV)/.installed  ## every hand-derived derivative against automatic di
 	$(BIN)/xentjax check
 
 accuracy: $(VENV)/.installed  ## the worst error of each function, and its peers', for the README
-	$(BIN)/xentjax accuracy --markdown > benchmarks/results/accuracy.md
+	$(BIN)/xentjax accuracy --markdown > accuracy.tmp
+	mv accuracy.tmp benchmarks/results/accuracy.md
 	$(BIN)/python -m benchmarks report
 
 bench: $(VENV)/.installed  ## every function's time and memory beside its peers', for the README
