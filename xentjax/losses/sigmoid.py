@@ -39,7 +39,7 @@ def binary_loss(
     x, t = jnp.asarray(logits), jnp.asarray(labels)
     # softplus(x) = max(x, 0) + log1p(e^{-|x|}), so that e^x does not overflow.
     softplus = jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
-    return pos_weight * t * (softplus - x) + (1 - t) * softplus
+    return jnp.asarray(pos_weight) * t * (softplus - x) + (1 - t) * softplus
 
 
 @binary_loss.value
