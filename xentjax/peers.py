@@ -72,7 +72,7 @@ def torch_functions() -> dict[str, Function]:
     from torch.distributions import Bernoulli, Categorical, kl_divergence
     from torch.nn import functional
 
-    checked = {"validate_args": False}
+    checked: Any = {"validate_args": False}
     return {
         "logistic": torch.sigmoid,
         "softmax": functools.partial(torch.softmax, dim=-1),
