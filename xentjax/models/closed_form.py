@@ -131,34 +131,22 @@ def logistic_hessian(
 
 def _value_and_gradient(a: _Arguments) -> tuple[Any, LogisticParams]:
     rows = _rows.evaluate(a.params, a.x, a.y, a.weights)
-    weights, bias = _rows.back(rows.share, rows.residual, _rows.only(rows.keep, a.x))
+    weights, bias = _rows.back(rows.share, rows.residual, rows.x)
     value = rows.mean + a.l2 / 2 * jnp.sum(a.params.weights**2)
     return value, LogisticParams(weights + a.l2 * a.params.weights, bias)
 
 
 def _hvp(a: _Arguments, direction: LogisticParams) -> LogisticParams:
     rows = _rows.evaluate(a.params, a.x, a.y, a.weights)
-    x = _rows.only(rows.keep, a.x)
-    moved = _rows.slope_product(rows.logits, _rows.logits(direction, x), _mass(a))
-    weights, bias = _rows.back(rows.share, _valid(rows, moved), x)
+    moved = _rows.curved(rows.logits, rows.y, _rows.logits(direction, rows.x))
+    weights, bias = _rows.back(rows.share, moved, rows.x)
     return LogisticParams(weights + a.l2 * direction.weights, bias)
-
-
-def _mass(a: _Arguments) -> Any:
-    """The sum of each target distribution, which the class indices and probabilities do not have."""
-    return _rows.mass(a.y) if a.y.ndim == 2 else None
-
-
-def _valid(rows: _rows.Rows, slope: Any) -> Any:
-    """Slopes of the rows that count: NaN where a label is out of range, 0 in rows left out."""
-    slope = _rows.nan_where_invalid(rows, slope)
-    return slope if rows.keep is None else jnp.where(rows.keep.reshape((-1,) + (1,) * (slope.ndim - 1)), slope, 0)
 
 
 def _binary_hessian(a: _Arguments) -> LogisticParams:
     rows = _rows.evaluate(a.params, a.x, a.y, a.weights)
-    x = _rows.only(rows.keep, a.x)
-    curvature = _rows.scale(rows.share, _valid(rows, _rows.sigmoid_slope(rows.logits)))
+    x = rows.x
+    curvature = _rows.scale(rows.share, _rows.curved(rows.logits, rows.y, jnp.ones_like(rows.logits)))
     both = jnp.matmul((x * curvature[:, None]).T, x, precision=_rows.PRECISION)
     cross = jnp.matmul(curvature, x, precision=_rows.PRECISION)
     both = both + a.l2 * jnp.eye(x.shape[1], dtype=both.dtype)
@@ -167,20 +155,21 @@ def _binary_hessian(a: _Arguments) -> LogisticParams:
 
 def _multiclass_hessian(a: _Arguments) -> LogisticParams:
     rows = _rows.evaluate(a.params, a.x, a.y, a.weights)
-    x = _rows.only(rows.keep, a.x)
-    (n, d), k = x.shape, rows.logits.shape[1]
-    slope = _rows.softmax_slope(rows.logits)
-    mass = _mass(a)
-    slope = _valid(rows, slope if mass is None else mass[:, :, None] * slope)
-    curvature = slope / max(n, 1) if rows.share is None else rows.share[:, None, None] * slope
-    # One product per row of the class matrix: [d, n] @ [n, k d] needs n k d numbers at a time, not n k k d.
-    both = jax.lax.map(lambda c: _products(x, c), jnp.moveaxis(curvature, 1, 0))  # [k, d, k, d]
+    x, z = rows.x, rows.logits
+    (d, k) = x.shape[1], z.shape[1]
+
+    def of_class(unit: Any) -> tuple[Any, Any]:
+        """Row c of each diag(P) - P Pᵀ, [n, k]; with X, at the cost of n k d numbers at a time and not n k k d."""
+        curvature = _rows.scale(rows.share, _rows.curved(z, rows.y, jnp.broadcast_to(unit, z.shape)))
+        return curvature, _products(x, curvature)
+
+    curvature, both = jax.lax.map(of_class, jnp.eye(k, dtype=z.dtype))  # [k, n, k] and [k, d, k, d]
     both = jnp.transpose(both, (1, 0, 3, 2))
     identity = jnp.eye(d * k, dtype=both.dtype).reshape(d, k, d, k)
-    cross = jnp.einsum("nj,nck->jck", x, curvature, precision=_rows.PRECISION)
+    cross = jnp.einsum("nj,cnk->jck", x, curvature, precision=_rows.PRECISION)
     return LogisticParams(
         LogisticParams(both + a.l2 * identity, cross),
-        LogisticParams(jnp.transpose(cross, (1, 0, 2)), jnp.sum(curvature, axis=0)),
+        LogisticParams(jnp.transpose(cross, (1, 0, 2)), jnp.sum(curvature, axis=1)),
     )
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
+from xentjax.activations import logistic, softmax, softmax_tangent
 from xentjax.core import policy
 from xentjax.core.domains import Domain, Kind, Labels, Logit, Probabilities, Probability, Real
 from xentjax.core.op import op
@@ -81,7 +82,7 @@ def predict_proba(params: LogisticParams, x: ArrayLike) -> jax.Array:
     """
     params, x, dtype = _operands("predict_proba", params, x)
     z = _rows.logits(params, x)
-    return (_rows.sigmoid(z) if params.weights.ndim == 1 else _rows.softmax(z)).astype(dtype)
+    return (logistic(z) if params.weights.ndim == 1 else softmax(z)).astype(dtype)
 
 
 def predict(params: LogisticParams, x: ArrayLike) -> jax.Array:
@@ -176,10 +177,12 @@ def prediction_gradient(params: LogisticParams, x: ArrayLike) -> LogisticParams:
     params, x, dtype = _operands("prediction_gradient", params, x)
     z = _rows.logits(params, x)
     if params.weights.ndim == 1:
-        slope = _rows.sigmoid_slope(z)
+        slope = logistic_derivative(z)
         gradient = LogisticParams(slope[..., None] * x, slope)
     else:
-        slope = _rows.softmax_slope(z)
+        # Row c of diag(P) - P Pᵀ is the tangent of softmax along the unit vector c.
+        p = softmax(z)[..., None, :]
+        slope = softmax_tangent(p, jnp.eye(z.shape[-1], dtype=z.dtype), -1)
         gradient = LogisticParams(slope[..., :, None, :] * x[..., None, :, None], slope)
     return jax.tree.map(lambda leaf: leaf.astype(dtype), gradient)
 
@@ -247,7 +250,7 @@ def logistic_loss(
       The loss in nats, a scalar of the promoted float dtype; 16-bit inputs are computed in float32.
 
     The derivative with respect to a weight is a difference of losses, and as exact as these: where all losses are
-    nearly the same, or one row has nearly all the weight, it has fewer digits.
+    nearly the same it has fewer digits.
 
     Rows of weight 0 count as if they were not there, with NaN in them too. If no row counts, the average is 0.
     A label out of range makes loss and gradient NaN.
@@ -272,7 +275,7 @@ def logistic_loss(
     keep = jnp.asarray(weights != 0)[:, None]
     x = jnp.where(keep | jnp.isfinite(x), x, 0)
     z = jnp.matmul(x, params.weights) + params.bias
-    target = _rows.targets(y, z)
+    target = _targets(y, z)
     if z.ndim == 1:
         target = jnp.where(keep[:, 0] | jnp.isfinite(target), target, 0)
         loss = -(target * jax.nn.log_sigmoid(z) + (1 - target) * jax.nn.log_sigmoid(-z))
@@ -297,7 +300,7 @@ def _(params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
 
 @logistic_loss.partial("params")
 def _(rows: _rows.Rows, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
-    w, b = _rows.back(rows.share, rows.residual, _rows.only(rows.keep, x))
+    w, b = _rows.back(rows.share, rows.residual, rows.x)
     return LogisticParams(w + l2 * params.weights, b)
 
 
@@ -308,7 +311,7 @@ def _(rows: _rows.Rows, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -
 
 @logistic_loss.partial("y")
 def _(rows: _rows.Rows, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
-    return _rows.scale(rows.share, _rows.only(rows.keep, _rows.target_gradient(rows.logits)))
+    return _rows.scale(rows.share, rows.by_target)
 
 
 @logistic_loss.partial("l2")
@@ -318,65 +321,19 @@ def _(rows: _rows.Rows, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -
 
 @logistic_loss.partial("weights")
 def _(rows: _rows.Rows, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
-    return jnp.where(rows.total == 0, 0, (rows.loss - rows.mean) / _rows.one_for_zero(rows.total))
+    # Measured from the loss of the row with the most weight: where that row is nearly all of the mean, its own
+    # difference from the mean is made of the other rows, and nothing cancels.
+    above = rows.loss - rows.loss[jnp.argmax(weights)]
+    difference = above - jnp.sum(_rows.scale(rows.share, above))
+    return jnp.where(rows.total == 0, 0, difference / _rows.one_for_zero(rows.total))
 
 
-@logistic_loss.second
-def _(tangents: dict[str, Any], active: tuple[str, ...], params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
-    """The tangents of the partials above. With dz the logits' tangent, dr = ∂r/∂z dz - dy and dℓ = r dz + ∂ℓ/∂y dy::
-
-    dp_i = (ds_i - p_i Σds) / Σs,                 dL = Σ (dp ℓ + p dℓ)
-    d(p r)_i = dp_i r_i + p_i dr_i                (for weights, bias and features)
-    """
-    rows = _rows.evaluate(params, x, y, weights)
-    keep, share, w = rows.keep, rows.share, params.weights
-    dw, db = tangents.get("params", jax.tree.map(jnp.zeros_like, params))
-    dx, dy, dl2 = tangents.get("x"), tangents.get("y"), tangents.get("l2", jnp.zeros_like(l2))
-    counted = _rows.only(keep, x)
-
-    dz = _rows.logits(LogisticParams(dw, db), counted)
-    if dx is not None:
-        dz = dz + jnp.matmul(_rows.only(keep, dx), w, precision=_rows.PRECISION)
-    dr = _rows.slope_product(rows.logits, dz, _rows.mass(y))
-    dloss = rows.residual * dz
-    if dy is not None:
-        dr = dr + _rows.target_tangent(rows.logits, dy)
-        dloss = dloss + _rows.target_gradient(rows.logits) * dy
-    dr, dloss = _rows.only(keep, dr), _rows.only(keep, dloss)
-    dr = _rows.nan_where_invalid(rows, dr)
-    dloss = dloss if dloss.ndim == 1 else jnp.sum(dloss, axis=1)
-
-    dshare = None
-    if "weights" in tangents:
-        total = jnp.sum(tangents["weights"])
-        dshare = jnp.where(rows.total == 0, 0, (tangents["weights"] - share * total) / _rows.one_for_zero(rows.total))
-    moved = _rows.scale(share, dr) if dshare is None else _rows.scale(share, dr) + _rows.scale(dshare, rows.residual)
-    dmean = jnp.sum(_rows.scale(share, dloss))
-    if dshare is not None:
-        dmean = dmean + jnp.sum(dshare * rows.loss)
-
-    def along(name: str) -> Any:
-        if name == "params":
-            gradient = _rows.times(moved, counted)
-            if dx is not None:
-                gradient = gradient + _rows.times(_rows.scale(share, rows.residual), _rows.only(keep, dx))
-            return LogisticParams(gradient + dl2 * w + l2 * dw, jnp.sum(moved, axis=0))
-        if name == "x":
-            return _rows.outer(moved, w) + _rows.outer(_rows.scale(share, rows.residual), dw)
-        if name == "y":
-            gradient = _rows.scale(share, _rows.only(keep, _rows.target_gradient_tangent(rows.logits, dz)))
-            if dshare is None:
-                return gradient
-            return gradient + _rows.scale(dshare, _rows.only(keep, _rows.target_gradient(rows.logits)))
-        if name == "l2":
-            return jnp.sum(w * dw)
-        change = (dloss - dmean) / _rows.one_for_zero(rows.total)
-        if dshare is not None:
-            growth = jnp.sum(tangents["weights"]) / _rows.one_for_zero(rows.total)
-            change = change - (rows.loss - rows.mean) * growth / _rows.one_for_zero(rows.total)
-        return jnp.where(rows.total == 0, 0, change)
-
-    return tuple(along(name) for name in active)
+def _targets(y: Any, z: Any) -> Any:
+    """Labels as probabilities of class 1, or as distributions; NaN where they are out of range."""
+    if y.ndim == z.ndim:
+        return jnp.where((y >= 0) & (y <= 1 if y.ndim == 1 else True), y, jnp.nan)
+    y = policy.class_indices(y, z.shape[1])[:, None]
+    return jnp.where((y >= 0) & (y < z.shape[1]), jnp.arange(z.shape[1]) == y, jnp.nan)
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------

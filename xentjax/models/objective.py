@@ -11,7 +11,7 @@ import numpy as np
 
 from xentjax.core import policy
 from xentjax.models import _rows, closed_form
-from xentjax.models.logistic import LogisticParams, logistic_loss
+from xentjax.models.logistic import LogisticParams, logistic_derivative, logistic_loss
 
 #: Beyond this size the Gram matrix of the features is not formed for the Lipschitz constant.
 _GRAM_LIMIT = 2048
@@ -104,9 +104,10 @@ class LogisticObjective:
         params = self.init()
         x = policy.up(jnp.asarray(self.x)).astype(params.bias.dtype)
         weights = None if self.weights is None else jnp.asarray(self.weights).astype(x.dtype)
-        share, keep = _rows.shares(weights)
-        x = jnp.concatenate([_rows.only(keep, x), jnp.ones((x.shape[0], 1), x.dtype)], axis=1)
-        x = x * jnp.sqrt(share)[:, None] if weights is not None else x / np.sqrt(max(x.shape[0], 1))
+        share = _rows.shares(weights)
+        x = x if weights is None else _rows.only(weights != 0, x)
+        x = jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], axis=1)
+        x = x / np.sqrt(max(x.shape[0], 1)) if share is None else x * jnp.sqrt(share)[:, None]
         largest = _trace_bound(x) if min(x.shape) <= _GRAM_LIMIT else _matrix_free_bound(x)
         factor = 0.25 if params.bias.ndim == 0 else 0.5
         # The margin covers the rounding of the products.
@@ -121,14 +122,13 @@ class LogisticObjective:
         """
         a, _ = closed_form.prepare("gradient_error", params, self.x, self.y, self.l2, self.weights)
         rows = _rows.evaluate(a.params, a.x, a.y, a.weights)
-        x, z = _rows.only(rows.keep, a.x), rows.logits
+        x, z = rows.x, rows.logits
         largest = jnp.abs(a.params.weights) if z.ndim == 1 else jnp.max(jnp.abs(a.params.weights), axis=1)
         logits_squared = jnp.sum((x * largest) ** 2, axis=1) + _over_classes(z**2 + a.params.bias**2)
-        slope = _rows.sigmoid_slope(z) if z.ndim == 1 else 0.5
+        slope = logistic_derivative(z) if z.ndim == 1 else 0.5
         residual_squared = _over_classes(rows.residual**2)
         terms = slope**2 * logits_squared + residual_squared * (1 + x.shape[0] / 64)
-        share = _rows.shares(a.weights)[0]
-        terms = _rows.scale(share, _rows.scale(share, terms))
+        terms = _rows.scale(rows.share, _rows.scale(rows.share, terms))
         columns = jnp.sum(terms[:, None] * x * x, axis=0)
         error = jnp.sqrt(jnp.maximum(jnp.max(columns, initial=0), jnp.sum(terms)))
         gradient = jnp.abs(_rows.back(rows.share, rows.residual, x)[0])
