@@ -4,6 +4,7 @@ import ast
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -169,7 +170,8 @@ def test_mini_batches(call, solver):
 
 
 def test_a_grid_is_what_its_single_fits_are(call, pictures):
-    grid = ("--set", "many={step_sizes=[0.1, 0.5], seeds=[0, 3, 4]}", "--set", "model.init_scale=0.1")
+    model = ("--set", "model={l2=1e-3, init_scale=0.1}")
+    grid = ("--set", "many={step_sizes=[0.1, 0.5], seeds=[0, 3, 4]}", *model)
     status, out, _ = call("fit", CONFIGS / "many.toml", *QUICK, *grid)
     assert status == 0
     assert "6 fits in one program" in out
@@ -179,7 +181,7 @@ def test_a_grid_is_what_its_single_fits_are(call, pictures):
     ]  # fmt: skip
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step_size"], row["seed"]) for row in rows] == [(s, k) for s in (0.1, 0.5) for k in (0, 3, 4)]
-    alone = ("--set", "solver.step_size=0.5", "--set", "seed=3", "--set", "model.init_scale=0.1")
+    alone = ("--set", "solver.step_size=0.5", "--set", "seed=3", *model)
     assert call("fit", CONFIGS / "digits.toml", *QUICK, *alone, "--out", "alone")[0] == 0
     single = load_file("alone/params.safetensors")
     together = load_file(folder / "params.safetensors")
@@ -215,6 +217,9 @@ def test_without_test_examples(call):
 # -- Ctrl-C ------------------------------------------------------------------------------------------------------------
 
 
+MANY = "many={step_sizes=[0.1, 0.5], seeds=[0, 3]}"
+
+
 @pytest.mark.parametrize("extra", [(), ("--set", "batches={size=30, epochs=50}")])
 def test_ctrl_c_leaves_a_usable_run_folder(call, pictures, monkeypatch, extra):
     def interrupted(name):
@@ -242,6 +247,46 @@ def test_ctrl_c_leaves_a_usable_run_folder(call, pictures, monkeypatch, extra):
     status, out, _ = call("predict", folder, "x.csv")
     assert status == 0
     assert [line.rpartition(",")[2] for line in out.splitlines()] == ['"prediction"', '"setosa"', '"virginica"']
+
+
+def test_ctrl_c_leaves_a_usable_grid(call, pictures, monkeypatch):
+    monkeypatch.setattr(job, "_CHUNK_WORK", 2 * 2 * 120 * 4 * 3 * 10)
+    fit_grid = many.fit_grid
+
+    def interrupted(config, progress):
+        def tell(step):
+            assert (step.fits, step.running) == (4, 4)
+            if step.step >= 20:
+                signal.raise_signal(signal.SIGINT)
+            progress(step)
+
+        return fit_grid(config, tell)
+
+    monkeypatch.setattr("xentjax.cli.app.fit_grid", interrupted)
+    set_ = ("--set", "stop.tol=0", "--set", "stop.max_steps=100000000", "--set", MANY)
+    status, out, err = call("fit", CONFIGS / "digits.toml", *QUICK, *set_)
+    assert (status, err.count("\n")) == (130, 1)
+    assert "stopping" in err
+    assert "2 interrupted" in out
+    folder = Path("runs/digits")
+    assert (folder / "grid.png").exists()
+    assert read_json(folder / "summary.json")["status"] == "interrupted"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["status"], row["steps"]) for row in rows] == [("interrupted", 20)] * 4
+    assert load_file(folder / "params.safetensors")["weights"].shape == (2, 2, 4, 3)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_before_the_first_step_or_after_the_last(call, monkeypatch):
+    """The first one is put off until the next chunk or the end; the run folder appears whole."""
+    load = job.load_examples
+    monkeypatch.setattr(job, "load_examples", lambda config: (signal.raise_signal(signal.SIGINT), load(config))[1])
+    assert call("fit", CONFIGS / "digits.toml", *QUICK, "--out", "early")[0] == 130
+    assert read_json(Path("early/summary.json"))["steps"] == 0
+    monkeypatch.setattr(job, "load_examples", load)
+    monkeypatch.setattr(plots, "draw_run", lambda fitted, folder: signal.raise_signal(signal.SIGINT))
+    assert call("fit", CONFIGS / "digits.toml", *QUICK, "--out", "late")[0] == 0
+    assert read_json(Path("late/summary.json"))["steps"] == 40
 
 
 # -- whole or not at all -----------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from sklearn.datasets import load_breast_cancer
 
 import xentjax as xj
 from xentjax import GradientDescent, LogisticObjective, LogisticParams, Optax, minimize
+from xentjax.solvers.minimize import advance, in_chunks, start
 
 L2 = 0.1
 ADAM, LBFGS = optax.adam(0.1), optax.lbfgs()
@@ -207,12 +210,33 @@ def test_history_has_a_fixed_length_and_ends_at_the_solution(max_steps):
 def test_chunks_are_bit_identical_to_one_run(solver):
     whole = minimize(DATA, ZERO, SOLVERS[solver], tol=1e-5, max_steps=600)
     chunks = list(xj.iterate(DATA, ZERO, SOLVERS[solver], tol=1e-5, max_steps=600, chunk=7))
-    assert equal(chunks[-1], whole)
+    assert equal(dataclasses.replace(chunks[-1], history=whole.history), whole)
     assert {str(c.status) for c in chunks[:-1]} == {"running"}
-    assert [int(c.steps) for c in chunks[:-1]] == [7 * (i + 1) for i in range(len(chunks) - 1)]
-    for chunk in chunks:
-        steps = int(chunk.steps) + 1
-        assert equal(chunk.history.value[:steps], whole.history.value[:steps])
+    assert [int(c.steps) for c in chunks[:-1]] == [7 * i for i in range(len(chunks) - 1)]
+    assert {c.history.value.shape for c in chunks} == {(1,), (7,)}
+    for name in ("value", "gradient_norm"):
+        together = np.concatenate([getattr(c.history, name) for c in chunks])[:601]
+        np.testing.assert_array_equal(together, getattr(whole.history, name)[: len(together)])
+
+
+def test_many_runs_go_on_chunk_by_chunk():
+    """start and advance under vmap, as a grid of fits uses them: runs that have ended wait unchanged."""
+    solver, how = GradientDescent(jnp.array([0.01, 0.2, 1e4])), {"tol": 1e-3, "max_steps": 200}
+    whole = jax.vmap(lambda s: minimize(DATA, ZERO, s, **how))(solver)
+    begin = jax.jit(jax.vmap(lambda s: start(DATA, ZERO, s, **how)))
+    go_on = jax.jit(jax.vmap(lambda s, state: advance(DATA, s, state, chunk=15, **how)))
+    chunks = list(in_chunks(begin(solver), lambda state: go_on(solver, state)))
+    assert chunks[-1].status.names.tolist() == whole.status.names.tolist() == ["max_steps", "converged", "diverged"]
+    assert chunks[-1].steps.tolist() == whole.steps.tolist()
+    assert len(chunks) == 1 + -(-200 // 15)
+    np.testing.assert_allclose(chunks[-1].params.weights, whole.params.weights, rtol=1e-5, atol=1e-6)
+    together = np.concatenate([c.history.value for c in chunks], axis=1)[:, :201]
+    np.testing.assert_allclose(together, whole.history.value, rtol=1e-5)
+
+
+def test_a_bound_that_is_never_reached_costs_nothing():
+    chunks = list(xj.iterate(DATA, ZERO, GradientDescent(0.2), tol=1e-2, max_steps=10**8, chunk=50))
+    assert chunks[-1].status == "converged"
 
 
 def test_jit_of_minimize():
@@ -291,7 +315,7 @@ def test_wrong_arguments_are_named():
         minimize(xj.Objective(jnp.sum, gradient=jnp.sum), jnp.ones(2), GradientDescent(0.1))
     with pytest.raises(TypeError, match="got int"):
         minimize(3, 1.0, GradientDescent(0.1))
-    with pytest.raises(ValueError, match="max_steps must not be negative, got -1"):
+    with pytest.raises(ValueError, match="max_steps must not be negative, nor .* got -1"):
         minimize(square, 1.0, GradientDescent(0.1), max_steps=-1)
     with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
         next(xj.iterate(square, 1.0, GradientDescent(0.1), chunk=0))

@@ -270,8 +270,7 @@ def _path(config: TutorialConfig, objective: Any) -> Array:
     solver = make_solver(config.solvers[0], config.stop.max_steps)
     start = _params(*config.surface.start)
     chunks = xj.iterate(objective, start, solver, tol=config.stop.tol, max_steps=config.stop.max_steps, chunk=1)
-    points = [start, *(solution.params for solution in chunks)]
-    return np.asarray([(float(p.bias), float(p.weights[0])) for p in points])
+    return np.asarray([(float(s.params.bias), float(s.params.weights[0])) for s in chunks])
 
 
 def _minimum(objective: Any) -> Array:

@@ -19,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if missing:
         print(f'xentjax: the command line needs {", ".join(missing)}: pip install "xentjax[cli]"', file=sys.stderr)
         return 2
-    from xentjax.cli.app import run
+    try:
+        from xentjax.cli.app import run
+    except KeyboardInterrupt:
+        return 130
 
     return run(sys.argv[1:] if arguments is None else arguments)

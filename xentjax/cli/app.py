@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +19,7 @@ from xentjax.core.op import ops
 from xentjax.training.config import FitConfig, TutorialConfig
 from xentjax.training.config_file import read_config
 from xentjax.training.errors import UserError, did_you_mean
+from xentjax.training.job import Progress
 from xentjax.training.job import fit as run_fit
 from xentjax.training.many import fit_grid
 from xentjax.training.predict import write_predictions
@@ -75,27 +79,57 @@ def fit(
 
 
 def _fit_one(settings: FitConfig, folder: Path, force: bool) -> int:
-    with report.training_progress(settings.name) as progress:
-        fitted = run_fit(settings, progress)
-    from xentjax import plots
+    with report.training_progress(settings.name) as progress, _stopping_gently(progress) as tell:
+        fitted = run_fit(settings, tell)
+        from xentjax import plots
 
-    with whole_folder(folder, force) as temporary:
-        fitted.write(temporary)
-        plots.draw_run(fitted, temporary)
+        with whole_folder(folder, force) as temporary:
+            fitted.write(temporary)
+            plots.draw_run(fitted, temporary)
     report.print_fit(fitted, folder)
     return INTERRUPTED if fitted.status == "interrupted" else 0
 
 
 def _fit_many(settings: FitConfig, folder: Path, force: bool) -> int:
-    with report.waiting("fitting the grid"):
-        grid = fit_grid(settings)
-    from xentjax import plots
+    with report.training_progress(settings.name) as progress, _stopping_gently(progress) as tell:
+        grid = fit_grid(settings, tell)
+        from xentjax import plots
 
-    with whole_folder(folder, force) as temporary:
-        grid.write(temporary)
-        plots.draw_grid(grid, temporary)
+        with whole_folder(folder, force) as temporary:
+            grid.write(temporary)
+            plots.draw_grid(grid, temporary)
     report.print_grid(grid, folder)
-    return 0
+    return INTERRUPTED if "interrupted" in grid.status else 0
+
+
+@contextlib.contextmanager
+def _stopping_gently(progress: Callable[[Progress], None]) -> Iterator[Callable[[Progress], None]]:
+    """The progress callback, made to end the run after a Ctrl-C: where it is called there is a whole number of steps.
+
+    Compiling, evaluating and writing are not stopped by the first Ctrl-C, only by a second one.
+    """
+    asked = False
+
+    def on_interrupt(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print("xentjax: stopping, the run folder is written first (Ctrl-C again: nothing is)", file=sys.stderr)
+
+    def tell(step: Progress) -> None:
+        progress(step)
+        if asked:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield progress  # Python lets no other thread handle signals
+        return
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield tell
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @app.command()

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import xentjax as xj
@@ -44,21 +44,23 @@ def say(text: str) -> None:
 
 @contextmanager
 def training_progress(name: str) -> Iterator[Callable[[Step], None]]:
-    """A bar with the step, the loss and the gradient norm; nothing where stderr is no terminal."""
+    """A bar with the step, the loss and the gradient norm (in a grid of fits the best one's, and how many have not
+    ended); nothing where stderr is no terminal."""
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("loss [cyan]{task.fields[loss]}[/] nats"),
-        TextColumn("gradient [magenta]{task.fields[norm]}"),
+        TextColumn("gradient [magenta]{task.fields[norm]}[/]{task.fields[fits]}"),
         TimeElapsedColumn(),
     )
     with _shown(*columns) as bar:
-        task = bar.add_task(name, total=None, loss="...", norm="...")
+        task = bar.add_task(name, total=None, loss="...", norm="...", fits="")
 
         def advance(step: Step) -> None:
             value, norm = f"{step.value:.6f}", f"{step.gradient_norm:.1e}"
-            bar.update(task, total=step.total_steps, completed=step.step, loss=value, norm=norm)
+            fits = f"  {step.running} of {step.fits} fits running" if step.fits > 1 else ""
+            bar.update(task, total=step.total_steps, completed=step.step, loss=value, norm=norm, fits=fits)
 
         yield advance
 
@@ -70,13 +72,6 @@ def counting(what: str, total: int) -> Iterator[Callable[[str], None]]:
     with _shown(*columns, TimeElapsedColumn()) as bar:
         task = bar.add_task("", total=total)
         yield lambda name: bar.update(task, advance=1, description=name)
-
-
-@contextmanager
-def waiting(what: str) -> Iterator[None]:
-    with _shown(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as bar:
-        bar.add_task(what, total=None)
-        yield
 
 
 def _shown(*columns: object) -> Progress:
@@ -128,7 +123,7 @@ def print_grid(grid: Grid, folder: Path) -> None:
     """The table at the end of a grid: one row for each step size, medians over the seeds."""
     seeds = len(grid.many.seeds)
     table = _table(f"{grid.config.name}: {grid.status.size} fits in one program, medians of {seeds} seeds")
-    headers = ["step size", "converged", "steps", "training \\[nats]"]
+    headers = ["step size", "ended", "steps", "training \\[nats]"]
     if grid.test:
         headers += ["test \\[nats]", "test accuracy (lowest, highest)"]
     for header in headers:
@@ -137,7 +132,7 @@ def print_grid(grid: Grid, folder: Path) -> None:
     for i, step_size in enumerate(grid.many.step_sizes):
         cells = [
             f"{step_size:g}",
-            f"{np.sum(grid.status[i] == 'converged')} of {seeds}",
+            ", ".join(f"{count} {name}" for name, count in grid.ends(i).items()),
             f"{np.median(grid.steps[i]):.0f}",
             _number(np.median(train[i])),
         ]

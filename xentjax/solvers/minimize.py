@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -37,8 +37,8 @@ class Solver(Protocol):
 class History:
     """Value and gradient norm of every step.
 
-    Both have the fixed length ``max_steps + 1``. Entry 0 belongs to the initial parameters; what comes after the last
-    step is NaN. A run that diverged has one entry more than steps: what it stopped at.
+    In a :func:`minimize` both have the fixed length ``max_steps + 1``, and entry 0 belongs to the initial parameters.
+    What comes after the last step is NaN. A run that diverged has one entry more than steps: what it stopped at.
     """
 
     value: jax.Array
@@ -67,7 +67,9 @@ class Solution:
         return self.status.message
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
+    """A run between two steps: all that :func:`advance` needs to go on."""
+
     point: Point
     solver: Any
     step: Any
@@ -76,8 +78,6 @@ class _State(NamedTuple):
     best_value: Any
     best_norm: Any
     idle: Any  # steps since the last progress
-    values: Any  # [blocks, block]
-    norms: Any
 
 
 def minimize(
@@ -110,7 +110,8 @@ def minimize(
 
     Raises:
       TypeError: the objective is neither a function nor has ``value_and_gradient``.
-      ValueError: max_steps is negative, the value is no real scalar, or a gradient's shape is not its parameter's.
+      ValueError: max_steps is negative or 2**31 or more, the value is no real scalar, or a gradient's shape is
+        not its parameter's.
 
     Example:
       >>> import jax.numpy as jnp, xentjax as xj
@@ -120,8 +121,8 @@ def minimize(
       >>> str(solution.status), solution.params.weights.round(4), float(solution.gradient_norm) <= 1e-6
       ('converged', Array([0.35529998], dtype=float32), True)
     """
-    state, problem = _start(objective, init, solver, tol, max_steps)
-    return _solution(_advance(*problem, state, tol, max_steps, limit=max_steps), max_steps)
+    init, problem = _checked(objective, init, solver, max_steps)
+    return _whole(*problem, init, tol, max_steps)
 
 
 def iterate(
@@ -133,98 +134,83 @@ def iterate(
     max_steps: int = 1000,
     chunk: int = 100,
 ) -> Iterator[Solution]:
-    """:func:`minimize` in chunks: yields the solution so far after every ``chunk`` steps, and at the end.
+    """:func:`minimize` in chunks: yields the solution at ``init``, and then after every ``chunk`` steps.
 
-    The same compiled loop runs, so that the last solution is that of ``minimize``, bit by bit; until then the status
-    is ``running``. It returns to Python between chunks, for progress bars, interrupts and checkpoints.
+    The last solution is that of ``minimize``, bit by bit; until then the status is ``running``. Only the history is
+    that of the chunk: an entry for each of its steps, and NaN up to the length ``chunk``. It returns to Python between
+    chunks, for progress bars, interrupts and checkpoints.
 
     Example:
       >>> import jax.numpy as jnp, xentjax as xj
       >>> chunks = xj.iterate(lambda p: (p - 1) ** 2, jnp.zeros(()), xj.GradientDescent(0.25), chunk=8)
-      >>> [(int(s.steps), str(s.status)) for s in chunks]
-      [(8, 'running'), (16, 'running'), (21, 'converged')]
+      >>> [(int(s.steps), str(s.status), s.history.value.shape) for s in chunks]
+      [(0, 'running', (1,)), (8, 'running', (8,)), (16, 'running', (8,)), (21, 'converged', (8,))]
     """
     if chunk < 1:
         raise ValueError(f"iterate: chunk must be at least 1, got {chunk}")
-    state, problem = _start(objective, init, solver, tol, max_steps)
-    done = 0
+    init, problem = _checked(objective, init, solver, max_steps)
+    return in_chunks(_start(*problem, init, tol, max_steps), lambda s: _advance(*problem, s, tol, max_steps, chunk))
+
+
+def in_chunks(state: State, go_on: Callable[[State], tuple[State, History]]) -> Iterator[Solution]:
+    """The solution at a state of :func:`start`, and after each call of ``go_on`` until no run is running.
+
+    With ``start`` and ``advance`` under ``vmap`` the state is that of many runs, and so is every solution.
+    """
+    history = History(state.point.value[..., None], state.norm[..., None])
     while True:
-        done += chunk
-        state = _advance(*problem, state, tol, max_steps, limit=min(done, max_steps))
-        solution = _solution(state, max_steps)
-        yield solution
+        yield _solution(state, history)
         if not np.any(np.asarray(state.code) == codes.RUNNING):
             return
+        state, history = go_on(state)
 
 
-def _start(objective: Any, init: Any, solver: Any, tol: Any, max_steps: int) -> tuple[_State, tuple[Any, Any]]:
-    if max_steps < 0:
-        raise ValueError(f"minimize: max_steps must not be negative, got {max_steps}")
-    init = jax.tree.map(_as_float, init)
-    problem = _split((as_objective(objective), solver))
-    return _begin(*problem, init, tol, max_steps), problem
+# -- one chunk after the other: what jit, vmap and a loop in Python are put around -------------------------------------
 
 
-# -- the compiled parts ------------------------------------------------------------------------------------------------
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _begin(static: Any, data: Any, init: Any, tol: Any, max_steps: int) -> _State:
-    objective, solver = _join(static, data)
+def start(objective: Any, init: Any, solver: Solver, *, tol: Any, max_steps: Any) -> State:
+    """The state before the first step. Arguments as in :func:`minimize`; every one may be traced."""
+    objective = as_objective(objective)
     point = evaluate(objective, init)
     norm = largest_component(point.gradient)
-    code = jnp.where(norm <= tol, codes.CONVERGED, codes.RUNNING if max_steps else codes.MAX_STEPS)
+    code = jnp.where(norm <= tol, codes.CONVERGED, codes.RUNNING)
     code = jnp.where(_finite(point.value, norm), code, codes.NOT_FINITE).astype(jnp.int32)
-    blank = _blank_history(max_steps)
-    return _State(
-        point=point,
-        solver=solver.init(objective, point),
-        step=jnp.zeros((), jnp.int32),
-        code=code,
-        norm=norm,
-        best_value=point.value,
-        best_norm=norm,
-        idle=jnp.zeros((), jnp.int32),
-        values=blank.astype(point.value.dtype).at[0, 0].set(point.value),
-        norms=blank.astype(norm.dtype).at[0, 0].set(norm),
-    )
+    zero = jnp.zeros((), jnp.int32)
+    state = State(point, solver.init(objective, point), zero, code, norm, point.value, norm, zero)
+    return _settled(objective, state, tol, max_steps)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _advance(static: Any, data: Any, state: _State, tol: Any, max_steps: int, limit: Any) -> _State:
-    """Steps up to number ``limit``, unless the run ends before.
+def advance(
+    objective: Any, solver: Solver, state: State, *, tol: Any, max_steps: Any, chunk: int
+) -> tuple[State, History]:
+    """At most ``chunk`` steps from a state, and their history, which has that length; none from one that has ended.
 
-    The history is kept in blocks: the inner loop writes into one block only and the outer loop puts it back. Under
-    vmap a loop copies what it carries in every step, which for the whole history would take most of the time.
+    Under ``vmap`` all runs that are still running have made the same number of steps.
     """
-    objective, solver = _join(static, data)
-    size = state.values.shape[1]
+    objective = as_objective(objective)
+    state, history = _steps(objective, solver, state, tol, max_steps, chunk)
+    return _settled(objective, state, tol, max_steps), history
 
-    def running(state: _State) -> Any:
-        return (state.code == codes.RUNNING) & (state.step < limit)
 
-    def fill_block(state: _State) -> _State:
-        block = (state.step + 1) // size
-        values, norms = state.values, state.norms
-        inner = state._replace(values=values[block], norms=norms[block])
-        inner = jax.lax.while_loop(lambda s: running(s) & ((s.step + 1) // size == block), one_step, inner)
-        here = (jnp.arange(values.shape[0]) == block)[:, None]
-        return inner._replace(values=jnp.where(here, inner.values, values), norms=jnp.where(here, inner.norms, norms))
+def _steps(objective: Any, solver: Solver, state: State, tol: Any, max_steps: Any, chunk: int) -> tuple[State, History]:
+    first = state.step
+    last = jnp.minimum(first + chunk, max_steps)
 
-    def one_step(state: _State) -> _State:
+    def running(run: tuple[State, History]) -> Any:
+        return (run[0].code == codes.RUNNING) & (run[0].step < last)
+
+    def one_step(run: tuple[State, History]) -> tuple[State, History]:
+        state, history = run
         point, inside = solver.step(objective, state.point, state.solver)
         norm = largest_component(point.gradient)
-        here = jnp.arange(size) == (state.step + 1) % size
-        recorded: dict[str, Any] = {
-            "values": jnp.where(here, point.value, state.values),
-            "norms": jnp.where(here, norm, state.norms),
-        }
+        # By comparison: under vmap an indexed update would be a scatter.
+        here = jnp.arange(chunk) == state.step - first
+        history = History(jnp.where(here, point.value, history.value), jnp.where(here, norm, history.gradient_norm))
         better = (point.value < state.best_value) | (norm < state.best_norm)
         idle = jnp.where(better | _moved(state.point.params, point.params), 0, state.idle + 1)
         code = jnp.where(idle >= _PATIENCE, codes.STALLED, state.code)
-        code = jnp.where(state.step + 1 >= max_steps, codes.MAX_STEPS, code)
         code = jnp.where(norm <= tol, codes.CONVERGED, code)
-        moved = _State(
+        moved = State(
             point=point,
             solver=inside,
             step=state.step + 1,
@@ -233,25 +219,71 @@ def _advance(static: Any, data: Any, state: _State, tol: Any, max_steps: int, li
             best_value=jnp.minimum(state.best_value, point.value),
             best_norm=jnp.minimum(state.best_norm, norm),
             idle=idle,
-            **recorded,
         )
-        kept = state._replace(code=jnp.full_like(state.code, codes.DIVERGED), **recorded)
-        return _where(_finite(point.value, norm), moved, kept)
+        kept = state._replace(code=jnp.full_like(state.code, codes.DIVERGED))
+        return _where(_finite(point.value, norm), moved, kept), history
 
-    state = jax.lax.while_loop(running, fill_block, state)
-    return state._replace(code=_honest(objective, state, tol))
+    blank = History(jnp.full(chunk, jnp.nan, state.point.value.dtype), jnp.full(chunk, jnp.nan, state.norm.dtype))
+    return jax.lax.while_loop(running, one_step, (state, blank))
 
 
-def _honest(objective: Any, state: _State, tol: Any) -> Any:
-    """The code; a gradient norm below tol is no convergence where its rounding error is above tol."""
-    if not hasattr(objective, "gradient_error"):
-        return state.code
-    error = jax.lax.cond(
-        state.code == codes.CONVERGED,
-        lambda: largest_component(objective.gradient_error(state.point.params)).astype(state.norm.dtype),
-        lambda: jnp.zeros_like(state.norm),
+def _settled(objective: Any, state: State, tol: Any, max_steps: Any) -> State:
+    """The state with the code of a run that may go no further, and of one that only seems to have converged.
+
+    A gradient norm below tol is no convergence where its rounding error is above tol.
+    """
+    code = jnp.where((state.code == codes.RUNNING) & (state.step >= max_steps), codes.MAX_STEPS, state.code)
+    if hasattr(objective, "gradient_error"):
+        error = jax.lax.cond(
+            code == codes.CONVERGED,
+            lambda: largest_component(objective.gradient_error(state.point.params)).astype(state.norm.dtype),
+            lambda: jnp.zeros_like(state.norm),
+        )
+        code = jnp.where(error > tol, codes.STALLED, code)
+    return state._replace(code=code.astype(jnp.int32))
+
+
+# -- compiled ----------------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start(static: Any, data: Any, init: Any, tol: Any, max_steps: Any) -> State:
+    objective, solver = _join(static, data)
+    return start(objective, init, solver, tol=tol, max_steps=max_steps)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _advance(static: Any, data: Any, state: State, tol: Any, max_steps: Any, chunk: int) -> tuple[State, History]:
+    objective, solver = _join(static, data)
+    return advance(objective, solver, state, tol=tol, max_steps=max_steps, chunk=chunk)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _whole(static: Any, data: Any, init: Any, tol: Any, max_steps: int) -> Solution:
+    """The run as a scan over chunks. A single loop would carry the whole history: under vmap a loop copies what it
+    carries in every step, which would take most of the time."""
+    objective, solver = _join(static, data)
+    state = start(objective, init, solver, tol=tol, max_steps=max_steps)
+    chunk = math.isqrt(max_steps) + 1
+    first = state.point.value, state.norm
+    state, chunks = jax.lax.scan(
+        lambda s, _: _steps(objective, solver, s, tol, max_steps, chunk), state, length=-(-max_steps // chunk)
     )
-    return jnp.where(error > tol, codes.STALLED, state.code).astype(jnp.int32)
+    state = _settled(objective, state, tol, max_steps)
+    columns = zip(first, (chunks.value, chunks.gradient_norm), strict=True)
+    value, norm = (jnp.append(a, b.reshape(-1)[:max_steps]) for a, b in columns)
+    return _solution(state, History(value, norm))
+
+
+def _solution(state: State, history: History) -> Solution:
+    return Solution(state.point.params, state.point.value, state.norm, state.step, Status(state.code), history)
+
+
+def _checked(objective: Any, init: Any, solver: Any, max_steps: int) -> tuple[Any, tuple[Any, Any]]:
+    """Initial parameters as floats, and the problem as what is compiled and what is data."""
+    if not 0 <= max_steps < 2**31:
+        raise ValueError(f"minimize: max_steps must not be negative, nor 2**31 or more, got {max_steps}")
+    return jax.tree.map(_as_float, init), _split((as_objective(objective), solver))
 
 
 def _moved(before: Any, after: Any) -> Any:
@@ -269,19 +301,6 @@ def _finite(value: Any, norm: Any) -> Any:
 
 def _where(condition: Any, a: Any, b: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
-
-
-def _blank_history(max_steps: int) -> Any:
-    length = max_steps + 1
-    size = math.isqrt(length - 1) + 1
-    return jnp.full((-(-length // size), size), jnp.nan)
-
-
-def _solution(state: _State, max_steps: int) -> Solution:
-    value, norm = (h.reshape(*h.shape[:-2], -1)[..., : max_steps + 1] for h in (state.values, state.norms))
-    return Solution(
-        state.point.params, state.point.value, state.norm, state.step, Status(state.code), History(value, norm)
-    )
 
 
 def _as_float(leaf: Any) -> jax.Array:

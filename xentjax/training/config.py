@@ -149,7 +149,7 @@ class StopConfig(Table):
     """When to stop: the largest gradient component is at most ``tol``, or ``max_steps`` are done."""
 
     tol: NonNegativeFloat = 1e-4
-    max_steps: PositiveInt = 10_000
+    max_steps: int = Field(default=10_000, gt=0, lt=2**31)
 
 
 class BatchesConfig(Table):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.monitoring
@@ -30,18 +30,21 @@ from xentjax.training.minibatch import iterate_minibatch
 from xentjax.training.solver import make_solver, make_transformation
 
 Array = np.ndarray[Any, Any]
+_Seen = TypeVar("_Seen")
 
-#: Multiply-adds of one chunk of steps: a tenth of a second on a laptop, so that progress and Ctrl-C come through.
-_CHUNK_WORK = 5e7
+#: Multiply-adds of one chunk of steps: a third of a second on a laptop, so that progress and Ctrl-C come through.
+_CHUNK_WORK = 1e9
 
 
 class Progress(NamedTuple):
-    """How far a run is: what the progress callback gets."""
+    """How far a run is: what the progress callback gets. In a grid of fits the numbers are those of the best one."""
 
     step: int
     total_steps: int
     value: float
     gradient_norm: float
+    fits: int = 1
+    running: int = 1
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,10 @@ class Fitted:
 
 
 def fit(config: FitConfig, progress: Callable[[Progress], None] = lambda progress: None) -> Fitted:
-    """Run the config. A KeyboardInterrupt while steps are made, from the callback too, ends it with what there is.
+    """Run the config. The callback is told of the initial values and of every chunk of steps after them.
 
-    The status is that of the solution, or ``interrupted``.
+    A KeyboardInterrupt while steps are made, from the callback too, ends the run with what there is. The status is
+    that of the solution, or ``interrupted``.
     """
     with jax.enable_x64(config.precision == "float64"):
         data = prepare(load_examples(config.data), config, config.seed)
@@ -124,18 +128,28 @@ def fit(config: FitConfig, progress: Callable[[Progress], None] = lambda progres
         with compile_clock() as clock:
             started = time.perf_counter()
             total = total_steps(config, len(data.y))
-            stand = _follow(_stands(config, objective, init), progress, total)
+            trace: list[tuple[Array, Array, Array]] = []
+
+            def see(stand: _Stand) -> None:
+                trace.append(stand.history)
+                progress(Progress(stand.step, total, stand.value, stand.gradient_norm))
+
+            stand = follow(_stands(config, objective, init, total), see)
+            steps, value, gradient_norm = (np.concatenate(column) for column in zip(*trace, strict=True))
+            status, message = stand.status, stand.message
+            if status == "running":
+                status, message = "interrupted", f"stopped by the user after {stand.step} of at most {total} steps"
             elapsed = time.perf_counter() - started
         compiling = clock.seconds()
         params = jax.tree.map(np.asarray, stand.params)
         return Fitted(
             config=config,
             model=run_folder.Model(data.encoder, data.classes, params),
-            status=stand.status,
-            message=stand.message,
-            steps=stand.steps,
-            value=stand.value,
-            gradient_norm=stand.gradient_norm,
+            status=status,
+            message=message,
+            steps=steps,
+            value=value,
+            gradient_norm=gradient_norm,
             train=evaluate(params, data.x, data.y, len(data.classes)),
             test=evaluate(params, data.x_test, data.y_test, len(data.classes)) if len(data.y_test) else None,
             gradient_deviation=gradient_deviation(objective, params),
@@ -177,14 +191,32 @@ def _gradient(objective: Any, params: Any) -> Any:
 
 
 class _Stand(NamedTuple):
-    """Where a run stands: parameters, and the objective with its largest gradient component at the steps seen."""
+    """Where a run stands, and its history since the last stand: steps, objective, largest gradient component."""
 
     params: Any
     status: str
     message: str
-    steps: Array
-    value: Array
-    gradient_norm: Array
+    step: int
+    value: float
+    gradient_norm: float
+    history: tuple[Array, Array, Array]
+
+
+def follow(stands: Iterator[_Seen], see: Callable[[_Seen], None]) -> _Seen:
+    """Show ``see`` each of the stands; the last one, which a KeyboardInterrupt makes that which was seen last."""
+    stand = next(stands)
+    try:
+        see(stand)
+        for stand in stands:
+            see(stand)
+    except KeyboardInterrupt:
+        pass
+    return stand
+
+
+def steps_in_chunk(work: int) -> int:
+    """How many steps of so many multiply-adds are made before Python is asked again."""
+    return int(np.clip(_CHUNK_WORK / max(work, 1), 1, 500))
 
 
 def total_steps(config: FitConfig, examples: int) -> int:
@@ -195,56 +227,55 @@ def total_steps(config: FitConfig, examples: int) -> int:
     return batches * min(config.batches.epochs, -(-config.stop.max_steps // batches))
 
 
-def _follow(stands: Iterator[_Stand], progress: Callable[[Progress], None], total: int) -> _Stand:
-    """The last stand, with status ``interrupted`` where a KeyboardInterrupt came before its end."""
-    stand = next(stands)
-    try:
-        for stand in stands:
-            progress(Progress(int(stand.steps[-1]), total, float(stand.value[-1]), float(stand.gradient_norm[-1])))
-    except KeyboardInterrupt:
-        if stand.status == "running":
-            message = f"stopped by the user after {stand.steps[-1]} of at most {total} steps"
-            return stand._replace(status="interrupted", message=message)
-    return stand
-
-
-def _stands(config: FitConfig, objective: Any, init: Any) -> Iterator[_Stand]:
+def _stands(config: FitConfig, objective: Any, init: Any, total: int) -> Iterator[_Stand]:
     """The initial stand, and one after every chunk of steps or after every epoch."""
-    value, norm = _value_and_norm(objective, init)
-    start = _Stand(init, "running", "", np.zeros(1, int), np.asarray([value]), np.asarray([norm]))
-    yield start
-    total = total_steps(config, len(objective.y))
     if config.batches is not None:
-        yield from _epochs(config, config.batches, objective, start, total)
+        yield from _epochs(config, config.batches, objective, init, total)
         return
     solver = make_solver(config.solver, total)
-    work = objective.x.size * max(np.size(init.bias), 1)
-    chunk = int(np.clip(_CHUNK_WORK / work, 1, 500))
+    chunk = steps_in_chunk(objective.x.size * max(np.size(init.bias), 1))
+    seen = 0  # entries of the history
     for solution in iterate(objective, init, solver, tol=config.stop.tol, max_steps=total, chunk=chunk):
-        count = int(solution.steps) + 1
-        value, norm = np.asarray(solution.history.value), np.asarray(solution.history.gradient_norm)
-        how = str(solution.status), solution.message
-        yield _Stand(solution.params, *how, np.arange(count), value[:count], norm[:count])
+        steps = np.arange(seen, int(solution.steps) + 1)
+        seen += len(steps)
+        # A step that led to a number that is not finite is in the solution's history, but is no step of the run.
+        value, norm = (np.asarray(h)[: len(steps)] for h in (solution.history.value, solution.history.gradient_norm))
+        yield _Stand(
+            solution.params,
+            str(solution.status),
+            solution.message,
+            int(solution.steps),
+            float(solution.value),
+            float(solution.gradient_norm),
+            (steps, value, norm),
+        )
 
 
-def _epochs(config: FitConfig, batches: BatchesConfig, objective: Any, start: _Stand, total: int) -> Iterator[_Stand]:
+def _epochs(config: FitConfig, batches: BatchesConfig, objective: Any, init: Any, total: int) -> Iterator[_Stand]:
     """Mini-batch training; after each epoch the objective and its gradient on all training examples."""
     per_epoch = -(-len(objective.y) // batches.size)
     loss = logistic_loss if config.model.gradient == "hand" else logistic_loss.record.oracle
+
+    def stand(params: Any, how: tuple[str, str], step: int, value: Any, norm: Any) -> _Stand:
+        history = np.asarray([step]), np.asarray([value]), np.asarray([norm])
+        return _Stand(params, *how, step, float(value), float(norm), history)
+
+    last = stand(init, ("running", ""), 0, *_value_and_largest(objective, init))
+    yield last
     epochs = iterate_minibatch(
         functools.partial(loss, l2=config.model.l2),
-        start.params,
+        init,
         (objective.x, objective.y),
         make_transformation(config.solver, total, objective),
         epochs=total // per_epoch,
         batch_size=batches.size,
         seed=config.seed,
     )
-    stand = start
     for epoch in epochs:
-        value, norm = _value_and_norm(objective, epoch.params)
+        value, norm = _value_and_largest(objective, epoch.params)
         if not np.isfinite([value, norm]).all():
-            yield stand._replace(status="diverged", message=Status(DIVERGED).message)
+            nothing = np.zeros(0, int), np.zeros(0, value.dtype), np.zeros(0, norm.dtype)
+            yield last._replace(status="diverged", message=Status(DIVERGED).message, history=nothing)
             return
         step = per_epoch * int(epoch.epochs)
         if norm <= config.stop.tol:
@@ -253,10 +284,9 @@ def _epochs(config: FitConfig, batches: BatchesConfig, objective: Any, start: _S
             how = "completed", f"all {total // per_epoch} epochs are done"
         else:
             how = "running", ""
-        history = (np.append(a, b) for a, b in zip(stand[3:], (step, value, norm), strict=True))
-        stand = _Stand(epoch.params, *how, *history)
-        yield stand
-        if stand.status != "running":
+        last = stand(epoch.params, how, step, value, norm)
+        yield last
+        if last.status != "running":
             return
 
 
@@ -264,11 +294,6 @@ def _epochs(config: FitConfig, batches: BatchesConfig, objective: Any, start: _S
 def _value_and_largest(objective: Any, params: Any) -> tuple[Any, Any]:
     value, gradient = objective.value_and_gradient(params)
     return value, jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in gradient]))
-
-
-def _value_and_norm(objective: Any, params: Any) -> tuple[Any, Any]:
-    value, norm = _value_and_largest(objective, params)
-    return np.asarray(value), np.asarray(norm)
 
 
 # -- the machine -------------------------------------------------------------------------------------------------------
