@@ -315,7 +315,7 @@ def test_wrong_arguments_are_named():
         minimize(xj.Objective(jnp.sum, gradient=jnp.sum), jnp.ones(2), GradientDescent(0.1))
     with pytest.raises(TypeError, match="got int"):
         minimize(3, 1.0, GradientDescent(0.1))
-    with pytest.raises(ValueError, match="max_steps must not be negative, nor .* got -1"):
+    with pytest.raises(ValueError, match=r"max_steps must not be negative, nor .* got -1"):
         minimize(square, 1.0, GradientDescent(0.1), max_steps=-1)
     with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
         next(xj.iterate(square, 1.0, GradientDescent(0.1), chunk=0))
