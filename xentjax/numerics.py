@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from xentjax.pairs import FORMATS, LOG_TWO, is_positive_and_finite
+from xentjax.pairs import FORMATS, LOG_TWO, is_positive_and_finite, mantissa_and_exponent, pair_sum, rounded
 
 # -- plain formulae: the oracle's --------------------------------------------------------------------------------------
 
@@ -49,13 +50,39 @@ def quotient(a: Any, b: Any) -> Any:
 
 
 def log_quotient(a: Any, b: Any) -> Any:
-    """log(a/b): by the difference where it is small, by two logarithms where the ratio leaves the range."""
-    info = jnp.finfo(a.dtype)
-    ratio = a / b
-    inside = (ratio > 4 * info.tiny) & (ratio < info.max / 4)
-    close = jnp.abs(ratio - 1) < 0.5
-    one = jnp.where(close, jnp.log1p((a - b) / b), jnp.log(jnp.where(inside, ratio, 1)))
-    return jnp.where(inside, one, log(a) - log(b))
+    """log(a/b) for non-negative a and b, subnormal ones too: no ratio leaves the range.
+
+    It is k·log 2 + log(m_a/m_b) of a = m_a·2^i and b = m_b·2^j, with the ratio from √½ to √2 so that the two do not
+    cancel. Where a is close to b it has the digits of the ratio, not those of the difference.
+    """
+    proper = is_positive_and_finite(a) & is_positive_and_finite(b)
+    (m_a, i), (m_b, j) = mantissa_and_exponent(a), mantissa_and_exponent(b)
+    ratio = m_a / m_b
+    high, low = ratio > np.sqrt(2), ratio < np.sqrt(0.5)
+    ratio = ratio * jnp.where(high, 0.5, jnp.where(low, 2, 1)).astype(a.dtype)
+    k = jnp.where(proper, i - j + high - low, 0).astype(a.dtype)
+    # The first part of log 2 has so few digits that its product with k is exact.
+    first = 0.693359375
+    return k * first + (jnp.log(jnp.where(proper, ratio, a / b)) + k * (float(LOG_TWO) - first))
+
+
+def log1p(x: Any) -> Any:
+    """log(1 + x). From -½ to -¼ XLA's own has no more than half of its digits in float64, and 1 + x has them all."""
+    return jnp.where((x > -0.5) & (x < -0.25), jnp.log(1 + x), jnp.log1p(x))
+
+
+# -- sums --------------------------------------------------------------------------------------------------------------
+
+#: Arrays of fewer numbers are summed one by one by XLA, each rounding the same way where the terms are equal: in a row
+#: of a thousand that is ten units of the last digit. Larger ones are summed in blocks.
+_ONE_BY_ONE = 8192
+
+
+def total(terms: Any, axis: Any) -> Any:
+    """Σ terms over the axes (None: all), which are kept with length 1, for terms of one sign."""
+    if terms.size < _ONE_BY_ONE:
+        return rounded(pair_sum(terms, axis))
+    return jnp.sum(terms, axis=axis, keepdims=True)
 
 
 # -- almost equal numbers ----------------------------------------------------------------------------------------------
@@ -71,9 +98,9 @@ def deviance(a: Any, b: Any) -> Any:
     For a close to b, with s = (a - b)/(a + b), it is (a - b)·s + 2a·(s³/3 + s⁵/5 + ...), where the first term
     dominates (Loader 2000). It is b where a = 0, +inf where a > 0 and b = 0, and NaN where one is negative.
     """
-    difference = a - b
-    close = jnp.abs(difference) < 0.5 * a + 0.5 * b
-    s = jnp.where(close, 0.5 * difference / (0.5 * a + 0.5 * b), 0)
+    difference, middle = a - b, 0.5 * a + 0.5 * b
+    close = jnp.abs(difference) <= middle
+    s = jnp.where(close, 0.5 * difference / jnp.where(middle == 0, 1, middle), 0)
     series = jnp.zeros_like(s)
     for n in range(_SERIES_TERMS[a.dtype][0], 0, -1):
         series = (series + 1 / (2 * n + 1)) * (s * s)
@@ -88,13 +115,14 @@ def midpoint_deviance(a: Any, b: Any) -> Any:
     With v = (a - b)/(a + b) it is m·(v²/2 + v⁴/12 + ... + v^2n/(2n(2n - 1)) + ...), a sum of positive terms.
     """
     m, half_difference = 0.5 * a + 0.5 * b, 0.5 * a - 0.5 * b
-    close = jnp.abs(half_difference) < 0.75 * m
-    v = jnp.where(close, half_difference / m, 0)
+    close = jnp.abs(half_difference) <= 0.75 * m
+    v = jnp.where(close, half_difference / jnp.where(m == 0, 1, m), 0)
     series = jnp.zeros_like(v)
     for n in range(_SERIES_TERMS[a.dtype][1], 0, -1):
         series = (series + 1 / (2 * n * (2 * n - 1))) * (v * v)
-    far = [jnp.where(x == 0, 0, 0.5 * x * log_quotient(x, m)) for x in (a, b)]
-    return jnp.where((a < 0) | (b < 0), jnp.nan, jnp.where(close, m * series, far[0] + far[1]))
+    high, low = jnp.maximum(a, b), jnp.minimum(a, b)
+    far = 0.5 * high * jnp.log(high / m) + jnp.where(low == 0, 0, 0.5 * low * log_quotient(low, m))
+    return jnp.where((a < 0) | (b < 0), jnp.nan, jnp.where(close, m * series, far))
 
 
 # -- infinite derivatives ----------------------------------------------------------------------------------------------

@@ -120,16 +120,29 @@ def weighted(weight: Any, x: Pair) -> Pair:
 def pair_sum(terms: Any, axis: Any) -> Pair:
     """The sum of floats or of pairs over the axes (None: all), which are kept with length 1.
 
-    Its error is far below the last digit of the largest partial sum, for any number of terms in any order. (The pair is
-    settled at every step: a low part left to grow would be a sum with rounding errors of its own.)
+    Every term is cut at one place, the last digit of a power of two σ that exceeds twice Σ|terms|: (x + σ) - σ is a
+    multiple of it. Such multiples add up without any rounding, in whatever order a compiler chooses; the rest of the
+    terms is so small that its rounding is far below the last digit of the sum (Rump, Ogita & Oishi 2008). These are
+    sums without a carry, so they are vectorised.
     """
     high, low = as_pair(terms)
-    axes = tuple(range(high.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    axes = tuple(one % high.ndim for one in axes)
-    zero = np.zeros((), high.dtype)
-    low = jnp.where(jnp.isfinite(high), low, 0)
-    high, low = jax.lax.reduce((high, low), (zero, zero), add, axes)
-    return jnp.expand_dims(high, axes), jnp.expand_dims(low, axes)
+    total = jnp.sum(high, axis=axis, keepdims=True)
+    unit = _power_above(jnp.sum(jnp.abs(high), axis=axis, keepdims=True))
+    # The compiler computes the terms once for each sum. The maximum, which changes nothing, keeps it from contracting
+    # a product and the addition that cuts it in one of them only, which would cut them in two ways.
+    high = jnp.maximum(high, -jnp.finfo(high.dtype).max)
+    top = (high + unit) - unit
+    low = jnp.sum((high - top) + low, axis=axis, keepdims=True)
+    top = jnp.sum(top, axis=axis, keepdims=True)
+    exact = jnp.isfinite(total) & jnp.isfinite(top)
+    return _settled(jnp.where(exact, top, total), jnp.where(exact, low, 0))
+
+
+def _power_above(size: Any) -> Any:
+    """A power of two above twice a positive number (at most the largest one)."""
+    form = FORMATS[size.dtype]
+    exponent = jax.lax.bitcast_convert_type(size, form.integer) >> form.digits
+    return jax.lax.bitcast_convert_type(jnp.minimum(exponent + 2, 2 * form.bias) << form.digits, size.dtype)
 
 
 def _settled(high: Any, low: Any) -> Pair:
@@ -165,20 +178,24 @@ def scaled(x: Pair, exponent: Any) -> Pair:
     return x
 
 
-def mantissa_and_exponent(x: Pair) -> tuple[Pair, Any]:
+def mantissa_and_exponent(x: Any) -> tuple[Any, Any]:
     """x = m·2^k with 1 ≤ m < 2, for a positive finite x.
 
-    The high part is read from its bits, because arithmetic on the CPU flushes subnormal numbers to zero.
+    It is read from the bits, because arithmetic on the CPU flushes subnormal numbers to zero.
     """
-    high, dtype = x[0], x[0].dtype
-    form = FORMATS[dtype]
-    bits = jax.lax.bitcast_convert_type(high, form.integer)
+    form = FORMATS[x.dtype]
+    bits = jax.lax.bitcast_convert_type(x, form.integer)
     subnormal = (bits >> form.digits) == 0
-    bits = jnp.where(subnormal, jax.lax.bitcast_convert_type(bits.astype(dtype), form.integer), bits)
+    bits = jnp.where(subnormal, jax.lax.bitcast_convert_type(bits.astype(x.dtype), form.integer), bits)
     exponent = (bits >> form.digits) - form.bias - jnp.where(subnormal, form.bias - 1 + form.digits, 0)
     mantissa = (bits & form.integer((1 << form.digits) - 1)) | form.integer(form.bias << form.digits)
-    low = scaled((x[1], x[1]), -exponent)[0]
-    return (jax.lax.bitcast_convert_type(mantissa, dtype), low), exponent.astype(jnp.int32)
+    return jax.lax.bitcast_convert_type(mantissa, x.dtype), exponent.astype(jnp.int32)
+
+
+def pair_mantissa_and_exponent(x: Pair) -> tuple[Pair, Any]:
+    """x = m·2^k as pairs, with the high part of m from 1 to 2, for a positive finite x."""
+    mantissa, exponent = mantissa_and_exponent(x[0])
+    return (mantissa, scaled((x[1], x[1]), -exponent)[0]), exponent
 
 
 def is_positive_and_finite(x: Any) -> Any:
@@ -241,8 +258,8 @@ def deviance_pair(a: Any, b: Any, shift: Any = 0) -> Pair:
 def _reduce(a: Pair, b: Pair, shift: Any) -> tuple[Any, _Reduced]:
     """Where a and b are positive and finite, and the parts of log(a/b) there."""
     proper = is_positive_and_finite(a[0]) & is_positive_and_finite(b[0])
-    m_a, i = mantissa_and_exponent(select(proper, a, as_pair(jnp.ones_like(a[0]))))
-    m_b, j = mantissa_and_exponent(select(proper, b, as_pair(jnp.ones_like(b[0]))))
+    m_a, i = pair_mantissa_and_exponent(select(proper, a, as_pair(jnp.ones_like(a[0]))))
+    m_b, j = pair_mantissa_and_exponent(select(proper, b, as_pair(jnp.ones_like(b[0]))))
     high, low = m_a[0] > np.sqrt(2) * m_b[0], m_a[0] < np.sqrt(0.5) * m_b[0]
     factor = jnp.where(high, 0.5, jnp.where(low, 2, 1)).astype(m_a[0].dtype)
     m_a = m_a[0] * factor, m_a[1] * factor

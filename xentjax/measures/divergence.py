@@ -12,7 +12,7 @@ from xentjax.core.domains import Domain, Probabilities
 from xentjax.core.op import op
 from xentjax.core.policy import require_same_shape
 from xentjax.measures.entropy import DISTRIBUTION_OPTIONS, Axis
-from xentjax.numerics import along, deviance, log, log_quotient, midpoint_deviance, quotient, xlogy
+from xentjax.numerics import along, deviance, log, log1p, log_quotient, midpoint_deviance, quotient, total, xlogy
 from xentjax.pairs import add, as_pair, log_ratio, negative, pair_sum, rounded, two_sum, weighted
 
 _DOMAIN = Domain(
@@ -78,13 +78,12 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 @cross_entropy.value
 def _(p: Any, q: Any, *, axis: Any) -> Any:
     # The terms have one sign where no q is above 1; otherwise they may cancel, and take all digits of the logarithms.
-    value = jax.lax.cond(
-        jnp.any(q > 1),
-        lambda p, q: pair_sum(weighted(p, negative(log_ratio(q))), axis),
-        lambda p, q: pair_sum(jnp.where(p == 0, 0, p * -log(q)), axis),
+    return jax.lax.cond(
+        jnp.max(q) > 1,
+        lambda p, q: rounded(pair_sum(weighted(p, negative(log_ratio(q))), axis)),
+        lambda p, q: total(jnp.where(p == 0, 0, p * -log(q)), axis),
         *(_refuse_negative(p, q), q),
-    )
-    return rounded(value), None
+    ), None
 
 
 @cross_entropy.partial("p")
@@ -255,7 +254,7 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 
 @js_divergence.value
 def _(p: Any, q: Any, *, axis: Any) -> Any:
-    return rounded(pair_sum(midpoint_deviance(p, q), axis)), None
+    return total(jax.lax.optimization_barrier(midpoint_deviance(p, q)), axis), None
 
 
 @js_divergence.partial("p")
@@ -278,7 +277,7 @@ def _half_log_share(a: Any, b: Any) -> Any:
     """½ log(2a/(a + b)) = ½ log1p((a - b)/(a + b))."""
     middle, half_difference = 0.5 * a + 0.5 * b, 0.5 * a - 0.5 * b
     v = half_difference / middle
-    logarithm = jnp.where(v > -0.5, jnp.log1p(v), log_quotient(a, middle))
+    logarithm = jnp.where(v > -0.5, log1p(v), log_quotient(a, middle))
     return jnp.where((a == 0) & (b == 0), 0, 0.5 * logarithm)
 
 

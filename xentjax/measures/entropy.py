@@ -11,8 +11,8 @@ from jaxtyping import ArrayLike
 
 from xentjax.core.domains import Domain, Logit, Mask, Probabilities, Probability
 from xentjax.core.op import op
-from xentjax.numerics import along, log, sum_along, xlogx
-from xentjax.pairs import Pair, log_ratio, negative, pair_sum, rounded, weighted
+from xentjax.numerics import along, log, log1p, sum_along, total, xlogx
+from xentjax.pairs import log_ratio, negative, pair_sum, rounded, weighted
 
 DISTRIBUTION_OPTIONS: tuple[dict[str, Any], ...] = (
     {},
@@ -58,7 +58,7 @@ def entropy(
     Raises:
       ValueError: for an axis that p lacks or along which it is empty, a mask of another shape, or a base that is none.
 
-    The terms are summed as pairs of floats; entries above 1, whose terms have the other sign, are logarithms in pairs.
+    Where an entry is above 1, terms of both signs may cancel: they are then pairs of floats, with twice the digits.
 
     >>> entropy(jnp.array([0.5, 0.25, 0.25]), base=2)
     Array(1.5, dtype=float32)
@@ -66,12 +66,16 @@ def entropy(
     return -jnp.sum(xlogx(p), axis=axis, keepdims=keepdims)
 
 
-def entropy_pair(p: Any, axis: Any) -> Pair:
-    """-Σ p log p as a pair: terms of one sign where no p is above 1, otherwise with all digits of the logarithms."""
+def entropy_sum(p: Any, axis: Any) -> Any:
+    """-Σ p log p: terms of one sign where no p is above 1, otherwise pairs of floats, which may cancel.
+
+    To a p above the smallest normal number nothing is added; log 0 becomes finite.
+    """
+    tiny = float(jnp.finfo(p.dtype).tiny)
     return jax.lax.cond(
-        jnp.any(p > 1),
-        lambda p: pair_sum(weighted(p, negative(log_ratio(p))), axis),
-        lambda p: pair_sum(jnp.where(p == 0, 0, p * -log(p)), axis),
+        jnp.max(p) > 1,
+        lambda p: rounded(pair_sum(weighted(p, negative(log_ratio(p))), axis)),
+        lambda p: total(p * -jnp.log(p + tiny), axis),
         p,
     )
 
@@ -85,12 +89,12 @@ def entropy_gradient(p: Any) -> Any:
     inverse_e = kind(np.exp(-1.0))
     remainder = np.exp(np.longdouble(-1)) - inverse_e
     excess = (p - inverse_e) * kind(np.e) - kind(remainder * np.e)
-    return jnp.where(jnp.abs(excess) < 0.5, -jnp.log1p(excess), -log(p) - 1)
+    return jnp.where(jnp.abs(excess) < 0.25, -jnp.log1p(excess), -log(p) - 1)
 
 
 @entropy.value
 def _(p: Any, *, axis: Any) -> Any:
-    return rounded(entropy_pair(p, axis)), None
+    return entropy_sum(p, axis), None
 
 
 @entropy.partial("p")
@@ -189,16 +193,16 @@ def _(p: Any) -> Any:
     # 1 - p is exact for p ≥ ½; log1p(-p) needs no exact 1 - p. Both terms are non-negative.
     inside = (p >= 0) & (p <= 1)
     first = jnp.where(p == 0, 0, -p * log(p))
-    second = jnp.where(p == 1, 0, -(1 - p) * jnp.log1p(-p))
+    second = jnp.where(p == 1, 0, -(1 - p) * log1p(-p))
     return jnp.where(inside, first + second, jnp.nan), None
 
 
 @binary_entropy.partial("p")
 def _(saved: None, p: Any) -> Any:
-    # log((1-p)/p) = log1p((1-2p)/p), in which 1 - 2p is exact for p in [¼, ¾], where the two logarithms would cancel.
-    near = jnp.abs(p - 0.5) <= 0.25
+    # log((1-p)/p) = log1p((1-2p)/p) near ½, where 1 - 2p is exact and the two logarithms would cancel.
+    near = jnp.abs(p - 0.5) < 0.0625
     middle = jnp.log1p((1 - 2 * p) / jnp.where(near, p, 0.5))
-    return jnp.where(near, middle, jnp.log1p(-p) - log(p))
+    return jnp.where(near, middle, log1p(-p) - log(p))
 
 
 @binary_entropy.second
@@ -248,7 +252,7 @@ def binary_entropy_from_logits(
 
 #: From here on e² is below the last digit of e, so that H = e·(1 + a), and e is taken as two factors: it may be too
 #: small for the format where a·e is not.
-_FAR, _FACTOR = 32.0, 16.0
+_FAR, _FACTOR = 40.0, 16.0
 
 
 def _far_exponential(a: Any, factor: Any) -> Any:

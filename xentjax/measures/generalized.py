@@ -11,8 +11,8 @@ from jaxtyping import ArrayLike
 
 from xentjax.core.domains import Domain, Mask, Probabilities
 from xentjax.core.op import op
-from xentjax.measures.entropy import Axis, entropy_gradient, entropy_pair
-from xentjax.numerics import along, sum_along, xlogx
+from xentjax.measures.entropy import Axis, entropy_gradient, entropy_sum
+from xentjax.numerics import along, log1p, sum_along, xlogx
 from xentjax.pairs import Pair, add, as_pair, log_ratio, multiply, negative, pair_sum, rounded, select
 
 _DOMAIN = Domain(
@@ -97,23 +97,20 @@ def _(p: Any, alpha: Any, *, axis: Any) -> Any:
     info = jnp.finfo(p.dtype)
     logarithm = log_ratio(p)
     excess, power_sum = _excess(p, logarithm, excess_order, axis), _power_sum(p, logarithm, excess_order, axis)
-    share, share_sum, largest = _shares(p, logarithm, order, axis)
+    share_sum, largest = _share_sum(p, logarithm, order, axis)
     in_range = (power_sum > 4 * info.tiny) & (power_sum < info.max / 4)
-    log_power_sum = jnp.where(jnp.abs(excess) < 0.5, jnp.log1p(excess), jnp.log(jnp.where(in_range, power_sum, 1)))
+    log_power_sum = jnp.where(jnp.abs(excess) < 0.5, log1p(excess), jnp.log(jnp.where(in_range, power_sum, 1)))
     b = excess_order[0]
     far = -(rounded(largest) + (rounded(largest) + jnp.log(share_sum)) / b)
     value = jnp.where(in_range & jnp.isfinite(b), -log_power_sum / b, far)
-    shannon = rounded(entropy_pair(p, axis))
-    return _for_order(b, shannon, value), (share, share_sum)
+    shannon = entropy_sum(p, axis)
+    return _for_order(b, shannon, value), (logarithm, share_sum, largest)
 
 
 @renyi_entropy.partial("p")
 def _(saved: Any, p: Any, alpha: Any, *, axis: Any) -> Any:
-    # p^(α-1)/S = (p/M)^α / (p Σ (p/M)^α), which stays in the range; α/(1-α) = -1 - 1/(α-1).
-    share, share_sum = saved
     b = _order(alpha, p.dtype)[1][0]
-    gradient = (-1 - 1 / b) * (share / share_sum / jnp.where(p == 0, 1, p))
-    gradient = jnp.where(p == 0, _gradient_at_zero(b), gradient)
+    gradient = jnp.where(p == 0, _gradient_at_zero(b), (-1 - 1 / b) * _renyi_weight(saved, p, alpha, axis))
     return _for_order(b, entropy_gradient(p), gradient)
 
 
@@ -123,8 +120,9 @@ def _(tangents: dict[str, Any], active: tuple[str, ...], p: Any, alpha: Any, *, 
     t = tangents["p"]
     order, excess_order = _order(alpha, p.dtype)
     b = excess_order[0]
-    share, share_sum, _ = _shares(p, log_ratio(p), order, axis)
-    weight = jnp.where(p == 0, 0, share / share_sum / p)
+    logarithm = log_ratio(p)
+    saved = logarithm, *_share_sum(p, logarithm, order, axis)
+    weight = jnp.where(p == 0, 0, _renyi_weight(saved, p, alpha, axis))
     total = sum_along(weight, t, axis=axis)
     own = jnp.where(weight == 0, 0, -order[0] * weight / p)
     general = along(own, t) + jnp.where(weight == 0, 0, (1 + 1 / b) * order[0] * weight) * total
@@ -182,7 +180,7 @@ def _(p: Any, alpha: Any, *, axis: Any) -> Any:
     value = -_excess(p, logarithm, excess_order, axis) / b
     above = jnp.max(p, axis=axis, keepdims=True) > 1
     value = jnp.where(jnp.isinf(b), jnp.where(above, -jnp.inf, 0), value)
-    return _for_order(b, rounded(entropy_pair(p, axis)), value), logarithm
+    return _for_order(b, entropy_sum(p, axis), value), logarithm
 
 
 @tsallis_entropy.partial("p")
@@ -264,10 +262,15 @@ def _expm1(x: Pair) -> Any:
 
 
 def _excess(p: Any, logarithm: Pair, excess_order: Pair, axis: Any) -> Any:
-    """Σ p^α - 1 = (Σ p - 1) + Σ p·expm1((α-1) log p)."""
-    terms = jnp.where(p == 0, 0, p * _expm1(_times(excess_order, logarithm)))
-    less_one = add(pair_sum(p, axis), as_pair(jnp.full_like(jnp.max(p, axis=axis, keepdims=True), -1)))
-    return rounded(add(less_one, pair_sum(terms, axis)))
+    """Σ p^α - 1, with p^α = p + p·expm1((α-1) log p) where these two do not cancel: where p^(α-1) is close to 1.
+
+    The sum of those p less 1 is exact.
+    """
+    exponent = _times(excess_order, logarithm)
+    close = jnp.abs(exponent[0]) < 0.75
+    powers = jnp.where(p == 0, 0, p * jnp.where(close, _expm1(exponent), _exp(exponent)))
+    less_one = add(pair_sum(jnp.where(close, p, 0), axis), as_pair(jnp.full((), -1, p.dtype)))
+    return rounded(add(less_one, pair_sum(powers, axis)))
 
 
 def _power_sum(p: Any, logarithm: Pair, excess_order: Pair, axis: Any) -> Any:
@@ -275,9 +278,15 @@ def _power_sum(p: Any, logarithm: Pair, excess_order: Pair, axis: Any) -> Any:
     return rounded(pair_sum(jnp.where(p == 0, 0, p * _exp(_times(excess_order, logarithm))), axis))
 
 
-def _shares(p: Any, logarithm: Pair, order: Pair, axis: Any) -> tuple[Any, Any, Pair]:
-    """(p/M)^α, its sum, and log M, for the largest entry M."""
+def _share_sum(p: Any, logarithm: Pair, order: Pair, axis: Any) -> tuple[Any, Pair]:
+    """Σ (p/M)^α, and log M, for the largest entry M."""
     largest = log_ratio(jnp.max(p, axis=axis, keepdims=True))
-    below = add(logarithm, negative(largest))
-    share = jnp.where(p == 0, 0, _exp(_times(order, below)))
-    return share, rounded(pair_sum(share, axis)), largest
+    shares = jnp.where(p == 0, 0, _exp(_times(order, add(logarithm, negative(largest)))))
+    return rounded(pair_sum(shares, axis)), largest
+
+
+def _renyi_weight(saved: Any, p: Any, alpha: Any, axis: Any) -> Any:
+    """p^(α-1)/Σ p^α = (p/M)^(α-1) / (M Σ (p/M)^α) for the largest entry M: so it stays in the range."""
+    logarithm, share_sum, largest = saved
+    power = _exp(_times(_order(alpha, p.dtype)[1], add(logarithm, negative(largest))))
+    return power / share_sum / jnp.max(p, axis=axis, keepdims=True)

@@ -19,9 +19,9 @@ from xentjax.pairs import (
     deviance_pair,
     log_ratio,
     log_two_times,
-    mantissa_and_exponent,
     multiply,
     negative,
+    pair_mantissa_and_exponent,
     pair_sum,
     rounded,
     scaled,
@@ -208,7 +208,7 @@ def _dependence(joint: Any, axis: Any) -> tuple[Any, Any]:
     groups = _others(joint, axis)
     for others in groups:
         marginal = pair_sum(joint, others)
-        mantissa, exponent = mantissa_and_exponent(marginal)
+        mantissa, exponent = pair_mantissa_and_exponent(marginal)
         product, shift, empty = multiply(product, mantissa), shift + exponent, empty | (marginal[0] == 0)
     product = select(empty, as_pair(jnp.zeros_like(joint)), product)
     total = pair_sum(joint, axis)
@@ -229,7 +229,7 @@ def _exponent_of_sum(joint: Any, axis: Any) -> Any:
     """The k for which the sum over 2^k lies in [√½, √2]; 0 where the sum is not positive and finite."""
     total, _ = pair_sum(joint, axis)
     proper = (total > 0) & jnp.isfinite(total)
-    (mantissa, _), exponent = mantissa_and_exponent(as_pair(jnp.where(proper, total, 1)))
+    (mantissa, _), exponent = pair_mantissa_and_exponent(as_pair(jnp.where(proper, total, 1)))
     return exponent + (mantissa > np.sqrt(2))
 
 

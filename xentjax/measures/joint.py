@@ -11,7 +11,7 @@ from jaxtyping import ArrayLike
 from xentjax.core.domains import Domain, JointTable, Mask
 from xentjax.core.op import op
 from xentjax.core.policy import require_axis
-from xentjax.measures.entropy import entropy_gradient, entropy_pair
+from xentjax.measures.entropy import entropy_gradient, entropy_sum
 from xentjax.numerics import along, xlogx, xlogy
 from xentjax.pairs import log_ratio, pair_sum, rounded, weighted
 
@@ -59,7 +59,7 @@ def joint_entropy(
 
 @joint_entropy.value
 def _(joint: Any, *, axis: Any) -> Any:
-    return rounded(entropy_pair(joint, axis)), None
+    return entropy_sum(joint, axis), None
 
 
 @joint_entropy.partial("joint")
