@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 Reduction = Literal["none", "mean", "sum"]
 
@@ -165,17 +166,54 @@ def weigh_and_reduce(value: Any, kept: tuple[Any, Any], shared: dict[str, Any]) 
     weighted = value if weights is None else weights * value
     if shared["reduction"] == "none":
         return weighted
-    total = jnp.sum(weighted)
     if shared["reduction"] == "sum":
-        return total
-    count = jnp.asarray(value.size, value.dtype) if weights is None else jnp.sum(weights)
-    return jnp.where(count == 0, 0, total / jnp.where(count == 0, 1, count))
+        return jnp.sum(weighted)
+    return jnp.sum(value) / max(value.size, 1) if weights is None else weighted_mean(value, weights)
+
+
+@jax.custom_jvp
+def weighted_mean(values: Any, weights: Any) -> Any:
+    r"""m = Σ s_i·v_i / Σ s_i, and 0 where Σ s_i is 0.
+
+    By hand dm = Σ s_i·dv_i / Σs + Σ (v_i - m)·ds_i / Σs, with v_i - m by :func:`from_mean`.
+    """
+    total = jnp.sum(weights)
+    return jnp.where(total == 0, 0, jnp.sum(weights * values) / jnp.where(total == 0, 1, total))
+
+
+def _weighted_mean_rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    (values, weights), (values_dot, weights_dot) = primals, tangents
+    inverse = _inverse(jnp.sum(weights))
+    mean_dot = jnp.zeros_like(inverse)
+    if not isinstance(values_dot, SymbolicZero):
+        mean_dot = mean_dot + jnp.sum(weights * values_dot) * inverse
+    if not isinstance(weights_dot, SymbolicZero):
+        mean_dot = mean_dot + jnp.sum(from_mean(values, weights * inverse) * weights_dot) * inverse
+    return weighted_mean(values, weights), mean_dot
+
+
+weighted_mean.defjvp(_weighted_mean_rule, symbolic_zeros=True)
+
+
+def _inverse(total: Any) -> Any:
+    return jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
+
+
+def from_mean(values: Any, shares: Any) -> Any:
+    """v_i - Σ_j p_j·v_j for shares p, all values measured from that with the largest share.
+
+    Where one value has almost all of the weight, its distance from the mean is made of the others' distances from it,
+    and keeps its digits.
+    """
+    largest = jnp.argmax(jnp.where(jnp.isfinite(values), jnp.abs(shares), -1))
+    distances = values - jnp.ravel(values)[largest]
+    return distances - jnp.sum(shares * distances)
 
 
 def log_of_base(function: str, base: Any) -> Any:
     """log(base) as a number, or an error where the base is none of a logarithm."""
     if not isinstance(base, (int, float)):
-        return jnp.log(base)
+        return jnp.log(up(base))
     if not base > 0 or base == 1:
         raise ValueError(f"{function}: base must be a positive number other than 1, got {base}")
     return float(np.log(base))

@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike
 
 from xentjax.activations import logistic
 from xentjax.core import policy
-from xentjax.core.domains import Domain, Logit, Mask, Probability, Real
+from xentjax.core.domains import Domain, Logit, Mask, Probability
 from xentjax.core.op import op
 from xentjax.logit_rows import huge
 from xentjax.losses.shaping import shaped_logits
@@ -103,9 +103,8 @@ def _softplus(x: Any, e: Any) -> Any:
         labels=Probability("B"),
         options=(
             {},
-            {"where": Mask("B")},
-            {"pos_weight": 3.0, "label_smoothing": 0.1},
-            {"softcap": 5.0, "temperature": 2.0, "weights": Real("B"), "reduction": "mean"},
+            {"where": Mask("B"), "pos_weight": 3.0, "label_smoothing": 0.1},
+            {"softcap": 5.0, "temperature": 2.0, "weights": Probability("B"), "reduction": "mean"},
         ),
     ),
     group="losses",
@@ -180,7 +179,8 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
     t = labels.astype(dtype)
     t = jnp.where((t >= 0) & (t <= 1), t, jnp.nan)
     if policy.is_given(bound["label_smoothing"], 0.0):
-        t = t * (1 - bound["label_smoothing"]) + bound["label_smoothing"] / 2
+        smoothing = jnp.asarray(bound["label_smoothing"], dtype)
+        t = t * (1 - smoothing) + smoothing / 2
     pos_weight = jnp.asarray(1 if bound["pos_weight"] is None else bound["pos_weight"], dtype)
     if pos_weight.ndim:
         policy.require_shape(name, "pos_weight", pos_weight.shape, logits.shape[-1:], "one for each class, or ()")

@@ -198,8 +198,7 @@ def prediction_gradient(params: LogisticParams, x: ArrayLike) -> LogisticParams:
         y=Probability("B"),
         options=(
             {"l2": 0.1},
-            {"l2": 0.1, "weights": Probabilities("B")},
-            {"y": BinaryLabels("B")},
+            {"l2": 0.1, "y": BinaryLabels("B"), "weights": Probabilities("B")},
             {"params": Parameters("D K"), "y": Labels("B")},
             {"params": Parameters("D K"), "y": Probabilities("B K"), "weights": Probabilities("B")},
         ),
@@ -321,10 +320,7 @@ def _(rows: _rows.Rows, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -
 
 @logistic_loss.partial("weights")
 def _(rows: _rows.Rows, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
-    # Measured from the loss of the row with the most weight: where that row is nearly all of the mean, its own
-    # difference from the mean is made of the other rows, and nothing cancels.
-    above = rows.loss - rows.loss[jnp.argmax(weights)]
-    difference = above - jnp.sum(_rows.scale(rows.share, above))
+    difference = policy.from_mean(rows.loss, rows.share)
     return jnp.where(rows.total == 0, 0, difference / _rows.one_for_zero(rows.total))
 
 
