@@ -12,8 +12,8 @@ import pytest
 
 import xentjax as xj
 from xentjax.core.check import check_records
-from xentjax.core.gradient import GradientError
 from xentjax.core.op import ops
+from xentjax.core.report import GradientError
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((20, 5)).astype(np.float32), RNG.standard_normal(20).astype(np.float32)
@@ -138,14 +138,21 @@ def test_pytrees_with_integers_among_them():
     assert xj.check_gradient(model, params, X).passed
 
 
-def test_numpy_gradients_odd_shapes_and_scalars():
-    def total(x):
-        return jnp.sum(jnp.sin(x))
+def test_numpy_gradients_and_empty_arrays():
+    def total(x, y):
+        return jnp.sum(jnp.sin(x)) + jnp.sum(y)
 
-    for shape in ((), (1,), (0, 3), (2, 0), (3, 1, 2)):
+    def gradient(x, y):
+        return np.cos(np.asarray(x)), np.ones(y.shape, y.dtype)
+
+    for shape in ((), (3, 1, 2)):
         x = RNG.standard_normal(shape).astype(np.float32)
-        report = xj.check_gradient(total, x, gradient=lambda x: np.cos(np.asarray(x)))
-        assert report.passed == (x.size > 0), str(report)
+        report = xj.check_gradient(total, x, np.ones((0, 3), np.float32), gradient=gradient)
+        assert report.passed, str(report)
+        assert report.compared == 3 * x.size - x.size
+        assert any("not traceable" in note for note in report.notes)
+    with pytest.raises(GradientError, match="x, y: no elements"):
+        xj.check_gradient(total, np.ones(0), np.ones((0, 3)), gradient=gradient).raise_if_failed()
 
 
 def test_a_gradient_more_exact_than_the_formula_passes():
@@ -169,6 +176,82 @@ def test_kinks_are_not_errors():
     assert report.skipped > 0
 
 
+def test_an_error_at_a_kink_is_one():
+    def wrong(x):
+        return jnp.where(x > 0, 1.0, jnp.where(x < 0, 0.0, 1.5))  # from 0 to 1 any slope at 0 is right
+
+    x = jnp.array([0.0, 1.0, -1.0], jnp.float32)
+    report = xj.check_gradient(lambda x: jnp.sum(jax.nn.relu(x)), x, gradient=wrong)
+    assert report.worst[:3] == ("x", (0,), 1.5)
+    assert not report.passed
+
+
+Z = jnp.array([[1.0, 2.0, 2.0], [0.5, -1.0, 3.0]], jnp.float32)  # with a tie
+MASK = jnp.array([[True, True, True], [True, False, True]])
+
+
+def masked_lse(z):
+    return jnp.sum(jax.nn.logsumexp(z, axis=-1, where=MASK))
+
+
+def masked_softmax(z):
+    return jax.nn.softmax(z, axis=-1, where=MASK)
+
+
+def with_slope(function, slope):
+    """The function under a rule of our making: forward mode, and from it reverse mode."""
+    ruled = jax.custom_jvp(function)
+    ruled.defjvp(lambda x, t: (ruled(*x), jnp.sum(slope(*x) * t[0])))
+    return ruled
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (lambda z, p: p * jnp.where(jnp.sum(z == jnp.max(z, -1, keepdims=True), -1, keepdims=True) > 1, 1.01, 1), 0),
+        (lambda z, p: jnp.where(MASK, p, 1e-3), 1),
+        (lambda z, p: jnp.where(MASK, p, jnp.nan), 1),
+        (lambda z, p: jax.lax.stop_gradient(p) * jnp.where(z < 0, 1.01, 1) + jnp.where(z < 0, 1e-3, 0), 1),
+    ],
+    ids=["only at a tie", "only for a masked entry", "nan for a masked entry", "only for one sign"],
+)
+def test_errors_in_few_elements_are_found_and_placed(error, place):
+    gradient = lambda z: error(z, masked_softmax(z))
+    by_hand = xj.check_gradient(masked_lse, Z, gradient=gradient)
+    by_rule = xj.check_gradient(with_slope(masked_lse, gradient), Z)
+    for report in (by_hand, by_rule):
+        assert not report.passed
+        assert report.worst.argument == "z"
+        assert report.worst.index[0] == place
+
+
+def test_an_error_in_one_dtype_only():
+    gradient = lambda z: masked_softmax(z) * jnp.where(z.dtype == jnp.float16, jnp.asarray(1.01, z.dtype), 1)
+    assert xj.check_gradient(masked_lse, Z, gradient=gradient).passed
+    report = xj.check_gradient(masked_lse, Z.astype(jnp.float16), gradient=gradient)
+    assert not report.passed
+    assert not any("float64" in problem for problem in report.problems)
+
+
+def test_a_rule_that_ignores_an_argument():
+    product = jax.custom_jvp(lambda a, b: jnp.sum(a * b))
+    product.defjvp(lambda x, t: (product(*x), jnp.sum(t[0] * x[1])))
+    report = xj.check_gradient(product, X, 2 * X)
+    assert report.worst.argument == "b"
+    assert not report.passed
+    assert xj.check_gradient(product, X, 2 * X, wrt="a").passed
+
+
+def test_a_wrong_second_derivative():
+    frozen = with_slope(masked_lse, lambda z: jax.lax.stop_gradient(masked_softmax(z)))
+    assert xj.check_gradient(frozen, Z).passed
+    report = xj.check_gradient(frozen, Z, order=2)
+    assert "the Hessian along a direction" in str(report)
+    assert not report.passed
+    assert xj.check_gradient(with_slope(masked_lse, masked_softmax), Z, order=2).passed
+    assert xj.check_gradient(masked_lse, Z, gradient=masked_softmax, order=2).passed
+
+
 def test_reverse_mode_only_functions_are_noted():
     @jax.custom_vjp
     def f(x):
@@ -190,6 +273,12 @@ def test_errors_name_the_argument():
         xj.check_gradient(loss, W, B, X, Y, wrt="v")
     with pytest.raises(TypeError, match="x must be real"):
         xj.check_gradient(lambda x: jnp.sum(abs(x)), jnp.ones(2, jnp.complex64))
+    with pytest.raises(TypeError, match=r"x\['b'\] must be real, got dtype complex64"):
+        xj.check_gradient(lambda x: x["a"], {"a": 1.0, "b": jnp.ones(2, jnp.complex64)})
+    with pytest.raises(TypeError, match="real value, got dtype complex"):
+        xj.check_gradient(lambda x: x * 1j, 1.0)
+    with pytest.raises(TypeError, match="none of the arguments n holds floats"):
+        xj.check_gradient(lambda n: n, 3)
     with pytest.raises(TypeError, match="holds no floats"):
         xj.check_gradient(lambda n, x: n * x, 3, 2.0, wrt=0)
 
@@ -227,19 +316,69 @@ WRONG_PARTIALS = {
     "one element": lambda g: g.at[0].multiply(1.001),
     "wrong broadcast": lambda g: jnp.broadcast_to(g.reshape(-1)[:1], g.shape),
     "zero": jnp.zeros_like,
+    "nan": lambda g: g * jnp.nan,
 }
 
 
+@pytest.fixture
+def rows_of_altered(monkeypatch):
+    """Alter something of a record, and check it with all that is compiled already forgotten."""
+
+    def check(name, container, key, replacement, **options):
+        record = next(r for r in ops() if r.name == name)
+        if container is None:
+            monkeypatch.setattr(record, key, replacement(getattr(record, key)))
+        else:
+            monkeypatch.setitem(getattr(record, container), key, replacement(getattr(record, container)[key]))
+        jax.clear_caches()
+        return {(r.order, r.dtype): r for r in check_records(name, timed=False, **options).rows}
+
+    yield check
+    jax.clear_caches()
+
+
 @pytest.mark.parametrize("error", WRONG_PARTIALS)
-def test_errors_planted_into_a_record_are_caught(error, monkeypatch):
-    record = next(r for r in ops() if r.name == "normalized_tanh")
-    right = record._partials["z"]
-    monkeypatch.setitem(record._partials, "z", lambda *a, **k: WRONG_PARTIALS[error](right(*a, **k)))
-    jax.clear_caches()
-    table = check_records("normalized_tanh", dtypes=("float64",), timed=False)
-    failed = {r.order for r in table.rows if not r.passed}
-    jax.clear_caches()
-    assert {"gradient", "jvp"} <= failed, str(table)
+def test_errors_planted_into_a_record_are_caught(error, rows_of_altered):
+    wrong = WRONG_PARTIALS[error]
+    rows = rows_of_altered(
+        *("normalized_tanh", "_partials", "z", lambda right: lambda *a, **k: wrong(right(*a, **k))), dtypes=["float64"]
+    )
+    assert not rows["gradient", "float64"].passed
+    assert not rows["jvp", "float64"].passed
+
+
+def test_a_wrong_hessian_alone_is_caught(rows_of_altered):
+    def doubled(right):
+        return lambda *a, **k: tuple(2 * t for t in right(*a, **k))
+
+    rows = rows_of_altered("normalized_tanh", None, "_second", doubled, dtypes=["float64"])
+    assert {order for (order, _), row in rows.items() if not row.passed} == {"hessian"}
+
+
+def test_an_error_at_a_tie_or_in_one_dtype_alone_is_caught(rows_of_altered):
+    def at_zero(right):
+        return lambda saved, z: right(saved, z) * jnp.where(z == 0, 1.01, 1).astype(z.dtype)
+
+    rows = rows_of_altered("normalized_tanh", "_partials", "z", at_zero, dtypes=["float64"])
+    assert rows["gradient", "float64"].worst.startswith(("ties", "corner"))
+
+    def in_float16(right):
+        def altered(options, active, arrays):
+            value, partials = right(options, active, arrays)
+            return value, tuple(p * (1.01 if arrays["logits"].dtype == jnp.float16 else 1) for p in partials)
+
+        return altered
+
+    rows = rows_of_altered("softmax", None, "_value_and_partials", in_float16, dtypes=["bfloat16", "float16"])
+    assert {key for key, row in rows.items() if not row.passed} >= {("gradient", "float16"), ("jvp", "float16")}
+    assert all(row.passed for (_, dtype), row in rows.items() if dtype == "bfloat16")
+
+
+def test_an_error_for_masked_entries_alone_is_caught(rows_of_altered):
+    # What ``where`` leaves out must have slope 0, not that of what stands there.
+    unmasked = lambda right: lambda partial, where, keep, axes, name: right(partial, None, keep, axes, name)
+    rows = rows_of_altered("binary_entropy", None, "_masked", unmasked, dtypes=["float64"])
+    assert not rows["gradient", "float64"].passed
 
 
 def test_a_name_that_is_no_record_is_refused():

@@ -1,8 +1,9 @@
 """Cross-entropy for JAX: exact, with every derivative derived by hand and proved."""
 
 from xentjax.activations import logistic, normalized_tanh, softmax
-from xentjax.core.gradient import GradientReport, check_gradient
+from xentjax.core.gradient import check_gradient
 from xentjax.core.op import ops
+from xentjax.core.report import GradientReport
 from xentjax.losses.sigmoid import sigmoid_cross_entropy
 from xentjax.losses.softmax import softmax_cross_entropy
 from xentjax.measures.counts import entropy_of_counts, entropy_of_labels

@@ -31,41 +31,48 @@ _CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpo
 _RULES = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 
 
-def rounding_error(function: Callable[..., Any], *arguments: Any, samples: int = 4, seed: int = 0) -> Any:
-    """An estimate of the rounding error of every element of ``function(*arguments)``, in the dtypes it computes in.
+class Rounding:
+    """A function together with an estimate of the rounding error of every element of its results.
 
     Stochastic arithmetic: the function runs again with the result of every operation that rounds disturbed by some
-    units of its rounding error, of random sign; the largest deviation of ``samples`` runs, in proportion, is the
-    estimate. What cancels inside the function shows in it; exact differences do not.
+    units of its rounding error, of random sign, in the dtypes that it computes in; the largest deviation of a few
+    runs, in proportion, is the estimate. What cancels inside the function shows in it; exact differences do not.
+    The function is traced and compiled once, for arguments of the shapes and dtypes of those given.
     """
-    rng = np.random.default_rng(seed)
-    closed = jax.make_jaxpr(function)(*arguments)
-    largest = max([1, *(v.aval.size for e in _equations(closed.jaxpr) for v in e.outvars)])
 
-    def disturbed(table: Any, leaves: Any) -> Any:
-        places = np.random.default_rng(seed)  # each operation reads the table of noise from a place of its own
+    def __init__(self, function: Callable[..., Any], *arguments: Any, samples: int = 4, seed: int = 0):
+        self._samples, self._seed = samples, seed
+        closed = jax.make_jaxpr(function)(*arguments)
+        self._size = _SPARE + max([1, *(v.aval.size for e in _equations(closed.jaxpr) for v in e.outvars)])
 
-        def disturb(name: str, value: Any) -> Any:
-            if name in _EXACT or not jnp.issubdtype(value.dtype, jnp.floating):
-                return value
-            start = int(places.integers(0, _SPARE))
-            noise = jax.lax.slice(table, (start,), (start + value.size,)).reshape(value.shape)
-            unit = AMPLIFIED * float(jnp.finfo(value.dtype).eps) / 2
-            return value + (value * (unit * noise).astype(value.dtype)).astype(value.dtype)
+        def disturbed(table: Any, leaves: Any) -> Any:
+            places = np.random.default_rng(seed)  # each operation reads the table of noise from a place of its own
 
-        return _run(closed, leaves, disturb)
+            def disturb(name: str, value: Any) -> Any:
+                if name in _EXACT or not jnp.issubdtype(value.dtype, jnp.floating):
+                    return value
+                start = int(places.integers(0, _SPARE))
+                noise = jax.lax.slice(table, (start,), (start + value.size,)).reshape(value.shape)
+                unit = AMPLIFIED * float(jnp.finfo(value.dtype).eps) / 2
+                return value * (1 + unit * noise.astype(value.dtype)).astype(value.dtype)
 
-    run, leaves = jax.jit(disturbed), jax.tree.leaves(arguments)
-    plain = [np.asarray(v, np.float64) for v in run(np.zeros(largest + _SPARE, np.float32), leaves)]
-    errors = [np.zeros(p.shape) for p in plain]
-    for _ in range(samples):
-        table = rng.uniform(0.5, 1, largest + _SPARE) * rng.choice([-1.0, 1.0], largest + _SPARE)
-        moved = run(table.astype(np.float32), leaves)
-        for i, (p, m) in enumerate(zip(plain, moved, strict=True)):
-            with np.errstate(all="ignore"):
-                change = np.abs(np.asarray(m, np.float64) - p) / AMPLIFIED
-            errors[i] = np.maximum(errors[i], np.where(np.isfinite(change), change, 0))
-    return errors
+            return _run(closed, leaves, disturb)
+
+        self._run = jax.jit(disturbed)
+
+    def __call__(self, *arguments: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The leaves of the results, undisturbed, and their errors, in float64."""
+        rng, leaves = np.random.default_rng(self._seed), jax.tree.leaves(arguments)
+        plain = [np.asarray(v, np.float64) for v in self._run(np.zeros(self._size, np.float32), leaves)]
+        errors = [np.zeros(p.shape) for p in plain]
+        for _ in range(self._samples):
+            table = rng.uniform(0.5, 1, self._size) * rng.choice([-1.0, 1.0], self._size)
+            moved = self._run(table.astype(np.float32), leaves)
+            for i, (p, m) in enumerate(zip(plain, moved, strict=True)):
+                with np.errstate(all="ignore"):
+                    change = np.abs(np.asarray(m, np.float64) - p) / AMPLIFIED
+                errors[i] = np.maximum(errors[i], np.where(np.isfinite(change), change, 0))
+        return plain, errors
 
 
 def without_rules(function: Callable[..., Any]) -> Callable[..., Any]:
