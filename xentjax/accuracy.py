@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentjax import peers
-from xentjax.core import ulp
 from xentjax.core.domains import SITUATIONS, Case, Kind, Logit, Logits, Probability
 from xentjax.core.inputs import inward, moved, signs
 from xentjax.core.op import Record, ops
 from xentjax.core.reference import Formula
+from xentjax.core.tally import Tally
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 #: Numbers of entries, and of examples for each.
@@ -140,33 +140,6 @@ def measure(
     return AccuracyTable(rows, time.perf_counter() - start)
 
 
-class _Worst:
-    """The worst element so far of one row."""
-
-    def __init__(self) -> None:
-        self.ratio, self.ulp, self.allowed, self.place = -1.0, 0.0, math.nan, ""
-        self.compared = self.skipped = 0
-
-    def add(self, label: str, got: Any, high: Any, low: Any, size: Any, entries: int, dtype: str) -> None:
-        got = np.asarray(got, np.float64)
-        if not got.size:
-            return
-        error = ulp.deviation(got, high, low, dtype)
-        size = np.maximum(np.abs(high), np.where(np.isfinite(size), size, 0))
-        limit = ulp.tolerance(high, size, entries, dtype)
-        narrow = jnp.finfo(dtype).bits == 16
-        unit = ulp.spacing(high if narrow else np.maximum(size, float(jnp.finfo(dtype).tiny)), dtype)
-        known = np.isfinite(high) | ((error == 0) & ~np.isnan(high))
-        self.compared += int(np.sum(known))
-        self.skipped += int(np.sum(~known))
-        with np.errstate(over="ignore"):
-            ratio, counted = np.where(known, error / limit, 0), error / unit
-        i = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
-        if ratio[i] > self.ratio:
-            self.ratio, self.ulp, self.allowed = float(ratio[i]), float(counted[i]), float(limit[i] / unit[i])
-            self.place = f"{label}{list(map(int, i))}: got {got[i]}, true {np.asarray(high)[i]}"
-
-
 class _Sweep:
     """All inputs of one record."""
 
@@ -176,7 +149,7 @@ class _Sweep:
         self.names = [n for n in record.wrt if n in record.domain.kinds]
         self.options = {n: v for n, v in record.domain.options[0].items() if not isinstance(v, Kind)}
         self.peers = peers.of(record.name)
-        self.worst: dict[tuple[str, str, str], _Worst] = {}
+        self.worst: dict[tuple[str, str, str], Tally] = {}
         self.function = jax.jit(self.both(record.function))
         self.others = {lib: jax.jit(self.both(f)) for lib, f in self.peers.items() if lib != "torch"}
 
@@ -229,8 +202,8 @@ class _Sweep:
                     self.one("every number", dtype, {name: _every(dtype, kind)})
         return [
             AccuracyRow(
-                *(self.record.name, library, quantity, dtype, w.ulp, w.allowed, w.ratio <= 1, w.compared, w.skipped),
-                w.place,
+                *(self.record.name, library, quantity, dtype, w.ulp, w.allowed, w.passed, w.compared, w.skipped),
+                w.report,
             )
             for (library, quantity, dtype), w in self.worst.items()
         ]
@@ -302,7 +275,7 @@ class _Sweep:
 
     def add(self, library: str, label: str, dtype: str, got: Any, truth: Any, size: Any, entries: int) -> None:
         (value, gradient), (true_value, true_gradient) = got, truth
-        self.tally(library, "value", dtype).add(label, value, true_value[0], true_value[1], 0.0, entries, dtype)
+        self.tally(library, "value", dtype).add(label, value, true_value, 0.0, entries, dtype)
         for name, leaf in gradient.items():
             for a, true, s in zip(
                 jax.tree.leaves(leaf),
@@ -310,10 +283,10 @@ class _Sweep:
                 jax.tree.leaves(size[name]),
                 strict=True,
             ):
-                self.tally(library, "gradient", dtype).add(f"{name} {label}", a, true[0], true[1], s, entries, dtype)
+                self.tally(library, "gradient", dtype).add(f"{name} {label}", a, true, s, entries, dtype)
 
-    def tally(self, library: str, quantity: str, dtype: str) -> _Worst:
-        return self.worst.setdefault((library, quantity, dtype), _Worst())
+    def tally(self, library: str, quantity: str, dtype: str) -> Tally:
+        return self.worst.setdefault((library, quantity, dtype), Tally())
 
 
 def _every(dtype: str, kind: Kind) -> np.ndarray:

@@ -17,18 +17,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from xentjax.core.derivatives import ORDERS, Tally, groups, time_gradients
-from xentjax.core.gradient import GradientReport, Worst, check_gradient
+from xentjax.core.derivatives import ORDERS, Derivatives, Timing, groups
 from xentjax.core.op import Record, ops
-
-__all__ = ["CheckRow", "CheckTable", "GradientReport", "Worst", "check_gradient", "check_record", "check_records"]
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -124,7 +123,7 @@ def check_records(
       dtypes: the dtypes to check in.
       seed: of the inputs and directions.
       timed: whether to time the hand-derived and the automatic gradient.
-      on_rows: called with each record's rows as soon as they are there.
+      on_rows: called with each record's rows as soon as they are there; the times come when all are.
 
     Raises:
       ValueError: where ``only`` names no record.
@@ -135,53 +134,69 @@ def check_records(
     if unknown:
         raise ValueError(f"only: no record is named {unknown[0]!r}; there are {', '.join(records)}")
     start, rows = time.perf_counter(), []
-    for name in names:
-        found = check_record(records[name], device, dtypes, seed, timed=timed)
-        rows += found
-        if on_rows is not None and found:
-            on_rows(found)
-    return CheckTable(rows, time.perf_counter() - start)
-
-
-def check_record(
-    record: Record,
-    device: str | None = None,
-    dtypes: Sequence[Any] = DTYPES,
-    seed: int = 0,
-    *,
-    timed: bool = True,
-) -> list[CheckRow]:
-    """The rows of one record; none where it has no argument to differentiate by."""
-    if not record.wrt:
-        return []
     chosen = jax.devices(device)[0] if device else jax.devices()[0]
-    names = [jnp.dtype(d).name for d in dtypes]
-    tallies = {(a, o, d): Tally() for a in record.wrt for o in ORDERS for d in names}
-    with jax.default_device(chosen):
-        for group in groups(record, seed):
-            group.tally(names, tallies)
-        seconds = time_gradients(record, seed) if timed else (None, None)
-    by_hand, automatic = ({("gradient", "float32"): second} for second in seconds)
-    return [
-        CheckRow(
-            record.name,
-            argument,
-            order,
-            dtype,
-            chosen.platform,
-            tally.cases,
-            tally.compared,
-            tally.skipped,
-            tally.ulp,
-            tally.allowed,
-            tally.automatic,
-            tally.report,
-            by_hand.get((order, dtype)),
-            automatic.get((order, dtype)),
-            tally.passed,
-        )
-        for (argument, order, dtype), tally in tallies.items()
-    ]
+    kinds = [jnp.dtype(d).name for d in dtypes]
+    # Nearly all of the time goes to compiling: the programs are made beside the arithmetic of the truths.
+    pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+    try:
+        # A record without an argument to differentiate by has nothing to check.
+        differentiable = [records[name] for name in names if records[name].wrt]
+        checks = [_Check(record, seed, pool, chosen, kinds, timed) for record in differentiable]
+        for check in checks:
+            found = check.rows()
+            rows.append(found)
+            if on_rows is not None:
+                on_rows(found)
+        timings = [check.timing.seconds() if check.timing else (None, None) for check in checks]
+    finally:
+        pool.shutdown(cancel_futures=True)
+    complete = [_with_times(row, *times) for found, times in zip(rows, timings, strict=True) for row in found]
+    return CheckTable(complete, time.perf_counter() - start)
+
+
+class _Check:
+    """One record: its programs, in the making from the start, and its rows."""
+
+    def __init__(self, record: Record, seed: int, pool: Executor, device: Any, dtypes: list[str], timed: bool):
+        self.record, self.device, self.dtypes = record, device, dtypes
+        self.groups = groups(record, seed)
+        for group in self.groups:
+            group.compile(pool, device, dtypes)
+        self.timing = Timing(record, seed, pool, device) if timed else None
+
+    def rows(self) -> list[CheckRow]:
+        keys = [(a, o, d) for a in self.record.wrt for o in ORDERS for d in self.dtypes]
+        tallies = {key: Derivatives() for key in keys}
+        for group in self.groups:
+            group.tally(self.dtypes, tallies)
+        self.groups = []  # and the compiled programs with them
+        return [
+            CheckRow(
+                record=self.record.name,
+                argument=argument,
+                order=order,
+                dtype=dtype,
+                device=self.device.platform,
+                cases=tally.cases,
+                compared=tally.compared,
+                skipped=tally.skipped,
+                ulp=tally.ulp,
+                allowed=tally.allowed,
+                automatic_ulp=tally.automatic,
+                worst=tally.report,
+                hand_seconds=None,
+                automatic_seconds=None,
+                passed=tally.passed,
+            )
+            for (argument, order, dtype), tally in tallies.items()
+        ]
+
+
+def _with_times(row: CheckRow, hand: float | None, automatic: float | None) -> CheckRow:
+    """The times stand in the rows of what was timed."""
+    if (row.order, row.dtype) != ("gradient", "float32"):
+        return row
+    return dataclasses.replace(row, hand_seconds=hand, automatic_seconds=automatic)
 
 
 def _json_number(value: Any) -> Any:

@@ -39,6 +39,12 @@ def _cast(value: Any, dtype: Any) -> Any:
     return value
 
 
+def _drawn(kind: Kind, *how: Any) -> Any:
+    """A draw as an array, of shape () too, which NumPy gives as a number."""
+    value = kind.draw(*how)
+    return value if hasattr(value, "_fields") else np.asarray(value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """A kind of argument; ``shape`` is its shape in letters."""
@@ -161,10 +167,11 @@ class Real(Kind):
 
 
 class Mask(Kind):
-    """Booleans that keep at least the first entry of every row."""
+    """Booleans that keep the first entry of every row, and leave out the very last one."""
 
     def draw(self, situation: str, rng: np.random.Generator, sizes: Mapping[str, int], drawn: dict[str, Any]) -> Any:
         mask = rng.random(self.dims(sizes)) < 0.7
+        mask.reshape(-1)[-1:] = False
         mask[..., 0] = True
         return mask
 
@@ -187,11 +194,11 @@ class Domain:
         known = SIZES | sizes
         arrays: dict[str, Any] = {}
         for name, kind in self.kinds.items():
-            arrays[name] = kind.draw(situation, rng, known, arrays)
+            arrays[name] = _drawn(kind, situation, rng, known, arrays)
         plain = {}
         for name, value in dict(options or {}).items():
             if isinstance(value, Kind):
-                arrays[name] = value.draw(situation, rng, known, {})
+                arrays[name] = _drawn(value, situation, rng, known, {})
             else:
                 plain[name] = value
         return Case(situation, arrays, plain)

@@ -22,11 +22,11 @@ from xentjax.losses.targets import one_hot, target_loss
         labels=Labels("B"),
         options=(
             {},
-            {"where": Mask("B K")},
-            {"z_loss": 0.01},
-            {"label_smoothing": 0.1},
-            {"softcap": 5.0, "temperature": 2.0},
-            {"class_weights": Real("K"), "weights": Real("B"), "reduction": "sum"},
+            {"where": Mask("B K"), "z_loss": 0.01},
+            {
+                **{"softcap": 5.0, "temperature": 2.0, "label_smoothing": 0.1},
+                **{"class_weights": Real("K"), "weights": Real("B"), "reduction": "sum"},
+            },
             {"labels": Probabilities("B K")},
             {"labels": Probabilities("B K"), "where": Mask("B K"), "label_smoothing": 0.1, "z_loss": 0.01},
         ),

@@ -16,10 +16,7 @@ from xentjax.pairs import log_ratio, negative, pair_sum, rounded, weighted
 
 DISTRIBUTION_OPTIONS: tuple[dict[str, Any], ...] = (
     {},
-    {"axis": 0},
-    {"base": 2},
-    {"keepdims": True},
-    {"where": Mask("B K")},
+    {"axis": 0, "base": 2, "keepdims": True, "where": Mask("B K")},
 )
 Axis = int | tuple[int, ...] | None
 
@@ -109,7 +106,7 @@ def _(tangents: dict[str, Any], active: tuple[str, ...], p: Any, *, axis: Any) -
 
 @op(
     wrt=("p",),
-    domain=Domain(p=Probabilities("B K"), options=({}, {"axis": 0}, {"keepdims": True}, {"where": Mask("B K")})),
+    domain=Domain(p=Probabilities("B K"), options=({}, {"axis": 0, "keepdims": True, "where": Mask("B K")})),
     group="entropy",
     formula="exp(-Σ p log p)",
     gradient="exp(H) (-log p - 1)",
@@ -156,7 +153,7 @@ def _(tangents: dict[str, Any], active: tuple[str, ...], p: Any, *, axis: Any) -
 
 @op(
     wrt=("p",),
-    domain=Domain(p=Probability("B"), options=({}, {"base": 2}, {"where": Mask("B")})),
+    domain=Domain(p=Probability("B"), options=({}, {"base": 2, "where": Mask("B")})),
     group="entropy",
     formula="-p log p - (1-p) log(1-p)",
     gradient="log((1-p)/p)",
@@ -212,7 +209,7 @@ def _(tangents: dict[str, Any], active: tuple[str, ...], p: Any) -> Any:
 
 @op(
     wrt=("logit",),
-    domain=Domain(logit=Logit("B"), options=({}, {"base": 2}, {"where": Mask("B")})),
+    domain=Domain(logit=Logit("B"), options=({}, {"base": 2, "where": Mask("B")})),
     group="entropy",
     formula="H(σ(x))",
     gradient="-x σ(x) σ(-x)",

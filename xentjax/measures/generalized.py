@@ -19,11 +19,9 @@ _DOMAIN = Domain(
     p=Probabilities("B K"),
     options=(
         {"alpha": 2.0},
-        {"alpha": 0.5},
-        {"alpha": 1.0},
-        {"alpha": 5.0, "axis": 0},
         {"alpha": 0.5, "keepdims": True},
-        {"alpha": 2.0, "where": Mask("B K")},
+        {"alpha": 1.0, "where": Mask("B K")},
+        {"alpha": 5.0, "axis": 0},
     ),
 )
 

@@ -105,7 +105,7 @@ def _(tangents: dict[str, Any], active: tuple[str, ...], joint: Any, *, axis: An
     wrt=("joint",),
     domain=Domain(
         joint=JointTable("J K D"),
-        options=({}, {"base": 2}, {"keepdims": True}, {"axis": (1, 2)}, {"where": Mask("J K D")}),
+        options=({}, {"base": 2, "keepdims": True, "where": Mask("J K D")}, {"axis": (1, 2)}),
     ),
     group="joint tables",
     formula="Σ P log(P/Π r)",

@@ -15,7 +15,7 @@ from xentjax.measures.entropy import entropy_gradient, entropy_sum
 from xentjax.numerics import along, xlogx, xlogy
 from xentjax.pairs import log_ratio, pair_sum, rounded, weighted
 
-TABLE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"base": 2}, {"keepdims": True}, {"where": Mask("B J K")})
+TABLE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"base": 2, "keepdims": True, "where": Mask("B J K")})
 
 
 @op(
