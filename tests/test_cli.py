@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import xentjax as xj
 from xentjax import plots
@@ -334,6 +334,11 @@ def test_an_existing_folder_is_replaced_only_by_force_and_only_if_it_is_a_run(ca
     assert mistake(*fit, "--out", "photos/cat.jpg/run") == "photos/cat.jpg/run: cannot be written: Not a directory"
     Path("empty").mkdir()
     assert call(*fit, "--out", "empty")[0] == 0
+    Path("link").symlink_to("empty")
+    assert call(*fit, "--out", "link", "--force", "--set", "seed=1")[0] == 0
+    assert Path("link").is_symlink()
+    assert read_config("empty/config.toml").seed == 1
+    assert sorted(path.name for path in Path().iterdir()) == ["empty", "link", "photos", "runs"]
 
 
 def test_an_interrupt_while_writing_leaves_nothing(call, monkeypatch):
@@ -400,13 +405,77 @@ def test_what_is_wrong_with_a_prediction(call, mistake):
         "no/p.csv: cannot be written: No such file or directory"
     )  # fmt: skip
     assert mistake("predict", "runs/csv", "new.csv", "--out", "new.csv") == "new.csv: exists; --force replaces it"
-    assert mistake("predict", "runs/csv", "new.csv", "--delimiter", ";;") == "--delimiter ';;': must be one character"
-    Path("runs/csv/params.safetensors").write_bytes(b"no")
-    assert mistake("predict", "runs/csv", "new.csv").startswith("runs/csv/params.safetensors: cannot be read: ")
-    Path("runs/csv/model.json").write_text("{}")
-    assert mistake("predict", "runs/csv", "new.csv").startswith("runs/csv/params.safetensors: cannot be read: ")
-    Path("runs/csv/model.json").write_text("{")
-    assert mistake("predict", "runs/csv", "new.csv").startswith("runs/csv/model.json: cannot be read: ")
+    assert mistake("predict", "runs/csv", "new.csv", "--delimiter", ";;") == (
+        "--delimiter must be one ASCII character, no quote and no line break, got ';;'"
+    )  # fmt: skip
+
+
+def numeric(**change):
+    return {"columns": [{"name": "a", "mean": 0.0, "scale": 1.0, "kind": "numeric"} | change]}
+
+
+def categorical(**change):
+    return {"columns": [{"name": "a", "categories": ["x", "z"], "kind": "categorical"} | change]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": ["u"]}, "classes: Tuple should have at least 2 items after validation, not 1"),
+        ({"classes": "uv"}, "classes: Input should be a valid array"),
+        ({"classes": ["u", "u"]}, "classes: must be distinct"),
+        ({"columns": None}, "columns: Input should be a valid array"),
+        ({"columns": []}, "columns: must have distinct names"),
+        ({"columns": numeric()["columns"] * 2}, "columns: must have distinct names"),
+        (numeric(kind="x"), "columns.0: Input tag 'x' found using 'kind' does not match any of the expected tags: "),
+        (numeric(name=3), "columns.0.numeric.name: Input should be a valid string"),
+        (numeric(mean="x"), "columns.0.numeric.mean: Input should be a valid number"),
+        (numeric(scale=0.0), "columns.0.numeric.scale: Input should be greater than 0"),
+        (categorical(categories=[1, 2]), "columns.0.categorical.categories.0: Input should be a valid string"),
+        (categorical(categories=["z", "x"]), "columns.0.categorical.categories: must be sorted and distinct"),
+        ({"dtype": "float9"}, "dtype: Input should be 'float32' or 'float64'"),
+        ({"delimiter": ""}, "delimiter: must be one ASCII character, no quote and no line break, got ''"),
+        ({"more": 1}, "more: Extra inputs are not permitted"),
+    ],
+)
+def test_a_damaged_model(mistake, change, message):
+    model = {"classes": ["u", "v"], "dtype": "float32", "delimiter": ",", **numeric()} | change
+    Path("run").mkdir()
+    Path("run/summary.json").write_text("{}")
+    Path("run/model.json").write_text(json.dumps(model))
+    Path("new.csv").write_text("a\n1\n")
+    assert mistake("predict", "run", "new.csv").startswith(f"run/model.json: is damaged: {message}")
+
+
+def test_a_damaged_run_folder(mistake):
+    run = Path("run")
+    run.mkdir()
+    Path("new.csv").write_text("a\n1\n")
+
+    def told():
+        return mistake("predict", run, "new.csv")
+
+    assert told() == "run: is not a run folder"
+    (run / "summary.json").write_text("{}")
+    assert told() == "run/model.json: cannot be read: No such file or directory"
+    (run / "grid.png").touch()
+    assert told() == "run: is a grid of many fits, but one fit is needed to predict"
+    for text in (b"", b"{", b"\xff", b"[1]", b"null"):
+        (run / "model.json").write_bytes(text)
+        assert told().startswith("run/model.json: is damaged: In")
+    model = {"classes": ["u", "v"], "dtype": "float32", "delimiter": ",", **numeric()}
+    (run / "model.json").write_text(json.dumps(model))
+    assert told().startswith("run/params.safetensors: cannot be read: No such file or directory")
+    for data in (b"", b"\xff" * 99):
+        (run / "params.safetensors").write_bytes(data)
+        assert told().startswith("run/params.safetensors: cannot be read: ")
+    good = {"weights": np.zeros(1, np.float32), "bias": np.zeros((), np.float32)}
+    for bad in ({"weights": np.zeros(2, np.float32)}, {"more": np.zeros(1)}):
+        save_file(good | bad, run / "params.safetensors")
+        assert told() == "run: params.safetensors and model.json are not of one model"
+    for bad in (np.zeros(1), np.zeros(1, int), np.full(1, np.nan, np.float32)):
+        save_file(good | {"weights": bad}, run / "params.safetensors")
+        assert told() == "run: params.safetensors: weights must hold finite numbers of float32"
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

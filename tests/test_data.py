@@ -1,12 +1,15 @@
 """Configs and tables: what is read is what stands in the file, and every mistake is one line that names its place."""
 
+import json
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from pydantic import TypeAdapter
 
 from xentjax.training.config import DataConfig, FitConfig, TutorialConfig
 from xentjax.training.config_file import read_config, to_toml, validate
@@ -80,11 +83,18 @@ def test_set_overrides_a_key_with_a_toml_value(override, key, value):
             'solver={name="optax", transformation="adam", learning_rate=1, options={b3=0.1}}',
             "optax.adam has no option 'b3'",
         ),
-        ("data.target=y", "target goes with path only, not with source = 'digits'"),
+        ("data.target=y", "data takes target with path only, not with source = 'digits'"),
         ("precision=float16", "--set: precision must be 'float32' or 'float64', got 'float16'"),
         ("name=a/b", "--set: name must be made of letters, digits and . _ + -, got 'a/b'"),
         ("many={step_sizes=[1, -2], seeds=[0]}", "--set: many.step_sizes[1] must be greater than 0, got -2"),
         ("batches={size=10}", "--set: batches.epochs is missing, but required"),
+        ("data.delimiter=¦", "data.delimiter must be one ASCII character, no quote and no line break, got '¦'"),
+        ("data.delimiter=;;", "data.delimiter must be one ASCII character, no quote and no line break, got ';;'"),
+        ("data.features=[]", "--set: data.features must have at least 1 item, got []"),
+        ("model.init_scale=1e300", "--set: model.init_scale must be less than or equal to 1000000, got 1e+300"),
+        ("stop.max_steps=99999999999", "--set: stop.max_steps must be less than 2147483648, got 99999999999"),
+        ("many={step_sizes=[1, 1], seeds=[0]}", "--set: many lists 1.0 twice in step_sizes"),
+        ('solver={name="optax", transformation="noisy_sgd", learning_rate=1}', "got 'noisy_sgd'"),
         ("solver.step_size", "--set solver.step_size: needs key=value, such as solver.step_size=0.5"),
     ],
 )
@@ -268,7 +278,7 @@ def test_standardized_features_have_mean_0_and_deviation_1(tmp_path):
     np.testing.assert_allclose(matrix[:, 0], (values - values.mean()) / values.std(), atol=1e-6)
     np.testing.assert_array_equal(matrix[:, 1], 0)
     np.testing.assert_allclose(matrix[:, 2], matrix[:, 0], atol=1e-4)
-    assert Encoder.from_json(encoder.to_json()) == encoder
+    assert TypeAdapter(Encoder).validate_json(json.dumps(asdict(encoder))) == encoder
 
 
 def test_one_hot_columns_and_categories_that_are_new(tmp_path):

@@ -80,7 +80,7 @@ def test_models_and_cross_entropies_are_the_formulas(drawn):
         return -p * np.log(q) - (1 - p) * np.log(1 - q)
 
     models = curves(drawn["c_three_models"])
-    x, y = models["ŷ₃: β = (-4, 3)"].T
+    x, y = models["ŷ₃: β = (−4, 3)"].T
     np.testing.assert_allclose(y, model(-4, 3, x), rtol=1e-12)
     first, second = model(0, 1, x), model(0.5, 1.5, x)
     four = curves(drawn["d_cross_entropy"])

@@ -86,7 +86,8 @@ def three_models(config: TutorialConfig) -> Figure:
     x = _over_x(models)
     for (intercept, slope), name, color in zip(_coefficients(models), _NAMES, PALETTE, strict=False):
         params = xj.LogisticParams(jnp.asarray([slope]), jnp.asarray(intercept))
-        top.plot(x, xj.predict_proba(params, x[:, None]), color=color, label=f"{name}: β = ({intercept:g}, {slope:g})")
+        written = f"{name}: β = ({intercept:g}, {slope:g})".replace("-", "\N{MINUS SIGN}")
+        top.plot(x, xj.predict_proba(params, x[:, None]), color=color, label=written)
         bottom.plot(x, xj.binary_entropy_from_logits(xj.predict_logits(params, x[:, None])), color=color)
         if slope and models.x_range[0] < (undecided := -intercept / slope) < models.x_range[1]:
             for axes in (top, bottom):

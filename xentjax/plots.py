@@ -90,11 +90,16 @@ def bits_axis(axes: Axes) -> None:
     right.set_ylabel("[bits]")
 
 
-def step_axis(axes: Axes, last: int) -> None:
-    """Steps on a logarithmic scale that begins with 0: most happens in the first ones."""
-    axes.set_xscale("symlog", linthresh=1, linscale=0.3)
-    axes.set_xlim(0, last)
-    axes.xaxis.set_major_formatter(_plain_number)
+def step_axis(axes: Axes, steps: Array) -> None:
+    """Many steps on a logarithmic scale that begins with 0, since most happens in the first ones; few on a linear one,
+    and those of epochs, between whose ends nothing is known."""
+    if steps[-1] > 100 and steps[1] == 1:
+        axes.set_xscale("symlog", linthresh=1, linscale=0.3)
+        axes.set_xlim(0, steps[-1])
+        axes.xaxis.set_major_formatter(_plain_number)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.margins(x=0.01)
 
 
 def plain_log_ticks(axis: Axis) -> None:
@@ -131,7 +136,9 @@ def draw_grid(grid: Grid, folder: Path) -> None:
     """The picture of a grid of runs: ``grid.png``."""
     train, test = grid.cross_entropy(grid.train), grid.cross_entropy(grid.test) if grid.test else None
     title = f"{grid.config.name}: {grid.status.size} fits"
-    save(grid_of_fits(grid.many.step_sizes, grid.history, train, test, title=title), folder / "grid.png")
+    step_sizes = grid.many.step_sizes
+    names = [f"{s:g} (diverged)" if "diverged" in grid.ends(i) else f"{s:g}" for i, s in enumerate(step_sizes)]
+    save(grid_of_fits(step_sizes, names, grid.history, train, test, title=title), folder / "grid.png")
 
 
 # -- one run -----------------------------------------------------------------------------------------------------------
@@ -162,11 +169,7 @@ def loss_curve(steps: Array, loss: Array, gradient_norm: Array, *, title: str, e
         bottom.set_yscale("log")
     bottom.set_ylabel("largest gradient\ncomponent [nats]")
     bottom.set_xlabel("step")
-    if steps[-1] > 100:
-        step_axis(bottom, steps[-1])
-    else:
-        bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-        bottom.margins(x=0.01)
+    step_axis(bottom, steps)
     return figure
 
 
@@ -227,37 +230,51 @@ def reliability_diagram(calibration: Calibration, *, title: str) -> Figure:
 
 @styled
 def grid_of_fits(
-    step_sizes: Sequence[float], loss: Array, train_loss: Array, test_loss: Array | None, *, title: str
+    step_sizes: Sequence[float],
+    names: Sequence[str],
+    loss: Array,
+    train_loss: Array,
+    test_loss: Array | None,
+    *,
+    title: str,
 ) -> Figure:
     """Loss against step for each step size, and the final cross-entropies against the step size.
 
-    ``loss`` is ``[step sizes, seeds, steps]``, the final ones ``[step sizes, seeds]``. The line is the median of the
-    seeds, the band reaches from the lowest to the highest.
+    ``loss`` is ``[step sizes, seeds, steps]``, the final ones ``[step sizes, seeds]``; ``names`` are for the legend.
+    The line is the median of the seeds, the band reaches from the lowest to the highest. Fits that overshoot are cut
+    off at five times the initial loss, so that the others can be seen.
     """
     steps = np.arange(loss.shape[-1])
+    highest = 5 * float(np.median(loss[..., 0]))
     figure = Figure(figsize=(10.5, 4.6))
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     shades = matplotlib.colormaps["viridis"](np.linspace(0.02, 0.88, len(step_sizes)))
-    for shade, step_size, curves in zip(shades, step_sizes, loss, strict=True):
-        left.plot(steps, np.median(curves, axis=0), color=shade, label=f"{step_size:g}")
+    for shade, name, curves in zip(shades, names, loss, strict=True):
+        left.plot(steps, np.median(curves, axis=0), color=shade, label=name)
         left.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=shade, alpha=0.2, linewidth=0)
-    step_axis(left, steps[-1])
-    left.set_yscale("log")
-    plain_log_ticks(left.yaxis)
+    step_axis(left, steps)
     left.set_xlabel("step")
     left.set_ylabel("training objective [nats]")
     left.set_title(f"{title}, by step size", pad=30)
     legend_above(left, columns=7, fontsize=10)
-    for color, name, values in ((BLUE, "training", train_loss), (VERMILION, "test", test_loss)):
-        if values is None:
-            continue
-        right.plot(step_sizes, np.median(values, axis=1), color=color, marker="o", label=name)
-        right.fill_between(step_sizes, values.min(axis=1), values.max(axis=1), color=color, alpha=0.18, linewidth=0)
+    parts = {"training": train_loss} if test_loss is None else {"training": train_loss, "test": test_loss}
+    for color, (name, values) in zip((BLUE, VERMILION), parts.items(), strict=False):
+        median = np.median(values, axis=1)
+        seen = np.where(median <= highest, median, np.nan)
+        right.plot(step_sizes, seen, color=color, marker="o", label=name)
+        low, high = (np.where(median <= highest, end, np.nan) for end in (values.min(axis=1), values.max(axis=1)))
+        right.fill_between(step_sizes, low, high, color=color, alpha=0.18, linewidth=0)
+    beyond = [s for i, s in enumerate(step_sizes) if np.median(train_loss[i]) > highest]
+    if beyond:
+        right.plot(beyond, [highest] * len(beyond), "^", color=QUIET, markersize=9, clip_on=False, label="above")
+    for axes, shown in ((left, loss), (right, np.stack(list(parts.values())))):
+        axes.set_yscale("log")
+        axes.set_ylim(float(np.min(shown)) / 1.15, min(float(np.max(shown)) * 1.15, highest))
+        plain_log_ticks(axes.yaxis)
     right.set_xscale("log")
-    right.set_yscale("log")
-    plain_log_ticks(right.xaxis)
-    plain_log_ticks(right.yaxis)
+    right.minorticks_off()
+    right.set_xticks(step_sizes, [f"{step_size:g}" for step_size in step_sizes])
     right.set_xlabel("step size")
     right.set_ylabel("cross-entropy at the end [nats]")
-    legend_above(right, columns=2)
+    legend_above(right, columns=3)
     return figure

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import optax
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic import field_validator as check_field
 from pydantic import model_validator as check_model
 
@@ -16,6 +16,16 @@ from xentjax.training.errors import did_you_mean
 
 Number = int | float | bool
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def delimits(text: str) -> str:
+    """The text if it can stand between the cells of a CSV file, otherwise ValueError."""
+    if len(text) != 1 or not text.isascii() or text in '"\r\n':
+        raise ValueError(f"must be one ASCII character, no quote and no line break, got {text!r}")
+    return text
+
+
+Delimiter = Annotated[str, AfterValidator(delimits)]
 
 
 class Table(BaseModel):
@@ -41,7 +51,7 @@ class DataConfig(Table):
     features: list[str] | None = Field(default=None, min_length=1)
     categorical: list[str] = []
     classes: list[str] | None = Field(default=None, min_length=2)
-    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    delimiter: Delimiter = ","
     standardize: bool = True
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
 
@@ -53,14 +63,14 @@ class DataConfig(Table):
             raise ValueError("needs target, the name of the column to predict")
         for name in ("target", "features", "categorical", "classes", "delimiter"):
             if self.source is not None and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} goes with path only, not with source = {self.source!r}")
+                raise ValueError(f"takes {name} with path only, not with source = {self.source!r}")
         for name in ("features", "categorical", "classes"):
             if (twice := _repeated(getattr(self, name) or [])) is not None:
-                raise ValueError(f"{name} lists {twice!r} twice")
+                raise ValueError(f"lists {twice!r} twice in {name}")
         if self.target in [*(self.features or []), *self.categorical]:
-            raise ValueError(f"the target {self.target!r} is among the features")
+            raise ValueError(f"has the target {self.target!r} among the features")
         if self.features is not None and (strays := set(self.categorical) - set(self.features)):
-            raise ValueError(f"categorical lists {min(strays)!r}, which features does not list")
+            raise ValueError(f"lists {min(strays)!r} in categorical, but not in features")
         return self
 
 
@@ -69,7 +79,7 @@ class ModelConfig(Table):
 
     l2: NonNegativeFloat = 0.0
     gradient: Literal["hand", "auto"] = "hand"
-    init_scale: NonNegativeFloat = 0.0
+    init_scale: float = Field(default=0.0, ge=0, le=1e6)
 
 
 # -- how to fit it -----------------------------------------------------------------------------------------------------
@@ -137,7 +147,8 @@ def _optimizers() -> dict[str, list[str]]:
         function = getattr(optax, name)
         if name.islower() and inspect.isfunction(function):
             parameters = list(inspect.signature(function).parameters)
-            if parameters[:1] == ["learning_rate"] and name != "sm3":
+            # sm3 wants arrays of two axes, noisy_sgd a random key.
+            if parameters[:1] == ["learning_rate"] and name not in ("sm3", "noisy_sgd"):
                 found[name] = parameters[1:]
     return found
 
@@ -169,7 +180,7 @@ class ManyConfig(Table):
     def _distinct(self) -> ManyConfig:
         for name in ("step_sizes", "seeds"):
             if (twice := _repeated(getattr(self, name))) is not None:
-                raise ValueError(f"{name} lists {twice!r} twice")
+                raise ValueError(f"lists {twice!r} twice in {name}")
         return self
 
 

@@ -123,7 +123,8 @@ def _problem(problem: Any, kind: type[Table], key: str) -> str:
             return "must be a table"
         case "value_error":
             return message.removeprefix("Value error, ")
-    return message.replace("Input should be", "must be").replace("List should have", "must have")
+    message = message.replace("Input should be", "must be").replace("List should have", "must have")
+    return re.sub(r" after validation, not \d+$", "", message)
 
 
 def _got(problem: Any) -> str:

@@ -6,13 +6,15 @@ are all that the file has: one that only the test examples have is known, and it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat
+from pydantic.dataclasses import dataclass as checked_dataclass
 
-from xentjax.training.config import DataConfig
+from xentjax.training.config import DataConfig, Delimiter
 from xentjax.training.errors import UserError, did_you_mean
 from xentjax.training.table import TableFile, numbers, open_table, texts
 
@@ -58,7 +60,11 @@ def _from_file(config: DataConfig, table: TableFile) -> Examples:
     columns = table.read([*features, config.target])
     target = texts(table, config.target, columns.pop(config.target))
     labels, classes = _labels(table, config.target, target, config.classes)
-    read = {name: (texts if name in config.categorical else numbers)(table, name, columns[name]) for name in features}
+    hint = "; if its values are categories, list it in data.categorical"
+    read = {
+        name: texts(table, name, column) if name in config.categorical else numbers(table, name, column, hint)
+        for name, column in columns.items()
+    }
     return Examples(read, labels, classes, table)
 
 
@@ -145,36 +151,54 @@ def split(examples: Examples, test_fraction: float, seed: int) -> tuple[Array, A
 # -- encoding ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+def _sorted(categories: tuple[str, ...]) -> tuple[str, ...]:
+    """Categories are found by bisection."""
+    if not categories or list(categories) != sorted(set(categories)):
+        raise ValueError("must be sorted and distinct")
+    return categories
+
+
+def _distinct(columns: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not columns or len({column.name for column in columns}) < len(columns):
+        raise ValueError("must have distinct names")
+    return columns
+
+
+_CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+@checked_dataclass(frozen=True, config=_CHECKED)
 class NumericColumn:
     """A feature (value − mean)/scale."""
 
     name: str
     mean: float
-    scale: float
-    kind: str = "numeric"
+    scale: PositiveFloat
+    kind: Literal["numeric"] = "numeric"
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True, config=_CHECKED)
 class CategoricalColumn:
     """As many features as there are categories: 1 for the one that is there, 0 for the others."""
 
     name: str
-    categories: tuple[str, ...]
-    kind: str = "categorical"
+    categories: Annotated[tuple[str, ...], AfterValidator(_sorted)]
+    kind: Literal["categorical"] = "categorical"
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True, config=_CHECKED)
 class Encoder:
     """From columns to the matrix of features: what ``fit`` learnt and ``predict`` needs."""
 
-    columns: tuple[NumericColumn | CategoricalColumn, ...]
-    dtype: str
-    delimiter: str = ","
+    columns: Annotated[
+        tuple[Annotated[NumericColumn | CategoricalColumn, Field(discriminator="kind")], ...], AfterValidator(_distinct)
+    ]
+    dtype: Literal["float32", "float64"]
+    delimiter: Delimiter = ","
     """Of the CSV file that was trained on, and by default of those that are predicted for."""
 
     @staticmethod
-    def learn(examples: Examples, rows: Array, config: DataConfig, dtype: str) -> Encoder:
+    def learn(examples: Examples, rows: Array, config: DataConfig, dtype: Literal["float32", "float64"]) -> Encoder:
         columns: list[NumericColumn | CategoricalColumn] = []
         for name, values in examples.columns.items():
             if values.dtype.kind != "f":
@@ -233,19 +257,6 @@ class Encoder:
             for c in self.columns
         }
         return Examples(read, np.zeros(0, np.int32), (), table)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(read: Mapping[str, Any]) -> Encoder:
-        columns: list[NumericColumn | CategoricalColumn] = []
-        for column in read["columns"]:
-            if column["kind"] == "numeric":
-                columns.append(NumericColumn(column["name"], column["mean"], column["scale"]))
-            else:
-                columns.append(CategoricalColumn(column["name"], tuple(column["categories"])))
-        return Encoder(tuple(columns), read["dtype"], read["delimiter"])
 
 
 def _mean_and_scale(values: Array) -> tuple[float, float]:

@@ -50,7 +50,8 @@ def calibration(confidence: Array, correct: Array, bins: int = 15) -> Calibratio
       0.8
     """
     edges = np.linspace(0, 1, bins + 1)
-    at = np.clip(np.ceil(np.asarray(confidence, float) * bins).astype(int) - 1, 0, bins - 1)
+    # A model whose numbers are not finite predicts NaN: the lowest confidence.
+    at = np.clip(np.ceil(np.nan_to_num(np.asarray(confidence, float)) * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(at, minlength=bins)
     with np.errstate(invalid="ignore"):
         mean = np.bincount(at, confidence, bins) / count

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from xentjax.training.config import delimits
 from xentjax.training.errors import UserError
 from xentjax.training.evaluation import class_probabilities
 from xentjax.training.run_folder import Model, read_model, whole_file
@@ -49,8 +50,11 @@ def write_predictions(
 
 def predict_table(model: Model, data: Path, delimiter: str | None = None) -> pa.Table:
     """The predictions for the rows of a file, or UserError that names the line and the column."""
-    if delimiter is not None and len(delimiter) != 1:
-        raise UserError(f"--delimiter {delimiter!r}: must be one character")
+    if delimiter is not None:
+        try:
+            delimits(delimiter)
+        except ValueError as error:
+            raise UserError(f"--delimiter {error}") from error
     source = open_table(data, delimiter or model.encoder.delimiter)
     with jax.enable_x64(model.encoder.dtype == "float64"):
         features = model.encoder.matrix(model.encoder.read(source))

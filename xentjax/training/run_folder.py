@@ -19,16 +19,18 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import field_validator as check_field
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from xentjax.models.logistic import LogisticParams
-from xentjax.training.config import FitConfig
+from xentjax.training.config import FitConfig, Table
 from xentjax.training.config_file import to_toml
 from xentjax.training.data import Encoder
 from xentjax.training.errors import UserError
@@ -64,7 +66,8 @@ def _may_appear(out: Path, force: bool) -> None:
 @contextmanager
 def whole_folder(out: Path, force: bool) -> Iterator[Path]:
     """A temporary folder beside ``out`` that takes its place when the block ends well, and vanishes otherwise."""
-    out = out.absolute()
+    # A link to a run folder stays, and what it leads to is replaced.
+    out = out.resolve() if out.is_dir() else out.absolute()
     temporary: Path | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +77,7 @@ def whole_folder(out: Path, force: bool) -> Iterator[Path]:
         _may_appear(out, force)
         if out.is_dir() and any(out.iterdir()):
             previous = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-            out.rename(previous)
+            out.rename(previous)  # onto the empty folder
             temporary.rename(out)
             shutil.rmtree(previous)
         else:
@@ -155,31 +158,56 @@ class Model:
     params: LogisticParams
 
     def write(self, folder: Path) -> None:
-        write_json(folder / "model.json", {"classes": self.classes, **self.encoder.to_json()})
+        write_json(folder / "model.json", {"classes": self.classes, **asdict(self.encoder)})
         write_params(folder, self.params)
+
+
+class _Description(Table):
+    """What ``model.json`` holds, the columns as they are."""
+
+    classes: tuple[str, ...] = Field(min_length=2)
+    columns: list[Any]
+    dtype: Any
+    delimiter: Any
+
+    @check_field("classes")
+    @classmethod
+    def _distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) < len(classes):
+            raise ValueError("must be distinct")
+        return classes
 
 
 def read_model(folder: Path) -> Model:
     """The model in a run folder, or UserError."""
     if not (folder / MARK).is_file():
         raise UserError(f"{folder}: {'is not a run folder' if folder.exists() else 'no such folder'}")
-    if not (folder / "model.json").is_file():
+    path = folder / "model.json"
+    if not path.exists() and (folder / "grid.png").exists():
         raise UserError(f"{folder}: is a grid of many fits, but one fit is needed to predict")
-    description = _read(folder / "model.json", lambda path: json.loads(path.read_text(encoding="utf-8")))
-    arrays = _read(folder / "params.safetensors", load_file)
+    text = _read(path, Path.read_bytes)
     try:
-        encoder = Encoder.from_json(description)
-        model = Model(encoder, tuple(description["classes"]), LogisticParams(**arrays))
-        expected = (len(encoder.feature_names), *(() if len(model.classes) == 2 else (len(model.classes),)))
-        if model.params.weights.shape != expected or model.params.bias.shape != expected[1:]:
-            raise UserError(f"{folder}: params.safetensors and model.json are not of one model")
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder}: model.json is damaged: {error!r}") from error
-    return model
+        described = _Description.model_validate_json(text)
+        rest = described.model_dump(exclude={"classes"})
+        encoder = TypeAdapter(Encoder).validate_json(json.dumps(rest))
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path}: is damaged: {key}{': ' if key else ''}{message}") from error
+    arrays = _read(folder / "params.safetensors", load_file)
+    shape = (len(encoder.feature_names), *(() if len(described.classes) == 2 else (len(described.classes),)))
+    shapes = {"weights": shape, "bias": shape[1:]}
+    if {name: array.shape for name, array in arrays.items()} != shapes:
+        raise UserError(f"{folder}: params.safetensors and model.json are not of one model")
+    for name, array in arrays.items():
+        if array.dtype != encoder.dtype or not np.all(np.isfinite(array)):
+            raise UserError(f"{folder}: params.safetensors: {name} must hold finite numbers of {encoder.dtype}")
+    return Model(encoder, described.classes, LogisticParams(**arrays))
 
 
 def _read(path: Path, read: Callable[[Path], Any]) -> Any:
     try:
         return read(path)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error

@@ -129,21 +129,21 @@ def _line_that_is_no_text(path: Path) -> int:
 # -- columns -----------------------------------------------------------------------------------------------------------
 
 
-def numbers(table: TableFile, name: str, column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
-    """The column as finite float64 numbers, or UserError at the first cell that is none."""
+def numbers(table: TableFile, name: str, column: pa.ChunkedArray, hint: str = "") -> np.ndarray[Any, Any]:
+    """The column as finite float64 numbers, or UserError at the first cell that is none, with a hint for words."""
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         column = pc.utf8_trim_whitespace(column)
         values = _parsed(column)
         if values is None:
             row = _first_not_parsed(column)
-            raise UserError(f"{table.place(row, name)}: {_not_a_number(column[row].as_py())}")
+            raise UserError(f"{table.place(row, name)}: {_not_a_number(column[row].as_py(), hint)}")
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         values = pc.cast(column, pa.float64(), safe=False)
     elif pa.types.is_decimal(kind):
         values = pc.cast(column, pa.float64())
     else:
-        raise UserError(f"{table.path}, column {name!r}: holds {kind}, not numbers{_CATEGORICAL}")
+        raise UserError(f"{table.path}, column {name!r}: holds {kind}, not numbers{hint}")
     if values.null_count:
         raise UserError(f"{table.place(_first(pc.is_null(values)), name)}: is empty")
     array = values.to_numpy()
@@ -169,11 +169,8 @@ def texts(table: TableFile, name: str, column: pa.ChunkedArray) -> np.ndarray[An
     return column.to_numpy().astype(str)
 
 
-_CATEGORICAL = "; if its values are categories, list it in data.categorical"
-
-
-def _not_a_number(text: str | None) -> str:
-    return "is empty" if not text else f"{text!r} is not a number{_CATEGORICAL}"
+def _not_a_number(text: str | None, hint: str) -> str:
+    return "is empty" if not text else f"{text!r} is not a number{hint}"
 
 
 def _parsed(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
