@@ -167,16 +167,14 @@ def _(tangents: Any, active: Any, logits: Any, *, axis: int) -> Any:
 def softmax_tangent(p: Any, v: Any, axis: int) -> Any:
     """p∘(v - ⟨p, v⟩): the tangent of softmax, and the Hessian of log-sum-exp, along v.
 
-    With k the largest class it is p_i(d_i - Σ_j p_j d_j), d_i = v_i - v_k, for i ≠ k, and what makes the sum 0 for k:
-    no digits of 1 - p_k are lost. The form is its own transpose, so reverse mode keeps them too.
+    Where a class k has more than half, v is measured from v_k, so that for k nothing is left to compute but what makes
+    the sum 0: no digits of 1 - p_k are lost. The form is its own transpose, so reverse mode keeps them too.
     """
-    classes = jax.lax.broadcasted_iota(jnp.int32, p.shape, axis % p.ndim)
-    at_largest = classes == jnp.expand_dims(jnp.argmax(p, axis=axis), axis)
     v = v.astype(p.dtype)
-    v_largest = jnp.sum(jnp.where(at_largest, v, 0), axis=axis, keepdims=True)
-    d = jnp.where(at_largest, 0, v - v_largest)
-    others = jnp.where(at_largest, 0, p * (d - jnp.sum(p * d, axis=axis, keepdims=True)))
-    return jnp.where(at_largest, -jnp.sum(others, axis=axis, keepdims=True), others)
+    largest = p > 0.5
+    d = v - jnp.sum(jnp.where(largest, v, 0), axis=axis, keepdims=True)
+    others = jnp.where(largest, 0, p * (d - jnp.sum(p * d, axis=axis, keepdims=True)))
+    return jnp.where(largest, -jnp.sum(others, axis=axis, keepdims=True), others)
 
 
 @op(

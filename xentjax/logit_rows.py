@@ -13,6 +13,7 @@ nothing but -inf give NaN.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from xentjax.core.policy import up
 DOMINATED = 1.5
 
 #: Rows of at most so many classes are summed column by column.
-NARROW = 3
+NARROW = 32
 
 
 class Rows(NamedTuple):
@@ -41,37 +42,61 @@ def huge(dtype: Any) -> Any:
     return jnp.asarray(jnp.finfo(dtype).max, dtype)
 
 
-def row_sum(terms: Any, axis: int) -> Any:
-    """The sum along ``axis``: over a few classes as additions of columns, which a compiler fuses into one loop over
-    the rows, where a reduction would start a loop of two or three steps for every row."""
-    if terms.shape[axis] > NARROW:
-        return jnp.sum(terms, axis=axis)
-    return functools.reduce(jnp.add, _columns(terms, axis))
+# -- along the rows ----------------------------------------------------------------------------------------------------
+
+
+def row_sum(term: Callable[..., Any], entries: Sequence[Any], rows: Sequence[Any], axis: int) -> Any:
+    """Σ term(entry, ..., row value, ...) over the classes of each row.
+
+    Over a few classes the terms are added column by column, which a compiler fuses into one loop over the rows, where
+    a reduction would start a loop of two or three steps for every row.  Otherwise it is one fused reduction.
+    """
+    if is_narrow(entries[0], axis):
+        columns = zip(*(_columns(array, axis) for array in entries), strict=True)
+        return functools.reduce(jnp.add, (term(*column, *rows) for column in columns))
+    return jnp.sum(term(*entries, *(jnp.expand_dims(row, axis) for row in rows)), axis=axis)
+
+
+def apart(entries: Sequence[Any], rows: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The operands of a sum behind a barrier. Two sums over the same widened or broadcast operand would share it, and
+    XLA:CPU would store it, as large as the logits; set apart, each sum makes its own in its loop."""
+    return jax.lax.optimization_barrier((entries, rows))
+
+
+def is_narrow(logits: Any, axis: int) -> bool:
+    return logits.shape[axis] <= NARROW
+
+
+def _columns(array: Any, axis: int) -> list[Any]:
+    """The classes one by one, each over all rows."""
+    if jnp.finfo(array.dtype).bits == 16:
+        # As bits: XLA:CPU slices no 16-bit floats, but would widen them all first, and store them.
+        found: list[Any] = []
+        while len(found) < array.shape[axis]:
+            array = jax.lax.optimization_barrier(array)
+            bits = jax.lax.bitcast_convert_type(array, jnp.uint16)
+            group = range(len(found), min(len(found) + 12, array.shape[axis]))
+            found += [jax.lax.bitcast_convert_type(_column(bits, i, axis), array.dtype) for i in group]
+        return found
+    return [_column(array, i, axis) for i in range(array.shape[axis])]
+
+
+def _column(array: Any, i: int, axis: int) -> Any:
+    return jax.lax.index_in_dim(array, i, axis, keepdims=False)
 
 
 def row_maximum(logits: Any, axis: int) -> Any:
     """The maximum of each row, in the dtype of computation."""
-    if logits.shape[axis] > NARROW:
-        return up(jnp.max(logits, axis=axis))
-    return functools.reduce(jnp.maximum, _columns(up(logits), axis))
-
-
-def row_minimum(logits: Any, axis: int) -> Any:
-    """The minimum of each row, in the dtype of computation."""
-    return -row_maximum(-logits, axis)
+    return up(jnp.max(logits, axis=axis))
 
 
 def at_labels(logits: Any, labels: Any, axis: int) -> Any:
     """The logit of each row's label, in the dtype of computation; of the nearest class where there is no such one."""
-    if logits.shape[axis] > NARROW:
-        taken = jnp.take_along_axis(logits, jnp.expand_dims(labels, axis), axis=axis, mode="clip")
-        return up(jnp.squeeze(taken, axis))
-    first, *others = _columns(up(logits), axis)
-    return functools.reduce(lambda z, i: jnp.where(labels >= i + 1, others[i], z), range(len(others)), first)
+    taken = jnp.take_along_axis(logits, jnp.expand_dims(labels, axis), axis=axis, mode="clip")
+    return up(jnp.squeeze(taken, axis))
 
 
-def _columns(array: Any, axis: int) -> list[Any]:
-    return [jax.lax.index_in_dim(array, i, axis, keepdims=False) for i in range(array.shape[axis])]
+# -- terms -------------------------------------------------------------------------------------------------------------
 
 
 def finite(maximum: Any) -> Any:
@@ -79,36 +104,27 @@ def finite(maximum: Any) -> Any:
     return jnp.where(maximum == jnp.inf, huge(maximum.dtype), maximum)
 
 
-def deviations(logits: Any, maximum: Any, axis: int) -> Any:
-    """z - max in fused form: wrong (+inf, and not -inf) in rows with a +inf, which the careful branches redo."""
-    return up(logits) - jnp.expand_dims(finite(maximum), axis)
+def exponential(z: Any, finite_maximum: Any) -> Any:
+    """e^{z-max}, as it is summed first: +inf at a +inf."""
+    return jnp.exp(up(z) - finite_maximum)
 
 
-def apart(*arrays: Any) -> Any:
-    """The arrays behind a barrier. Two sums over the same widened or broadcast operand would share it, and XLA:CPU
-    would store it, as large as the logits; set apart, each sum makes its own in its loop."""
-    arrays = jax.lax.optimization_barrier(arrays)
-    return arrays if len(arrays) > 1 else arrays[0]
-
-
-def depths(logits: Any, maximum: Any, axis: int) -> Any:
-    """max - z in fused form, at most the largest finite number, so that 0 times it is 0; -inf at a +inf.
-
-    Its operands are set apart from those of the sum of exponentials.
-    """
-    logits, maximum = apart(logits, finite(maximum))
-    return jnp.minimum(jnp.expand_dims(maximum, axis) - up(logits), huge(maximum.dtype))
-
-
-def exact_deviations(logits: Any, maximum: Any, axis: int) -> Any:
-    """z - max, 0 at the maximum whatever it is."""
-    logits, maximum = up(logits), jnp.expand_dims(maximum, axis)
-    return jnp.where(logits == maximum, 0, logits - maximum)
+def depth(z: Any, finite_maximum: Any) -> Any:
+    """max - z, at most the largest finite number, so that 0 times it is 0; -inf at a +inf."""
+    return jnp.minimum(finite_maximum - up(z), huge(finite_maximum.dtype))
 
 
 def exponentials(logits: Any, maximum: Any, axis: int) -> Any:
     """e^{z-max} for each entry, 1 at a +inf."""
-    return jnp.minimum(jnp.exp(deviations(logits, maximum, axis)), 1)
+    return jnp.minimum(exponential(logits, jnp.expand_dims(finite(maximum), axis)), 1)
+
+
+def depths(logits: Any, maximum: Any, axis: int) -> Any:
+    """max - z for each entry, 0 at the maximum whatever it is, at most the largest finite number."""
+    return jnp.maximum(depth(logits, jnp.expand_dims(finite(maximum), axis)), 0)
+
+
+# -- sums of exponentials ----------------------------------------------------------------------------------------------
 
 
 def is_dominated(total: Any) -> Any:
@@ -119,35 +135,47 @@ def is_dominated(total: Any) -> Any:
 def rows_of(logits: Any, axis: int) -> Rows:
     """The statistics of each row; the arrays have the shape of the logits without ``axis``."""
     maximum = row_maximum(logits, axis)
-    total = row_sum(jnp.exp(deviations(logits, maximum, axis)), axis)
+    total, rest = (_narrow_sums if is_narrow(logits, axis) else _wide_sums)(logits, maximum, axis)
+    return Rows(maximum, total, rest, jnp.log1p(rest))
+
+
+def _wide_sums(logits: Any, maximum: Any, axis: int) -> tuple[Any, Any]:
+    total = row_sum(exponential, [logits], [finite(maximum)], axis)
 
     def plain(logits: Any, maximum: Any, total: Any) -> tuple[Any, Any]:
         return total, total - 1
 
     def careful(logits: Any, maximum: Any, total: Any) -> tuple[Any, Any]:
+        def below(z: Any, finite_maximum: Any) -> Any:
+            d = jnp.minimum(up(z) - finite_maximum, 0)
+            return jnp.minimum(jnp.exp(d), d * -huge(d.dtype))
+
+        rest = row_sum(below, [logits], [finite(maximum)], axis)
+        rest = jnp.where(mass_at_infinity(jnp.ones_like(logits), logits, maximum, axis) > 1, jnp.nan, rest)
         dominated = is_dominated(total)
-        rest = sum_without_maximum(logits, maximum, axis)
         return jnp.where(dominated, 1 + rest, total), jnp.where(dominated, rest, total - 1)
 
-    total, rest = with_care(is_dominated(total), careful, plain, logits, maximum, total, axis=axis)
-    return Rows(maximum, total, rest, jnp.log1p(rest))
+    return jax.lax.cond(jnp.any(is_dominated(total)), careful, plain, logits, maximum, total)
 
 
-def with_care(needed: Any, careful: Any, plain: Any, logits: Any, *others: Any, axis: int) -> Any:
-    """``careful`` if some row needs it, otherwise ``plain``. Rows of few classes are treated with care at once: among
-    many of them some always need it."""
-    if logits.shape[axis] <= NARROW:
-        return careful(logits, *others)
-    return jax.lax.cond(jnp.any(needed), careful, plain, logits, *others)
+def _narrow_sums(logits: Any, maximum: Any, axis: int) -> tuple[Any, Any]:
+    """Among many rows of few classes some are always dominated: all are summed without their maximum, at once.
 
+    What a ``cond`` gives is stored, one number a row; it would be computed anew for every entry of the gradient.
+    """
 
-def sum_without_maximum(logits: Any, maximum: Any, axis: int) -> Any:
-    """Σ e^{z-max} over the entries below the maximum; NaN where two entries are +inf."""
-    d = jnp.minimum(deviations(logits, maximum, axis), 0)
-    rest = row_sum(jnp.minimum(jnp.exp(d), d * -huge(d.dtype)), axis)
+    def plain(logits: Any, maximum: Any) -> Any:
+        ties = row_sum(lambda z, m: (up(z) == m).astype(m.dtype), [logits], [maximum], axis)
+        below = row_sum(lambda z, m: jnp.where(up(z) == m, 0, jnp.exp(up(z) - m)), [logits], [maximum], axis)
+        return below + (ties - 1)
 
-    infinite = mass_at_infinity(jnp.ones((), rest.dtype), logits, maximum, axis)
-    return jnp.where(infinite > 1, jnp.nan, rest)
+    def careful(logits: Any, maximum: Any) -> Any:
+        infinite = mass_at_infinity(jnp.ones_like(logits), logits, maximum, axis)
+        rest = jnp.where(maximum == jnp.inf, 0, plain(logits, maximum))
+        return jnp.where((infinite > 1) | ~(maximum > -jnp.inf), jnp.nan, rest)
+
+    rest = jax.lax.cond(jnp.any(~(jnp.abs(maximum) < jnp.inf)), careful, plain, logits, maximum)
+    return 1 + rest, rest
 
 
 def mass_at_infinity(masses: Any, logits: Any, maximum: Any, axis: int) -> Any:
@@ -155,7 +183,10 @@ def mass_at_infinity(masses: Any, logits: Any, maximum: Any, axis: int) -> Any:
 
     def total(masses: Any, logits: Any) -> Any:
         # e^{z/2-huge} is inf for z = inf and 0 for every finite z.
-        return row_sum(up(masses) * jnp.minimum(jnp.exp(up(logits) * 0.5 - huge(maximum.dtype)), 1), axis)
+        def term(mass: Any, z: Any) -> Any:
+            return up(mass) * jnp.minimum(jnp.exp(up(z) * 0.5 - huge(maximum.dtype)), 1)
+
+        return row_sum(term, [masses, logits], [], axis)
 
     return jax.lax.cond(
         jnp.any(maximum == jnp.inf), total, lambda masses, logits: jnp.zeros_like(maximum), masses, logits

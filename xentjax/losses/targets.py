@@ -12,23 +12,19 @@ from xentjax.activations import softmax, softmax_tangent
 from xentjax.core import policy
 from xentjax.core.domains import Domain, Labels, Logits, Mask, Probabilities
 from xentjax.core.op import op
+from xentjax.core.policy import up
 from xentjax.logit_rows import (
     Rows,
     apart,
     at_labels,
-    depths,
-    deviations,
-    exact_deviations,
+    depth,
     exponentials,
+    finite,
     huge,
     is_dominated,
     mass_at_infinity,
-    row_maximum,
-    row_minimum,
     row_sum,
     rows_of,
-    sum_without_maximum,
-    with_care,
 )
 
 
@@ -99,7 +95,9 @@ def _(saved: Any, logits: Any, labels: Any, *, axis: int, z_loss: Any) -> Any:
 @target_loss.partial("labels")
 def _(saved: Any, logits: Any, labels: Any, *, axis: int, z_loss: Any) -> Any:
     rows, _ = saved
-    return jnp.expand_dims(rows.log_total, axis) - exact_deviations(logits, rows.maximum, axis)
+    maximum, log_total = (jnp.expand_dims(r, axis) for r in (rows.maximum, rows.log_total))
+    z = up(logits)
+    return log_total - jnp.where(z == maximum, 0, z - maximum)
 
 
 @target_loss.second
@@ -162,34 +160,35 @@ def _in_range(labels: Any, logits: Any, axis: int) -> Any:
 
 def _value_for_masses(logits: Any, masses: Any, axis: int) -> tuple[Any, Rows, Any]:
     """Σ t_i(-d_i) + T·log1p(rest); also T, and Σ t_i without the largest class where that class dominates."""
-    maximum = row_maximum(logits, axis)
-    limit = huge(maximum.dtype)
-    total = row_sum(jnp.exp(deviations(logits, maximum, axis)), axis)
-    mass = row_sum(policy.up(apart(masses)), axis)
-    spread = row_sum(policy.up(masses) * depths(logits, maximum, axis), axis)
+    rows = rows_of(logits, axis)
+    limit = huge(rows.maximum.dtype)
 
-    def plain(logits: Any, masses: Any, maximum: Any, total: Any, mass: Any, spread: Any) -> tuple[Any, Any, Any, Any]:
-        return total, total - 1, spread, spread
+    def weighted_depth(t: Any, z: Any, m: Any) -> Any:
+        return up(t) * depth(z, m)
 
-    def careful(
-        logits: Any, masses: Any, maximum: Any, total: Any, mass: Any, spread: Any
-    ) -> tuple[Any, Any, Any, Any]:
-        rest = sum_without_maximum(logits, maximum, axis)
-        dominated = is_dominated(total)
-        below = row_sum(policy.up(masses) * jnp.minimum(depths(logits, maximum, axis) * limit, 1), axis)
+    spread = row_sum(weighted_depth, *apart([masses, logits], [finite(rows.maximum)]), axis)
+
+    def plain(logits: Any, masses: Any, maximum: Any, spread: Any) -> tuple[Any, Any, Any]:
+        return row_sum(up, [masses], [], axis), spread, jnp.zeros_like(spread)
+
+    def careful(logits: Any, masses: Any, maximum: Any, spread: Any) -> tuple[Any, Any, Any]:
+        mass = row_sum(up, *apart([masses], []), axis)
+
+        def below_maximum(t: Any, z: Any, m: Any) -> Any:
+            return up(t) * jnp.minimum(depth(z, m) * limit, 1)
+
+        below = row_sum(below_maximum, [masses, logits], [finite(maximum)], axis)
         below = jnp.where(maximum == jnp.inf, mass - mass_at_infinity(masses, logits, maximum, axis), below)
         # Mass at an infinite depth: on a class of probability zero, or below a +inf.
-        endless = (jnp.abs(spread) > limit / 1e6) & (row_minimum(logits, axis) == -jnp.inf)
-        spread = jnp.where(endless, spread * jnp.inf, spread)
+        minimum = up(jnp.min(logits, axis=axis))
+        spread = jnp.where((jnp.abs(spread) > limit / 1e6) & (minimum == -jnp.inf), spread * jnp.inf, spread)
         spread = jnp.where(maximum == jnp.inf, jnp.where(below == 0, 0, below * jnp.inf), spread)
-        return jnp.where(dominated, 1 + rest, total), jnp.where(dominated, rest, total - 1), spread, below
+        return mass, spread, below
 
     # A spread near the largest number has met a class of probability zero.
-    needed = is_dominated(total) | ~(jnp.abs(spread) < limit / 1e6)
-    operands = logits, masses, maximum, total, mass, spread
-    total, rest, spread, others = with_care(needed, careful, plain, *operands, axis=axis)
-    rows = Rows(maximum, total, rest, jnp.log1p(rest))
-    return spread + mass * rows.log_total, rows, (mass, others)
+    needed = jnp.any(is_dominated(rows.total) | ~(jnp.abs(spread) < limit / 1e6))
+    mass, spread, below = jax.lax.cond(needed, careful, plain, logits, masses, rows.maximum, spread)
+    return spread + mass * rows.log_total, rows, (mass, below)
 
 
 def _gradient_for_masses(e: Any, rows: Rows, own: Any, logits: Any, masses: Any, axis: int) -> Any:
@@ -198,4 +197,4 @@ def _gradient_for_masses(e: Any, rows: Rows, own: Any, logits: Any, masses: Any,
     cut = jnp.expand_dims(jnp.where(is_dominated(rows.total), 1.0, 2.0).astype(e.dtype), axis)
     at_largest = jnp.expand_dims(others - mass * (rows.rest / rows.total), axis)
     share = jnp.expand_dims(mass / rows.total, axis)
-    return jnp.where(e >= cut, at_largest, e * share - policy.up(masses))
+    return jnp.where(e >= cut, at_largest, e * share - up(masses))

@@ -14,8 +14,9 @@ from xentjax.core.domains import Domain, Logits, Mask
 from xentjax.core.op import op
 from xentjax.logit_rows import (
     Rows,
+    apart,
+    depth,
     depths,
-    deviations,
     exponentials,
     finite,
     huge,
@@ -23,7 +24,6 @@ from xentjax.logit_rows import (
     row_maximum,
     row_sum,
     rows_of,
-    with_care,
 )
 
 _MEASURE_OPTIONS: tuple[dict[str, Any], ...] = (
@@ -97,19 +97,26 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 @entropy_from_logits.value
 def _(logits: Any, *, axis: int) -> Any:
     rows = rows_of(logits, axis)
-    depth = depths(logits, rows.maximum, axis)
-    spread = row_sum(jnp.exp(-depth) * depth, axis)
+
+    def spread_term(z: Any, m: Any) -> Any:
+        return jnp.exp(-depth(z, m)) * depth(z, m)
+
+    spread = row_sum(spread_term, *apart([logits], [finite(rows.maximum)]), axis)
     # A row with one +inf has a single class, and so nothing below the maximum.
-    mean_depth = jnp.where(rows.maximum == jnp.inf, 0, spread / rows.total)
+    mean_depth = jax.lax.cond(
+        jnp.any(rows.maximum == jnp.inf),
+        lambda rows, spread: jnp.where(rows.maximum == jnp.inf, 0, spread / rows.total),
+        lambda rows, spread: spread / rows.total,
+        *(rows, spread),
+    )
     return jnp.expand_dims(rows.log_total + mean_depth, axis), (rows, mean_depth)
 
 
 @entropy_from_logits.partial("logits")
 def _(saved: Any, logits: Any, *, axis: int) -> Any:
     rows, mean_depth = saved
-    depth = jnp.maximum(depths(logits, rows.maximum, axis), 0)
     p = exponentials(logits, rows.maximum, axis) * jnp.expand_dims(1 / rows.total, axis)
-    return p * (depth - jnp.expand_dims(mean_depth, axis))
+    return p * (depths(logits, rows.maximum, axis) - jnp.expand_dims(mean_depth, axis))
 
 
 @entropy_from_logits.second
@@ -117,8 +124,8 @@ def _(tangents: Any, active: Any, logits: Any, *, axis: int) -> Any:
     # g = p∘s with s = -log p - H. Along v: dp = p∘(v - ⟨p, v⟩), ds = -(v - ⟨p, v⟩) - ⟨g, v⟩.
     p = softmax(logits, axis=axis)
     v = tangents["logits"].astype(p.dtype)
-    depth = jnp.maximum(depths(logits, row_maximum(logits, axis), axis), 0)
-    surprise = depth - jnp.sum(p * depth, axis=axis, keepdims=True)
+    below = depths(logits, row_maximum(logits, axis), axis)
+    surprise = below - jnp.sum(p * below, axis=axis, keepdims=True)
     slope = jnp.sum(p * surprise * v, axis=axis, keepdims=True)
     return (softmax_tangent(p, v, axis) * (surprise - 1) - p * slope,)
 
@@ -216,8 +223,11 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     of_p, of_q = rows_of(p_logits, axis), rows_of(q_logits, axis)
     limit = huge(of_p.total.dtype)
-    a, b = depths(p_logits, of_p.maximum, axis), depths(q_logits, of_q.maximum, axis)
-    moment = row_sum(jnp.exp(-a) * (b - a), axis)
+
+    def moment_term(a: Any, b: Any, m_a: Any, m_b: Any) -> Any:
+        return jnp.exp(-depth(a, m_a)) * (depth(b, m_b) - depth(a, m_a))
+
+    moment = row_sum(moment_term, *apart([p_logits, q_logits], [finite(of_p.maximum), finite(of_q.maximum)]), axis)
     mean = moment / of_p.total
     ratio = jnp.log(of_q.total / of_p.total)
     value = mean + ratio
@@ -233,7 +243,7 @@ def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     def careful(p_logits: Any, q_logits: Any) -> tuple[Any, _Pair]:
         return _careful_pair(p_logits, q_logits, of_p, of_q, axis)
 
-    value, pair = with_care(near, careful, plain, p_logits, q_logits, axis=axis)
+    value, pair = jax.lax.cond(jnp.any(near), careful, plain, p_logits, q_logits)
     return jnp.expand_dims(value, axis), pair
 
 
@@ -297,10 +307,7 @@ def _(tangents: Any, active: Any, p_logits: Any, q_logits: Any, *, axis: int) ->
     # ∂a = p∘(δ - μ) moves by dp∘(δ - μ) + p∘(dδ - dμ), ∂b = q - p by dq - dp; dμ = ⟨dp, δ⟩ + ⟨p, dδ⟩.
     p, q = softmax(p_logits, axis=axis), softmax(q_logits, axis=axis)
     a_dot, b_dot = (tangents.get(n, jnp.zeros_like(p)).astype(p.dtype) for n in ("p_logits", "q_logits"))
-    limit = huge(p.dtype)
-    a = deviations(p_logits, row_maximum(p_logits, axis), axis)
-    b = deviations(q_logits, row_maximum(q_logits, axis), axis)
-    delta = jnp.maximum(a, -limit) - jnp.maximum(b, -limit)
+    delta = depths(q_logits, row_maximum(q_logits, axis), axis) - depths(p_logits, row_maximum(p_logits, axis), axis)
     centred = delta - jnp.sum(p * delta, axis=axis, keepdims=True)
     p_dot, q_dot = softmax_tangent(p, a_dot, axis), softmax_tangent(q, b_dot, axis)
     delta_dot = a_dot - b_dot
