@@ -152,6 +152,7 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "mul": _arithmetic(lambda a, b: a * b),
     "neg": _arithmetic(lambda a: -a),
     "square": _arithmetic(lambda a: a * a),
+    "one_minus_square": _arithmetic(lambda a: 1 - a * a),
     "abs": _arithmetic(abs),
     "div": _binary(_divide, lambda a, b: np.trunc(a / b).astype(a.dtype)),
     "max": _binary(_larger, np.maximum),
