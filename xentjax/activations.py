@@ -108,7 +108,7 @@ def _(tangents: Any, active: Any, z: Any) -> Any:
 
 @op(
     wrt=("logits",),
-    domain=Domain(logits=Logits("B K"), options=({}, {"axis": 0}, {"where": Mask("B K")})),
+    domain=Domain(logits=Logits("B K"), options=({}, {"axis": 0, "where": Mask("B K")})),
     group="prediction",
     formula="e^{z_i} / Σ_j e^{z_j}",
     gradient="p∘(v - ⟨p, v⟩) along v",
@@ -190,7 +190,8 @@ def softmax_tangent(p: Any, v: Any, axis: int) -> Any:
 def soft_cap(z: ArrayLike, cap: ArrayLike) -> jax.Array:
     r"""Logits bent smoothly into the interval (-c, c): c·tanh(z/c), with derivative 1/cosh²(z/c).
 
-    The derivative is 4e/(1+e)² with e = e^{-2|z/c|}; 1 - tanh² would lose its digits where the cap holds.
+    With r = z/c, t = 2|r| and e = e^{-t} the derivative is 4e/(1+e)²; 1 - tanh² would lose its digits where the cap
+    holds. That by c, tanh r - r/cosh² r, is ±(sinh t - t)/(1 + cosh t) without cancellation.
 
     >>> from xentjax.activations import soft_cap
     >>> print(f"{soft_cap(60.0, 30.0):.4f}")
@@ -212,8 +213,26 @@ def _(ratio: Any, z: Any, cap: Any) -> Any:
 
 @soft_cap.partial("cap")
 def _(ratio: Any, z: Any, cap: Any) -> Any:
+    # (1+e)² times it is 1 - e² - 2te: where that cancels, 2e(sinh t - t) by its power series. From t = 1000 on e is 0.
+    t = jnp.minimum(2 * jnp.abs(ratio), 1000)
+    e = jnp.exp(-t)
+    series = jnp.ones_like(t)
+    for n in range(11, 1, -1):
+        series = 1 + t * t / (2 * n * (2 * n + 1)) * series
+    numerator = jnp.where(t < 2, 2 * e * (t * t * t / 6) * series, 1 - e * (e + 2 * t))
+    return jnp.sign(ratio) * numerator / ((1 + e) * (1 + e))
+
+
+@soft_cap.second
+def _(tangents: Any, active: Any, z: Any, cap: Any) -> Any:
+    # With h = 2 tanh(r)/cosh²(r)/c: f_zz = -h, f_zc = r h, f_cc = -r² h.
+    ratio = z / cap
     slope = _squared_sech(ratio)
-    return jnp.tanh(ratio) - jnp.where(slope == 0, 0, ratio * slope)
+    ratio = jnp.where(slope == 0, 0, ratio)  # a square that underflows beats any power of r
+    zero = jnp.zeros_like(slope)
+    moved = ratio * tangents.get("cap", zero) - tangents.get("z", zero)
+    along = 2 * slope * jnp.tanh(ratio) / cap * moved
+    return tuple(along if n == "z" else -ratio * along for n in active)
 
 
 def _squared_sech(x: Any) -> Any:

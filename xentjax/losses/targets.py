@@ -35,10 +35,9 @@ from xentjax.logit_rows import (
         labels=Labels("B"),
         options=(
             {},
-            {"where": Mask("B K")},
-            {"z_loss": 0.01},
+            {"where": Mask("B K"), "z_loss": 0.01},
             {"labels": Probabilities("B K")},
-            {"labels": Probabilities("B K"), "z_loss": 0.01},
+            {"labels": Probabilities("B K"), "where": Mask("B K"), "z_loss": 0.01},
         ),
     ),
     group="losses",

@@ -28,10 +28,7 @@ from xentjax.logit_rows import (
 
 _MEASURE_OPTIONS: tuple[dict[str, Any], ...] = (
     {},
-    {"axis": 0},
-    {"base": 2},
-    {"keepdims": True},
-    {"where": Mask("B K")},
+    {"axis": 0, "base": 2, "keepdims": True, "where": Mask("B K")},
 )
 
 
