@@ -31,7 +31,7 @@ def _float64():
 
 @functools.cache
 def situation(record: Record):
-    """Arguments by name, split in those to differentiate by and the others, and what the record gives for them."""
+    """Arguments by name, split in those to differentiate by and the others; the function and a weighted sum of it."""
     case = record.domain.case(np.random.default_rng(0), "unit", record.domain.options[0], **SIZES)
     arrays = {n: jax.tree.map(jnp.asarray, case.arrays[n]) for n in case.arrays}
     moving = {n: v for n, v in arrays.items() if n in record.wrt and is_float(v)}
@@ -40,7 +40,7 @@ def situation(record: Record):
     def call(moving, rest=rest):
         return record.function(**moving, **rest, **case.options)
 
-    value = jax.jit(call)(moving)
+    value = call(moving)
     weights = jnp.asarray(np.random.default_rng(1).uniform(0.5, 1, value.shape))
 
     def total(moving, rest=rest, weights=weights):
@@ -50,9 +50,31 @@ def situation(record: Record):
 
 
 @functools.cache
-def gradient(record: Record):
-    _, total, moving, *_ = situation(record)
-    return jax.jit(jax.grad(total))(moving)
+def derivatives(record: Record):
+    """Tangents, and derivatives of first and second order in every mode, from one compiled program."""
+    call, total, moving, _, _, weights = situation(record)
+    tangents = jax.tree.map(lambda v: jnp.asarray(np.random.default_rng(2).uniform(-1, 1, v.shape)), moving)
+
+    def weighted(jacobian):
+        return jax.tree.map(lambda j: jnp.tensordot(weights, j, weights.ndim), jacobian)
+
+    @jax.jit
+    def every(moving, tangents):
+        primal, slope = jax.jvp(call, (moving,), (tangents,))
+        again, linear = jax.linearize(call, moving)
+        return {
+            "gradient": jax.grad(total)(moving),
+            "checkpoint": jax.grad(jax.checkpoint(total))(moving),
+            "jacrev": weighted(jax.jacrev(call)(moving)),
+            "jacfwd": weighted(jax.jacfwd(call)(moving)),
+            "primals": (primal, again),
+            "jvp": slope,
+            "linearize": linear(tangents),
+            "hessian": jax.hessian(total)(moving),
+            "reverse over reverse": jax.jacrev(jax.grad(total))(moving),
+        }
+
+    return tangents, every(moving, tangents)
 
 
 def is_float(tree) -> bool:
@@ -73,20 +95,7 @@ def by_name(records):
 
 
 @by_name(PUBLIC)
-def test_jit_and_scan(record):
-    call, _, moving, rest, value, _ = situation(record)
-    arrays = {**moving, **rest}
-    same(record.function(**arrays, **record.domain.options[0]), value)
-
-    def step(count, _):
-        return count + 1, call({n: arrays[n] for n in moving}, {n: arrays[n] for n in rest})
-
-    _, stacked = jax.jit(lambda: jax.lax.scan(step, 0, length=3))()
-    same(stacked[2], value)
-
-
-@by_name(PUBLIC)
-def test_vmap_over_all_and_over_each_argument(record):
+def test_jit_scan_and_vmap_over_all_and_over_each_argument(record):
     call, _, moving, rest, value, _ = situation(record)
     arrays = {**moving, **rest}
     double = {n: jax.tree.map(lambda a: jnp.stack([a, a]), v) for n, v in arrays.items()}
@@ -95,72 +104,50 @@ def test_vmap_over_all_and_over_each_argument(record):
         choices += [{n: 0 if n == name else None for n in arrays} for name in arrays]
 
     @jax.jit
-    def mapped(arrays, double):
-        results = []
+    def every(arrays, double):
+        one = lambda given: call({n: given[n] for n in moving}, {n: given[n] for n in rest})
+        _, stacked = jax.lax.scan(lambda count, _: (count + 1, one(arrays)), 0, length=3)
+        mapped = []
         for axes in choices:
             given = {n: double[n] if axes[n] == 0 else arrays[n] for n in arrays}
-            one = jax.vmap(lambda given: call({n: given[n] for n in moving}, {n: given[n] for n in rest}), (axes,))
-            results.append(one(given))
-        return results
+            mapped.append(jax.vmap(one, (axes,))(given))
+        return one(arrays), stacked, mapped
 
-    for result in mapped(arrays, double):
-        same(result[0], value)
-        same(result[1], value)
+    jitted, stacked, mapped = every(arrays, double)
+    for result in (jitted, stacked[2], *(m[i] for m in mapped for i in (0, 1))):
+        same(result, value)
 
 
 @by_name(DIFFERENTIABLE)
 def test_reverse_mode_and_checkpoint(record):
-    call, total, moving, *_, weights = situation(record)
-    expected = gradient(record)
-
-    @jax.jit
-    def others(moving):
-        jacobian = jax.jacrev(call)(moving)
-        contracted = jax.tree.map(lambda j: jnp.tensordot(weights, j, weights.ndim), jacobian)
-        return jax.grad(jax.checkpoint(total))(moving), contracted
-
-    for got in others(moving):
-        same(got, expected)
+    _, found = derivatives(record)
+    assert all(np.any(np.asarray(slope) != 0) for slope in jax.tree.leaves(found["gradient"]))
+    same(found["checkpoint"], found["gradient"])
+    same(found["jacrev"], found["gradient"])
 
 
 @by_name(DIFFERENTIABLE)
 def test_forward_mode_and_linearize(record):
-    call, _, moving, _, value, weights = situation(record)
-    expected = gradient(record)
-    tangents = jax.tree.map(lambda v: jnp.asarray(np.random.default_rng(2).uniform(-1, 1, v.shape)), moving)
-
-    @jax.jit
-    def forward(moving, tangents):
-        primal, slope = jax.jvp(call, (moving,), (tangents,))
-        again, linear = jax.linearize(call, moving)
-        jacobian = jax.jacfwd(call)(moving)
-        contracted = jax.tree.map(lambda j: jnp.tensordot(weights, j, weights.ndim), jacobian)
-        return (primal, again), (slope, linear(tangents)), contracted
-
-    primals, (slope, linear), contracted = forward(moving, tangents)
-    for primal in primals:
+    *_, value, weights = situation(record)
+    tangents, found = derivatives(record)
+    for primal in found["primals"]:
         same(primal, value)
-    same(linear, slope)
-    same(contracted, expected)
-    along = sum(jnp.sum(g * t) for g, t in zip(jax.tree.leaves(expected), jax.tree.leaves(tangents), strict=True))
-    terms = sum(jnp.sum(abs(g * t)) for g, t in zip(jax.tree.leaves(expected), jax.tree.leaves(tangents), strict=True))
-    assert abs(jnp.sum(weights * slope) - along) <= ULP * 2**-52 * terms * 4
+    same(found["linearize"], found["jvp"])
+    same(found["jacfwd"], found["gradient"])
+    products = jax.tree.leaves(jax.tree.map(lambda g, t: g * t, found["gradient"], tangents))
+    along, terms = sum(map(jnp.sum, products)), sum(jnp.sum(jnp.abs(p)) for p in products)
+    assert abs(jnp.sum(weights * found["jvp"]) - along) <= ULP * 2**-52 * terms * 4
 
 
 @by_name(DIFFERENTIABLE)
 def test_hessian_forward_over_reverse_and_reverse_over_reverse(record):
-    _, total, moving, *_ = situation(record)
-
-    @jax.jit
-    def both(moving):
-        return jax.hessian(total)(moving), jax.jacrev(jax.grad(total))(moving)
-
-    forward, reverse = both(moving)
-    same(reverse, forward)
+    _, _, moving, *_ = situation(record)
+    _, found = derivatives(record)
+    same(found["reverse over reverse"], found["hessian"])
     name = next(iter(moving))
     if isinstance(moving[name], jax.Array):
         size = moving[name].size
-        square = np.asarray(forward[name][name]).reshape(size, size)
+        square = np.asarray(found["hessian"][name][name]).reshape(size, size)
         scale = np.max(np.abs(square), initial=1e-300)
         np.testing.assert_allclose(square, square.T, rtol=0, atol=ULP * 2**-52 * scale)
 
@@ -194,5 +181,5 @@ def test_shard_map_over_eight_devices(record):
 
     shards, slopes, summed = jax.jit(sharded)(moving, rest, weights)
     same(shards, value)
-    same(slopes, gradient(record))
+    same(slopes, derivatives(record)[1]["gradient"])
     np.testing.assert_allclose(summed, jnp.sum(weights * value), rtol=8 * ULP * 2**-52)
