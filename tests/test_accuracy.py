@@ -5,6 +5,7 @@ import json
 import mpmath
 import numpy as np
 import pytest
+import ulp as independent
 
 from xentjax import accuracy, peers
 from xentjax.core import ulp
@@ -36,8 +37,15 @@ def test_deviation_sees_below_the_last_bit_of_the_truth():
     assert ulp.deviation(1.0, 1.0, 2.0**-54, np.float64) == 2.0**-54
 
 
-def test_the_contract():
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_the_contract_is_that_of_the_tests_own_ruler(dtype):
     np.testing.assert_allclose(ulp.allowed([2.0, 1.0, np.exp(-10)]), [4, 4, 14])
+    sizes = [2.0**k * f for k in (-160, -126, -30, -14, -1, 0, 1, 10) for f in (1.0, 1.25, 1.999)]
+    for size in sizes:
+        assert ulp.spacing(size, dtype) == float(independent.ulp(size, dtype))
+        if dtype in ("float32", "float64"):
+            assert float(ulp.allowed(size)) == pytest.approx(float(independent.allowed_ulp(size, dtype)), rel=1e-12)
+    assert float(independent.allowed_ulp(1.0, "float16")) == ulp.ROUNDED_ONCE
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,9 @@
-"""The accuracy contract as numbers: how far a result may lie from the truth, both given exactly."""
+"""The accuracy contract as numbers: how far a result may lie from the truth, both given exactly.
+
+The library counts errors with a ruler of its own, ``xentjax.core.ulp``, in float64 and on whole arrays. This one owes
+it nothing: it is written down again, from the contract, in arbitrary precision and for one number; a test compares the
+two.
+"""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def log_quotient(a: Any, b: Any) -> Any:
     ratio = m_a / m_b
     high, low = ratio > np.sqrt(2), ratio < np.sqrt(0.5)
     ratio = ratio * jnp.where(high, 0.5, jnp.where(low, 2, 1)).astype(a.dtype)
-    k = jnp.where(proper, i - j + high - low, 0).astype(a.dtype)
+    k = jnp.where(proper, i - j + jnp.where(high, 1, jnp.where(low, -1, 0)), 0).astype(a.dtype)
     # The first part of log 2 has so few digits that its product with k is exact.
     first = 0.693359375
     return k * first + (jnp.log(jnp.where(proper, ratio, a / b)) + k * (float(LOG_TWO) - first))

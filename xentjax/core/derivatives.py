@@ -213,7 +213,7 @@ class Group:
                         known = np.broadcast_to(
                             slope.reshape(slope.shape + (1,) * (leaf.ndim - slope.ndim)), leaf.shape
                         )
-                        known = known & (np.isfinite(leaf) | ~infinite)
+                        known = known & (np.isfinite(leaf) | (not infinite))
                     true = (np.where(known, true[0], np.nan), true[1])
                     place = f"{case.situation}{shown(case.options)}{jax.tree_util.keystr(path)}"
                     tally.add(place, leaf, true, size, entries, dtype, STEPS[order])

@@ -230,7 +230,7 @@ def _exponent_of_sum(joint: Any, axis: Any) -> Any:
     total, _ = pair_sum(joint, axis)
     proper = (total > 0) & jnp.isfinite(total)
     (mantissa, _), exponent = pair_mantissa_and_exponent(as_pair(jnp.where(proper, total, 1)))
-    return exponent + (mantissa > np.sqrt(2))
+    return exponent + jnp.where(mantissa > np.sqrt(2), 1, 0)
 
 
 def _dependence_gradient(saved: Any, joint: Any, axis: Any) -> Any:
