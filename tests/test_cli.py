@@ -35,6 +35,19 @@ FILES = ["config.toml", "confusion.png", "loss.png", "metrics.jsonl", "model.jso
 QUICK = ("--set", "data.source=iris", "--set", "stop.max_steps=40", "--set", "stop.tol=1e-3")
 
 
+@pytest.fixture(autouse=True)
+def _compiled_fast(request):
+    """Programs are compiled fast, which takes most of the time, but for tests that ask for ``optimized`` ones."""
+    jax.config.update("jax_disable_most_optimizations", "optimized" not in request.fixturenames)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    jax.clear_caches()
+
+
 @pytest.fixture
 def pictures():
     """Asked for by the tests that look at the pictures: the others save the time."""
@@ -83,7 +96,7 @@ def read_json(path):
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_whole_and_its_numbers_are_right(call, pictures):
+def test_a_run_is_whole_and_its_numbers_are_right(call, pictures, optimized):
     status, out, err = call("fit", CONFIGS / "breast_cancer.toml")
     assert (status, err) == (0, "")
     folder = Path("runs/breast_cancer")

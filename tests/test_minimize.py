@@ -40,6 +40,19 @@ DATA = LogisticObjective(jnp.asarray(X, jnp.float32), jnp.asarray(Y), L2)
 ZERO = DATA.init()
 
 
+@pytest.fixture(autouse=True)
+def _compiled_fast(request):
+    """Programs are compiled fast, which takes most of the time, but for tests that ask for ``optimized`` ones."""
+    jax.config.update("jax_disable_most_optimizations", "optimized" not in request.fixturenames)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    jax.clear_caches()
+
+
 def gradient64(params, x=X, y=Y, l2=L2):
     """The gradient's infinity-norm in float64 numpy."""
     w, b = (np.asarray(p, np.float64) for p in params)
@@ -207,7 +220,7 @@ def test_history_has_a_fixed_length_and_ends_at_the_solution(max_steps):
 
 
 @pytest.mark.parametrize("solver", ["lipschitz", "lbfgs"])
-def test_chunks_are_bit_identical_to_one_run(solver):
+def test_chunks_are_bit_identical_to_one_run(solver, optimized):
     whole = minimize(DATA, ZERO, SOLVERS[solver], tol=1e-5, max_steps=600)
     chunks = list(xj.iterate(DATA, ZERO, SOLVERS[solver], tol=1e-5, max_steps=600, chunk=7))
     assert equal(dataclasses.replace(chunks[-1], history=whole.history), whole)

@@ -1,5 +1,6 @@
 """Pictures: written whole, not empty, the same each time, and drawn from the numbers that they show."""
 
+import jax
 import matplotlib
 import numpy as np
 import pytest
@@ -11,6 +12,13 @@ from xentjax.training.errors import UserError
 from xentjax.training.evaluation import calibration
 
 CONFIG = TutorialConfig()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def pixels(figure, path):

@@ -24,6 +24,8 @@ from xentjax.training.run_folder import whole_file
 from xentjax.training.solver import label, make_solver
 
 LOG2 = float(np.log(2))
+#: One object: another equal one would be compiled again.
+_LBFGS = xj.Optax(optax.lbfgs())
 Array = np.ndarray[Any, Any]
 
 
@@ -275,5 +277,5 @@ def _path(config: TutorialConfig, objective: Any) -> Array:
 
 
 def _minimum(objective: Any) -> Array:
-    solution = xj.minimize(objective, _params(0.0, 0.0), xj.Optax(optax.lbfgs()), tol=1e-10, max_steps=200)
+    solution = xj.minimize(objective, _params(0.0, 0.0), _LBFGS, tol=1e-10, max_steps=200)
     return np.asarray([float(solution.params.bias), float(solution.params.weights[0])])

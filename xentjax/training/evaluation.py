@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from xentjax.activations import logistic
 from xentjax.losses.sigmoid import sigmoid_cross_entropy
 from xentjax.losses.softmax import softmax_cross_entropy
-from xentjax.measures.counts import entropy_of_labels
+from xentjax.measures.counts import entropy_of_counts
 from xentjax.measures.divergence import kl_divergence
 from xentjax.measures.entropy import binary_entropy_from_logits
 from xentjax.measures.logits import entropy_from_logits
@@ -94,14 +95,25 @@ class Evaluation:
         }
 
 
-def evaluate(params: LogisticParams, x: Array, labels: Array, num_classes: int) -> Evaluation:
-    """Evaluate a model on features ``[n, d]`` and class indices ``[n]``."""
-    loss, entropies, probabilities = (np.asarray(a, float) for a in _predictions(params, x, labels))
+def evaluate(params: LogisticParams, parts: Sequence[tuple[Array, Array]], num_classes: int) -> list[Evaluation]:
+    """Evaluate a model on parts of the examples, each of features ``[n, d]`` and class indices ``[n]``.
+
+    One program predicts for all of them: what takes time is to compile it.
+    """
+    labels = np.concatenate([part[1] for part in parts])
+    predictions = _predictions(params, np.concatenate([part[0] for part in parts]), labels)
+    ends = np.cumsum([len(part[1]) for part in parts])[:-1]
+    loss, entropies, probabilities = (np.split(np.asarray(column, float), ends) for column in predictions)
+    of_parts = zip(loss, entropies, probabilities, np.split(labels, ends), strict=True)
+    return [_evaluation(*part, num_classes) for part in of_parts]
+
+
+def _evaluation(loss: Array, entropies: Array, probabilities: Array, labels: Array, num_classes: int) -> Evaluation:
     predicted = np.argmax(probabilities, axis=1)
-    frequencies = np.bincount(labels, minlength=num_classes) / len(labels)
+    counts = np.bincount(labels, minlength=num_classes).astype(float)
     mean_prediction = probabilities.mean(axis=0) / probabilities.mean(axis=0).sum()
     with jax.enable_x64(True):
-        divergence = float(kl_divergence(jnp.asarray(frequencies), jnp.asarray(mean_prediction)))
+        entropy, divergence = _of_frequencies(jnp.asarray(counts), jnp.asarray(mean_prediction))
     confusion = np.zeros((num_classes, num_classes), int)
     np.add.at(confusion, (labels, predicted), 1)
     correct = predicted == labels
@@ -109,12 +121,18 @@ def evaluate(params: LogisticParams, x: Array, labels: Array, num_classes: int) 
         examples=len(labels),
         cross_entropy=float(np.mean(loss)),
         accuracy=float(np.mean(correct)),
-        entropy_of_labels=float(entropy_of_labels(jnp.asarray(labels), num_classes)),
+        entropy_of_labels=float(entropy),
         entropy_of_predictions=float(np.mean(entropies)),
-        divergence=divergence,
+        divergence=float(divergence),
         calibration=calibration(probabilities[np.arange(len(labels)), predicted], correct),
         confusion=confusion,
     )
+
+
+@jax.jit
+def _of_frequencies(counts: Any, mean_prediction: Any) -> tuple[Any, Any]:
+    """The entropy of the labels, and the divergence of the mean prediction from their frequencies."""
+    return entropy_of_counts(counts), kl_divergence(counts / jnp.sum(counts), mean_prediction)
 
 
 @jax.jit

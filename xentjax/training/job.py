@@ -59,6 +59,12 @@ class Prepared:
     y_test: Array
 
     @property
+    def parts(self) -> list[tuple[Array, Array]]:
+        """The training examples, and the test examples if there are any."""
+        parts = [(self.x, self.y), (self.x_test, self.y_test)]
+        return parts if len(self.y_test) else parts[:1]
+
+    @property
     def num_classes(self) -> int | None:
         """The K of the objective: None for a binary model."""
         return None if len(self.classes) == 2 else len(self.classes)
@@ -142,6 +148,7 @@ def fit(config: FitConfig, progress: Callable[[Progress], None] = lambda progres
             elapsed = time.perf_counter() - started
         compiling = clock.seconds()
         params = jax.tree.map(np.asarray, stand.params)
+        evaluations = evaluate(params, data.parts, len(data.classes))
         return Fitted(
             config=config,
             model=run_folder.Model(data.encoder, data.classes, params),
@@ -150,8 +157,8 @@ def fit(config: FitConfig, progress: Callable[[Progress], None] = lambda progres
             steps=steps,
             value=value,
             gradient_norm=gradient_norm,
-            train=evaluate(params, data.x, data.y, len(data.classes)),
-            test=evaluate(params, data.x_test, data.y_test, len(data.classes)) if len(data.y_test) else None,
+            train=evaluations[0],
+            test=evaluations[1] if len(evaluations) > 1 else None,
             gradient_deviation=gradient_deviation(objective, params),
             compile_seconds=compiling,
             run_seconds=max(elapsed - compiling, 0.0),

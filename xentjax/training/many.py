@@ -146,6 +146,9 @@ def fit_grid(config: FitConfig, progress: Callable[[Progress], None] = lambda pr
         names = solution.status.names
         history = np.concatenate(histories, axis=-1)[..., : int(np.max(solution.steps)) + 1]
         params = jax.tree.map(np.asarray, solution.params)
+        fits = [[LogisticParams(w, b) for w, b in zip(*row, strict=True)] for row in zip(*params, strict=True)]
+        k = len(examples.classes)
+        evaluations = [[evaluate(fit, data.parts, k) for fit, data in zip(row, prepared, strict=True)] for row in fits]
 
         return Grid(
             config=config,
@@ -155,8 +158,8 @@ def fit_grid(config: FitConfig, progress: Callable[[Progress], None] = lambda pr
             value=np.asarray(solution.value),
             gradient_norm=np.asarray(solution.gradient_norm),
             history=_filled(history),
-            train=_evaluations(params, [(data.x, data.y) for data in prepared], len(examples.classes)),
-            test=_evaluations(params, [(data.x_test, data.y_test) for data in prepared], len(examples.classes)),
+            train=[[parts[0] for parts in row] for row in evaluations],
+            test=[[parts[1] for parts in row] for row in evaluations] if len(prepared[0].parts) > 1 else [],
             compile_seconds=clock.seconds(),
             run_seconds=max(elapsed - clock.seconds(), 0.0),
             device=device_name(),
@@ -176,14 +179,6 @@ def _progress(solution: Solution, total: int) -> Progress:
     running = int(np.sum(solution.status.names == "running"))
     norm = float(np.asarray(solution.gradient_norm)[best])
     return Progress(int(np.max(solution.steps)), total, float(value[best]), norm, value.size, running)
-
-
-def _evaluations(params: LogisticParams, parts: list[tuple[Array, Array]], k: int) -> list[list[Evaluation]]:
-    """``[step sizes, seeds]`` evaluations, each seed on its own part of the examples; none on an empty part."""
-    if len(parts[0][1]) == 0:
-        return []
-    grid = [[LogisticParams(w, b) for w, b in zip(*row, strict=True)] for row in zip(*params, strict=True)]
-    return [[evaluate(one, x, y, k) for one, (x, y) in zip(row, parts, strict=True)] for row in grid]
 
 
 def _filled(history: Array) -> Array:
