@@ -1,14 +1,16 @@
-"""Scalar formulae without cancellation, shared by the records. All take and give float32 or float64."""
+"""Formulae without cancellation, shared by the records. All take and give float32 or float64."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentjax.pairs import FORMATS, LOG_TWO, is_positive_and_finite, mantissa_and_exponent, pair_sum, rounded
+from xentjax.pairs import FORMATS, artanh_series, is_positive_and_finite, log_parts, pair_sum, rounded, two_product
 
 # -- plain formulae: the oracle's --------------------------------------------------------------------------------------
 
@@ -28,13 +30,15 @@ def xlogy(x: Any, y: Any) -> Any:
 
 
 def log(x: Any) -> Any:
-    """log x, of subnormal numbers too, which the CPU's arithmetic takes for zero."""
-    form = FORMATS[x.dtype]
-    bits = jax.lax.bitcast_convert_type(x, form.integer)
-    subnormal = (bits > 0) & ((bits >> form.digits) == 0)
-    logarithm = jnp.log(jnp.where(subnormal, bits.astype(x.dtype), x))
-    smallest = float(LOG_TWO) * (1 - form.bias - form.digits)
-    return jnp.where(subnormal, logarithm + smallest, logarithm)
+    """log x of a float or a pair, of subnormal numbers too, which the CPU's arithmetic takes for zero."""
+    return log_quotient(x, jnp.ones_like(x[0] if isinstance(x, tuple) else x))
+
+
+def log_quotient(a: Any, b: Any, shift: Any = 0) -> Any:
+    """log(a/(b·2^shift)) for non-negative floats or pairs, subnormal ones too: no ratio leaves the range, and no digit
+    is lost where it is close to 1."""
+    exponents, rest = log_parts(a, b, shift)
+    return exponents + rest
 
 
 def quotient(a: Any, b: Any) -> Any:
@@ -49,26 +53,16 @@ def quotient(a: Any, b: Any) -> Any:
     return jnp.where(is_positive_and_finite(b) & jnp.isfinite(a), jnp.clip(ratio, -largest, largest), ratio)
 
 
-def log_quotient(a: Any, b: Any) -> Any:
-    """log(a/b) for non-negative a and b, subnormal ones too: no ratio leaves the range.
+def log_e_times(p: Any, q: Any, logarithm: Any) -> Any:
+    """log(e·p/q) = log(p/q) + 1, from log(p/q), without cancellation where e·p is close to q.
 
-    It is k·log 2 + log(m_a/m_b) of a = m_a·2^i and b = m_b·2^j, with the ratio from √½ to √2 so that the two do not
-    cancel. Where a is close to b it has the digits of the ratio, not those of the difference.
+    There it is 2 artanh s with s = (p - q/e)/(p + q/e), and q/e exact to twice the digits.
     """
-    proper = is_positive_and_finite(a) & is_positive_and_finite(b)
-    (m_a, i), (m_b, j) = mantissa_and_exponent(a), mantissa_and_exponent(b)
-    ratio = m_a / m_b
-    high, low = ratio > np.sqrt(2), ratio < np.sqrt(0.5)
-    ratio = ratio * jnp.where(high, 0.5, jnp.where(low, 2, 1)).astype(a.dtype)
-    k = jnp.where(proper, i - j + jnp.where(high, 1, jnp.where(low, -1, 0)), 0).astype(a.dtype)
-    # The first part of log 2 has so few digits that its product with k is exact.
-    first = 0.693359375
-    return k * first + (jnp.log(jnp.where(proper, ratio, a / b)) + k * (float(LOG_TWO) - first))
-
-
-def log1p(x: Any) -> Any:
-    """log(1 + x). From -½ to -¼ XLA's own has no more than half of its digits in float64, and 1 + x has them all."""
-    return jnp.where((x > -0.5) & (x < -0.25), jnp.log(1 + x), jnp.log1p(x))
+    inverse_e = np.exp(np.longdouble(-1))
+    first = p.dtype.type(inverse_e)
+    high, low = two_product(q, jnp.full_like(p, first))
+    s = ((p - high) - (low + q * p.dtype.type(inverse_e - first))) / (p + high)
+    return jnp.where(jnp.abs(s) < 0.125, 2 * s + 2 * s * artanh_series(s * s, FORMATS[p.dtype].terms), logarithm + 1)
 
 
 # -- sums --------------------------------------------------------------------------------------------------------------
@@ -85,6 +79,25 @@ def total(terms: Any, axis: Any) -> Any:
     return jnp.sum(terms, axis=axis, keepdims=True)
 
 
+#: A branch that is rarely taken goes through the rows in so many pieces: it needs so much less memory.
+_PIECES = 16
+
+
+def corrected(value: Any, needed: Any, careful: Callable[..., Any], *arrays: Any) -> Any:
+    """The value, or ``careful(*arrays)`` if it is needed anywhere. The value is computed in any case: XLA:CPU does not
+    divide the work of a branch among its threads."""
+
+    def in_pieces(value: Any, *arrays: Any) -> Any:
+        rows = {array.shape[:1] for array in (value, *arrays)}
+        pieces = math.gcd(_PIECES, *rows.pop()) if len(rows) == 1 else 1
+        if pieces == 1:
+            return careful(*arrays)
+        split = [array.reshape(pieces, -1, *array.shape[1:]) for array in arrays]
+        return jax.lax.map(lambda part: careful(*part), split).reshape(value.shape)
+
+    return jax.lax.cond(jnp.any(needed), in_pieces, lambda value, *_: value, value, *arrays)
+
+
 # -- almost equal numbers ----------------------------------------------------------------------------------------------
 
 
@@ -92,25 +105,24 @@ def total(terms: Any, axis: Any) -> Any:
 _SERIES_TERMS = {jnp.dtype(jnp.float32): (11, 21), jnp.dtype(jnp.float64): (25, 50)}
 
 
-def deviance(a: Any, b: Any) -> Any:
-    r"""a·log(a/b) - a + b: never negative, and of second order in a - b.
+def deviance(a: Any, b: Any, logarithm: Any, b_low: Any = 0) -> Any:
+    r"""a·log(a/b) - a + b, given the logarithm: never negative, and of second order in a - b.
 
     For a close to b, with s = (a - b)/(a + b), it is (a - b)·s + 2a·(s³/3 + s⁵/5 + ...), where the first term
     dominates (Loader 2000). It is b where a = 0, +inf where a > 0 and b = 0, and NaN where one is negative.
+    ``b_low`` is what b lacks as a float.
     """
-    difference, middle = a - b, 0.5 * a + 0.5 * b
+    difference, middle = (a - b) - b_low, 0.5 * a + 0.5 * b
     close = jnp.abs(difference) <= middle
     s = jnp.where(close, 0.5 * difference / jnp.where(middle == 0, 1, middle), 0)
-    series = jnp.zeros_like(s)
-    for n in range(_SERIES_TERMS[a.dtype][0], 0, -1):
-        series = (series + 1 / (2 * n + 1)) * (s * s)
-    near = s * (difference + a * (2 * series))
-    far = jnp.where(a == 0, b, a * log_quotient(a, b) - difference)
+    near = s * (difference + a * (2 * artanh_series(s * s, _SERIES_TERMS[a.dtype][0])))
+    far = jnp.where(a == 0, b, a * logarithm - difference)
     return jnp.where((a < 0) | (b < 0), jnp.nan, jnp.where(close, near, far))
 
 
-def midpoint_deviance(a: Any, b: Any) -> Any:
-    r"""½·a·log(a/m) + ½·b·log(b/m) with m = (a + b)/2: never negative, and of second order in a - b.
+def midpoint_deviance(a: Any, b: Any, of_a: Any, of_b: Any) -> Any:
+    r"""½·a·log(a/m) + ½·b·log(b/m) with m = (a + b)/2, given the logarithms: never negative, and of second order in
+    a - b.
 
     With v = (a - b)/(a + b) it is m·(v²/2 + v⁴/12 + ... + v^2n/(2n(2n - 1)) + ...), a sum of positive terms.
     """
@@ -120,9 +132,8 @@ def midpoint_deviance(a: Any, b: Any) -> Any:
     series = jnp.zeros_like(v)
     for n in range(_SERIES_TERMS[a.dtype][1], 0, -1):
         series = (series + 1 / (2 * n * (2 * n - 1))) * (v * v)
-    high, low = jnp.maximum(a, b), jnp.minimum(a, b)
-    far = 0.5 * high * jnp.log(high / m) + jnp.where(low == 0, 0, 0.5 * low * log_quotient(low, m))
-    return jnp.where((a < 0) | (b < 0), jnp.nan, jnp.where(close, m * series, far))
+    far = [jnp.where(x == 0, 0, 0.5 * x * log) for x, log in ((a, of_a), (b, of_b))]
+    return jnp.where((a < 0) | (b < 0), jnp.nan, jnp.where(close, m * series, far[0] + far[1]))
 
 
 # -- infinite derivatives ----------------------------------------------------------------------------------------------

@@ -3,8 +3,7 @@ r"""Arithmetic with twice the digits, and the logarithm of a ratio in it.
 A measure is a sum of terms that may cancel: the entropy of a table that does not sum to one, the divergence of two
 distributions that are almost equal. Rounding each term once is then already too much, so the terms and their sum are
 carried as a *pair*: an unevaluated sum ``(high, low)`` of two floats, with ``low`` below the last digit of ``high``.
-Sums and products of two floats are exact as pairs (Dekker 1971), which gives about 46 bits in float32 and
-95 in float64, without a wider type.
+Sums and products of two floats are exact as pairs (Dekker 1971), without a wider type.
 
 All functions take and give float32 or float64. They compute values: derivatives are the business of the records.
 """
@@ -12,8 +11,7 @@ All functions take and give float32 or float64. They compute values: derivatives
 from __future__ import annotations
 
 import dataclasses
-from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +19,20 @@ import numpy as np
 
 Pair = tuple[Any, Any]
 
-LOG_TWO = Fraction("0.6931471805599453094172321214581765680755001343602552541206800094933936219697")
-
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A binary float format, and how many terms the series of artanh takes (the first of them as pairs)."""
+    """A binary float format, log 2 as two floats of it, and how many terms the series of artanh takes.
+
+    The first part of log 2 has so few digits that its product with an exponent is exact.
+    """
 
     integer: Any
     digits: int
     low_digits: int
-    pair_terms: int
     terms: int
+    log_two: float
+    log_two_rest: float
 
     @property
     def bias(self) -> int:
@@ -40,8 +40,8 @@ class Format:
 
 
 FORMATS = {
-    jnp.dtype(jnp.float32): Format(np.int32, digits=23, low_digits=12, pair_terms=3, terms=8),
-    jnp.dtype(jnp.float64): Format(np.int64, digits=52, low_digits=27, pair_terms=6, terms=18),
+    jnp.dtype(jnp.float32): Format(np.int32, 23, 12, 5, 0.693359375, -2.121944400546905827679e-4),
+    jnp.dtype(jnp.float64): Format(np.int64, 52, 27, 11, 0.6931471803691238, 1.9082149292705877e-10),
 }
 
 
@@ -158,21 +158,14 @@ def _top_half(x: Any) -> Any:
     return jax.lax.bitcast_convert_type(bits & form.integer(-(1 << form.low_digits)), x.dtype)
 
 
-def _constant(value: Fraction, dtype: Any) -> Pair:
-    """An exact number as a pair of NumPy scalars."""
-    kind = np.dtype(dtype).type
-    high = kind(float(value))
-    return high, kind(float(value - Fraction(float(high))))
-
-
 # -- powers of two -----------------------------------------------------------------------------------------------------
 
 
 def scaled(x: Pair, exponent: Any) -> Pair:
-    """x·2^exponent for integer exponents of any size."""
+    """x·2^exponent for integer exponents of any size, of an x of the size of one."""
     form = FORMATS[x[0].dtype]
-    exponent = jnp.clip(exponent, -4 * form.bias, 4 * form.bias).astype(form.integer)
-    for shift in (exponent >> 2, (exponent + 1) >> 2, (exponent + 2) >> 2, (exponent + 3) >> 2):
+    exponent = jnp.clip(exponent, 2 - 2 * form.bias, 2 * form.bias).astype(form.integer)
+    for shift in (exponent >> 1, (exponent + 1) >> 1):
         factor = jax.lax.bitcast_convert_type((shift + form.bias) << form.digits, x[0].dtype)
         x = x[0] * factor, x[1] * factor
     return x
@@ -192,92 +185,58 @@ def mantissa_and_exponent(x: Any) -> tuple[Any, Any]:
     return jax.lax.bitcast_convert_type(mantissa, x.dtype), exponent.astype(jnp.int32)
 
 
-def pair_mantissa_and_exponent(x: Pair) -> tuple[Pair, Any]:
-    """x = m·2^k as pairs, with the high part of m from 1 to 2, for a positive finite x."""
-    mantissa, exponent = mantissa_and_exponent(x[0])
-    return (mantissa, scaled((x[1], x[1]), -exponent)[0]), exponent
-
-
 def is_positive_and_finite(x: Any) -> Any:
     """From the bits, so that a subnormal number counts as positive."""
     bits = jax.lax.bitcast_convert_type(x, FORMATS[x.dtype].integer)
     return (bits > 0) & jnp.isfinite(x)
 
 
-def log_two_times(k: Any, dtype: Any) -> Pair:
-    """k·log 2 for integers k."""
-    return multiply(as_pair(jnp.asarray(k, dtype)), _constant(LOG_TWO, dtype))
-
-
 # -- logarithms --------------------------------------------------------------------------------------------------------
 
 
-class _Reduced(NamedTuple):
-    """a = m_a·2^i and b·2^shift = m_b·2^(i - k) with m_a/m_b in [√½, √2], and the series of their logarithm."""
-
-    m_a: Pair
-    m_b: Pair
-    i: Any
-    k: Any
-    s: Pair
-    rest: Pair
-
-    def logarithm(self) -> Pair:
-        exponents = log_two_times(self.k, self.s[0].dtype)
-        return add(exponents, add((2 * self.s[0], 2 * self.s[1]), self.rest))
-
-
-def log_ratio(a: Any, b: Any = None, shift: Any = 0) -> Pair:
-    r"""log(a / (b·2^shift)) as a pair, for non-negative floats or pairs; log a where only a is given.
+def log_parts(a: Any, b: Any, shift: Any = 0) -> tuple[Any, Any]:
+    r"""log(a / (b·2^shift)), for non-negative floats or pairs, as two floats: k·log 2 but for its last digits, and the
+    rest, which is no larger than 0.35. Where the logarithm is infinite or none, the first is it, and the rest is 0.
 
     With a = m_a·2^i and b·2^shift = m_b·2^(i - k), the exponents chosen such that m_a/m_b lies in [√½, √2],
 
-        log(a/b) = k·log 2 + 2 artanh s = k·log 2 + 2s + 2(s³/3 + s⁵/5 + ...),   s = (m_a - m_b)/(m_a + m_b),
+        log(a/b) = k·log 2 + 2 artanh s = k·log 2 + 2s + 2s(s²/3 + s⁴/5 + ...),   s = (m_a - m_b)/(m_a + m_b),
 
     in which the difference is exact: nothing cancels where a is close to b, and no ratio can overflow.
     """
-    a = as_pair(a)
-    b = as_pair(jnp.ones_like(a[0]) if b is None else b)
-    proper, reduced = _reduce(a, b, shift)
-    plain = jnp.log(a[0]) - jnp.log(b[0])
-    return select(proper, reduced.logarithm(), as_pair(plain))
+    (a, m_a, a_low, i), (b, m_b, b_low, j) = _with_mantissa(a), _with_mantissa(b)
+    form = FORMATS[m_a.dtype]
+    high, low = m_a > np.sqrt(2) * m_b, m_b > np.sqrt(2) * m_a
+    factor = jnp.where(high, 0.5, jnp.where(low, 2, 1)).astype(m_a.dtype)
+    k = (i - j - shift + jnp.where(high, 1, jnp.where(low, -1, 0))).astype(m_a.dtype)
+    two_s = ((m_a * factor - m_b) + (a_low * factor - b_low)) / (0.5 * (m_a * factor + m_b))
+    rest = two_s + (two_s * artanh_series(0.25 * (two_s * two_s), form.terms) + k * form.log_two_rest)
+    proper = is_positive_and_finite(a) & is_positive_and_finite(b)
+    limit = jnp.where(a > b, jnp.inf, jnp.where(a < b, -jnp.inf, jnp.nan))
+    limit = jnp.where((a >= 0) & (b >= 0), limit, jnp.nan)
+    return jnp.where(proper, k * form.log_two, limit), jnp.where(proper, rest, 0)
 
 
-def deviance_pair(a: Any, b: Any, shift: Any = 0) -> Pair:
-    """The deviance of a and b·2^shift as a pair."""
-    a, b = as_pair(a), as_pair(b)
-    proper, reduced = _reduce(a, b, shift)
-    difference = add(reduced.m_a, negative(reduced.m_b))
-    near = scaled(add(multiply(difference, reduced.s), multiply(reduced.m_a, reduced.rest)), reduced.i)
-    c = scaled(b, shift)
-    far = add(weighted(a[0], reduced.logarithm()), add(c, negative(a)))
-    plain = jnp.where(a[0] == 0, jnp.where(b[0] >= 0, c[0], jnp.nan), a[0] * (jnp.log(a[0]) - jnp.log(b[0])))
-    return select(proper, select(reduced.k == 0, near, far), as_pair(plain))
+def log_ratio(a: Any, b: Any = None) -> Pair:
+    """log(a/b), or log a, as a pair: with all digits of k·log 2, and those of a float of the rest."""
+    high, low = _settled(*log_parts(a, jnp.ones_like(a) if b is None else b))
+    return high, jnp.where(jnp.isfinite(high), low, 0)
 
 
-def _reduce(a: Pair, b: Pair, shift: Any) -> tuple[Any, _Reduced]:
-    """Where a and b are positive and finite, and the parts of log(a/b) there."""
-    proper = is_positive_and_finite(a[0]) & is_positive_and_finite(b[0])
-    m_a, i = pair_mantissa_and_exponent(select(proper, a, as_pair(jnp.ones_like(a[0]))))
-    m_b, j = pair_mantissa_and_exponent(select(proper, b, as_pair(jnp.ones_like(b[0]))))
-    high, low = m_a[0] > np.sqrt(2) * m_b[0], m_a[0] < np.sqrt(0.5) * m_b[0]
-    factor = jnp.where(high, 0.5, jnp.where(low, 2, 1)).astype(m_a[0].dtype)
-    m_a = m_a[0] * factor, m_a[1] * factor
-    i = i + jnp.where(high, 1, jnp.where(low, -1, 0))
-    s = divide(add(m_a, negative(m_b)), add(m_a, m_b))
-    square = multiply(s, s)
-    rest = multiply((2 * s[0], 2 * s[1]), multiply(square, _series(square)))
-    return proper, _Reduced(m_a, m_b, i, i - j - shift, s, rest)
+def artanh_series(square: Any, terms: int) -> Any:
+    """artanh(s)/s - 1 = s²/3 + s⁴/5 + ..."""
+    series = jnp.zeros_like(square)
+    for n in range(terms, 0, -1):
+        series = (series + 1 / (2 * n + 1)) * square
+    return series
 
 
-def _series(x: Pair) -> Pair:
-    """1/3 + x/5 + x²/7 + ...; the later the term, the less it needs the low part."""
-    form, dtype = FORMATS[x[0].dtype], x[0].dtype
-    coefficients = [Fraction(1, 2 * n + 3) for n in range(form.terms)]
-    tail = jnp.zeros_like(x[0])
-    for c in reversed(coefficients[form.pair_terms :]):
-        tail = tail * x[0] + _constant(c, dtype)[0]
-    total = as_pair(tail)
-    for c in reversed(coefficients[: form.pair_terms]):
-        total = add(_constant(c, dtype), multiply(total, x))
-    return total
+def _with_mantissa(x: Any) -> tuple[Any, Any, Any, Any]:
+    """The float x, or the high part of the pair x, and (m, low, k) of x = (m + low)·2^k."""
+    if not isinstance(x, tuple):
+        mantissa, exponent = mantissa_and_exponent(x)
+        return x, mantissa, 0, exponent
+    mantissa, exponent = mantissa_and_exponent(x[0])
+    form = FORMATS[x[0].dtype]
+    bits = (form.bias - jnp.maximum(exponent, 1 - form.bias)).astype(form.integer) << form.digits
+    return x[0], mantissa, x[1] * jax.lax.bitcast_convert_type(bits, x[0].dtype), exponent

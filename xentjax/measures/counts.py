@@ -13,8 +13,8 @@ from xentjax.core.domains import Counts, Domain, Labels, Mask
 from xentjax.core.op import op
 from xentjax.core.policy import class_indices
 from xentjax.measures.entropy import DISTRIBUTION_OPTIONS, Axis
-from xentjax.numerics import along, log_quotient, sum_along, xlogx
-from xentjax.pairs import Pair, add, as_pair, divide, log_ratio, negative, pair_sum, rounded, weighted
+from xentjax.numerics import along, log_quotient, sum_along, total, xlogx
+from xentjax.pairs import pair_sum
 
 # -- of a distribution -------------------------------------------------------------------------------------------------
 
@@ -87,38 +87,44 @@ def _miller_madow(counts: Any, total: Any, correction: str | None, axis: Any) ->
     return (jnp.sum(counts > 0, axis=axis, keepdims=True) - 1) / (2 * total)
 
 
-def _plain_entropy_of_counts(counts: Any, axis: Any) -> tuple[Pair, Pair, Pair]:
-    """H, log(N/n) and N as pairs."""
-    total = pair_sum(counts, axis)
-    surprise = log_ratio(total, counts)
-    return divide(pair_sum(weighted(counts, surprise), axis), total), surprise, total
+def _surprise(counts: Any, axis: Any) -> tuple[Any, Any, Any]:
+    """N, λ_c = log(M/n_c) for the largest count M, and h = Σ n λ / N, with which H = log(N/M) + h.
+
+    The gradient is a difference of λ_c and h, which are smaller than log(N/n_c) and H.
+    """
+    number = pair_sum(counts, axis)
+    below = log_quotient(jnp.max(counts, axis=axis, keepdims=True) + jnp.zeros_like(counts), counts)
+    mean = total(jnp.where(counts == 0, 0, counts * below), axis) / number[0]
+    return number, below, mean
+
+
+def _plain_entropy_of_counts(counts: Any, axis: Any) -> Any:
+    number, _, mean = _surprise(counts, axis)
+    return log_quotient(number, jnp.max(counts, axis=axis, keepdims=True)) + mean
 
 
 @entropy_of_counts.value
 def _(counts: Any, correction: Any, *, axis: Any) -> Any:
-    plain, surprise, total = _plain_entropy_of_counts(counts, axis)
-    bias = _miller_madow(counts, total[0], correction, axis)
-    return rounded(add(plain, as_pair(bias))), (total[0], surprise, plain, bias)
+    (number, _), below, mean = _surprise(counts, axis)
+    bias = _miller_madow(counts, number, correction, axis)
+    return _plain_entropy_of_counts(counts, axis) + bias, (number, below, mean + bias)
 
 
 @entropy_of_counts.partial("counts")
 def _(saved: Any, counts: Any, correction: Any, *, axis: Any) -> Any:
     # H = S/N with S = Σ n log(N/n) and ∂S/∂n_c = log(N/n_c).
-    total, surprise, plain, bias = saved
-    return (rounded(add(surprise, negative(plain))) - bias) / total
+    number, below, mean = saved
+    return (below - mean) / number
 
 
 @entropy_of_counts.second
 def _(tangents: dict[str, Any], active: tuple[str, ...], counts: Any, correction: Any, *, axis: Any) -> Any:
     # g_c = (l_c - E)/N with l_c = log(N/n_c), E = H + the bias:  dl_c = T/N - t_c/n_c,  dE = ⟨g, t⟩.
     t = tangents["counts"]
-    total = jnp.sum(counts, axis=axis, keepdims=True)
-    surprise = log_quotient(total + jnp.zeros_like(counts), counts)
-    plain = jnp.sum(jnp.where(counts == 0, 0, counts * surprise), axis=axis, keepdims=True) / total
-    bias = _miller_madow(counts, total, correction, axis)
-    g = (surprise - plain - bias) / total
+    (number, _), below, mean = _surprise(counts, axis)
+    g = (below - mean - _miller_madow(counts, number, correction, axis)) / number
     moved, value_dot = jnp.sum(t, axis=axis, keepdims=True), sum_along(g, t, axis=axis)
-    return ((moved / total - along(1 / counts, t) - value_dot - along(g, moved)) / total,)
+    return ((moved / number - along(1 / counts, t) - value_dot - along(g, moved)) / number,)
 
 
 @op(
@@ -200,5 +206,5 @@ def _(labels: Any, num_classes: int, *, axis: Any) -> Any:
     rows = jnp.arange(sequences.shape[0])[:, None]
     counts = jnp.zeros((sequences.shape[0], num_classes - _MASKED), jnp.int32).at[rows, sequences].add(1)
     occurred = counts[:, -_MASKED:].astype(jnp.result_type(float))
-    value = rounded(_plain_entropy_of_counts(occurred, -1)[0])
+    value = _plain_entropy_of_counts(occurred, -1)
     return jnp.where(counts[:, _BAD - _MASKED : _BAD - _MASKED + 1] > 0, jnp.nan, value).reshape(shape), None

@@ -12,7 +12,18 @@ from xentjax.core.domains import Domain, Probabilities
 from xentjax.core.op import op
 from xentjax.core.policy import require_same_shape
 from xentjax.measures.entropy import DISTRIBUTION_OPTIONS, Axis
-from xentjax.numerics import along, deviance, log, log1p, log_quotient, midpoint_deviance, quotient, total, xlogy
+from xentjax.numerics import (
+    along,
+    corrected,
+    deviance,
+    log,
+    log_e_times,
+    log_quotient,
+    midpoint_deviance,
+    quotient,
+    total,
+    xlogy,
+)
 from xentjax.pairs import add, as_pair, log_ratio, negative, pair_sum, rounded, two_sum, weighted
 
 _DOMAIN = Domain(
@@ -77,22 +88,23 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 
 @cross_entropy.value
 def _(p: Any, q: Any, *, axis: Any) -> Any:
-    # The terms have one sign where no q is above 1; otherwise they may cancel, and take all digits of the logarithms.
-    return jax.lax.cond(
-        jnp.max(q) > 1,
-        lambda p, q: rounded(pair_sum(weighted(p, negative(log_ratio(q))), axis)),
-        lambda p, q: total(jnp.where(p == 0, 0, p * -log(q)), axis),
-        *(_refuse_negative(p, q), q),
-    ), None
+    # The terms have one sign where no q is above 1; otherwise they may cancel, and are pairs of floats.
+    logarithm, p = log(q), _refuse_negative(p, q)
+
+    def of_pairs(p: Any, q: Any) -> Any:
+        return rounded(pair_sum(weighted(p, negative(log_ratio(q))), axis))
+
+    value = total(jnp.where(p == 0, 0, p * -logarithm), axis)
+    return corrected(value, jnp.max(q) > 1, of_pairs, p, q), logarithm
 
 
 @cross_entropy.partial("p")
-def _(saved: None, p: Any, q: Any, *, axis: Any) -> Any:
-    return jnp.where(q == 1, 0, -log(q))
+def _(logarithm: Any, p: Any, q: Any, *, axis: Any) -> Any:
+    return 0 - logarithm
 
 
 @cross_entropy.partial("q")
-def _(saved: None, p: Any, q: Any, *, axis: Any) -> Any:
+def _(saved: Any, p: Any, q: Any, *, axis: Any) -> Any:
     return -_ratio(p, q)
 
 
@@ -169,28 +181,29 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 
 @kl_divergence.value
 def _(p: Any, q: Any, *, axis: Any) -> Any:
-    deviances = pair_sum(deviance(p, q), axis)
-    value = add(deviances, pair_sum(two_sum(p, -q), axis))
-    cancelled = ~(jnp.abs(value[0]) >= 0.5 * deviances[0])
-    exact = _refuse_negative(p, q)
-    value = jax.lax.cond(
-        jnp.any(cancelled),
-        lambda p, q, value: pair_sum(weighted(p, log_ratio(p, q)), axis),
-        lambda p, q, value: value,
-        *(exact, q, value),
-    )
-    return rounded(value), None
+    logarithm = log_quotient(p, q)
+    deviances = total(deviance(p, q, logarithm), axis)
+    value = deviances + jnp.sum(p - q, axis=axis, keepdims=True)
+
+    def careful(p: Any, q: Any, deviances: Any) -> Any:
+        value = rounded(add(as_pair(deviances), pair_sum(two_sum(p, -q), axis)))
+        return corrected(value, ~(jnp.abs(value) >= 0.5 * deviances), of_pairs, p, q)
+
+    def of_pairs(p: Any, q: Any) -> Any:
+        return rounded(pair_sum(weighted(_refuse_negative(p, q), log_ratio(p, q)), axis))
+
+    # Where the value is not small beside Σ |p - q| the rounding of Σ (p - q) is far below its last digit.
+    small = ~(value >= 0.5 * jnp.sum(jnp.abs(p - q), axis=axis, keepdims=True))
+    return corrected(value, small, careful, p, q, deviances), logarithm
 
 
 @kl_divergence.partial("p")
-def _(saved: None, p: Any, q: Any, *, axis: Any) -> Any:
-    logarithm = log_ratio(p, q)
-    gradient = rounded(add(logarithm, as_pair(jnp.ones_like(p))))
-    return jnp.where((p == 0) & (q == 0), 0, gradient)
+def _(logarithm: Any, p: Any, q: Any, *, axis: Any) -> Any:
+    return jnp.where((p == 0) & (q == 0), 0, log_e_times(p, q, logarithm))
 
 
 @kl_divergence.partial("q")
-def _(saved: None, p: Any, q: Any, *, axis: Any) -> Any:
+def _(saved: Any, p: Any, q: Any, *, axis: Any) -> Any:
     return -_ratio(p, q)
 
 
@@ -254,31 +267,25 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 
 @js_divergence.value
 def _(p: Any, q: Any, *, axis: Any) -> Any:
-    return total(jax.lax.optimization_barrier(midpoint_deviance(p, q)), axis), None
+    middle = two_sum(0.5 * p, 0.5 * q)
+    of_p, of_q = log_quotient(p, middle), log_quotient(q, middle)
+    return total(midpoint_deviance(p, q, of_p, of_q), axis), (of_p, of_q)
 
 
 @js_divergence.partial("p")
-def _(saved: None, p: Any, q: Any, *, axis: Any) -> Any:
-    return _half_log_share(p, q)
+def _(saved: Any, p: Any, q: Any, *, axis: Any) -> Any:
+    return jnp.where((p == 0) & (q == 0), 0, 0.5 * saved[0])
 
 
 @js_divergence.partial("q")
-def _(saved: None, p: Any, q: Any, *, axis: Any) -> Any:
-    return _half_log_share(q, p)
+def _(saved: Any, p: Any, q: Any, *, axis: Any) -> Any:
+    return jnp.where((p == 0) & (q == 0), 0, 0.5 * saved[1])
 
 
 @js_divergence.second
 def _(tangents: dict[str, Any], active: tuple[str, ...], p: Any, q: Any, *, axis: Any) -> Any:
     gradient_dot = {"p": _tangent_of_share(tangents, p, q, "p", "q"), "q": _tangent_of_share(tangents, q, p, "q", "p")}
     return tuple(gradient_dot[name] for name in active)
-
-
-def _half_log_share(a: Any, b: Any) -> Any:
-    """½ log(2a/(a + b)) = ½ log1p((a - b)/(a + b))."""
-    middle, half_difference = 0.5 * a + 0.5 * b, 0.5 * a - 0.5 * b
-    v = half_difference / middle
-    logarithm = jnp.where(v > -0.5, log1p(v), log_quotient(a, middle))
-    return jnp.where((a == 0) & (b == 0), 0, 0.5 * logarithm)
 
 
 def _tangent_of_share(tangents: dict[str, Any], a: Any, b: Any, name: str, other: str) -> Any:

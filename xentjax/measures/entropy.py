@@ -11,8 +11,8 @@ from jaxtyping import ArrayLike
 
 from xentjax.core.domains import Domain, Logit, Mask, Probabilities, Probability
 from xentjax.core.op import op
-from xentjax.numerics import along, log, log1p, sum_along, total, xlogx
-from xentjax.pairs import log_ratio, negative, pair_sum, rounded, weighted
+from xentjax.numerics import along, corrected, log, log_e_times, log_quotient, sum_along, total, xlogx
+from xentjax.pairs import Pair, log_ratio, negative, pair_sum, rounded, scaled, two_sum, weighted
 
 DISTRIBUTION_OPTIONS: tuple[dict[str, Any], ...] = (
     {},
@@ -63,40 +63,30 @@ def entropy(
     return -jnp.sum(xlogx(p), axis=axis, keepdims=keepdims)
 
 
-def entropy_sum(p: Any, axis: Any) -> Any:
-    """-Σ p log p: terms of one sign where no p is above 1, otherwise pairs of floats, which may cancel.
-
-    To a p above the smallest normal number nothing is added; log 0 becomes finite.
-    """
-    tiny = float(jnp.finfo(p.dtype).tiny)
-    return jax.lax.cond(
-        jnp.max(p) > 1,
-        lambda p: rounded(pair_sum(weighted(p, negative(log_ratio(p))), axis)),
-        lambda p: total(p * -jnp.log(p + tiny), axis),
-        p,
-    )
+def entropy_sum(p: Any, logarithm: Any, axis: Any) -> Any:
+    """-Σ p log p: terms of one sign where no p is above 1, otherwise pairs of floats, which may cancel."""
+    value = total(jnp.where(p == 0, 0, p * -logarithm), axis)
+    return corrected(value, jnp.max(p) > 1, lambda p: rounded(_entropy_pair(p, axis)), p)
 
 
-def entropy_gradient(p: Any) -> Any:
-    """-log p - 1 = -log(e·p), which is -log1p(e·(p - 1/e)) without cancellation where p is close to 1/e.
+def _entropy_pair(p: Any, axis: Any) -> Pair:
+    return pair_sum(weighted(p, negative(log_ratio(p))), axis)
 
-    1/e is taken as a float and a remainder. They are not subtracted one after the other: XLA would add them first.
-    """
-    kind = p.dtype.type
-    inverse_e = kind(np.exp(-1.0))
-    remainder = np.exp(np.longdouble(-1)) - inverse_e
-    excess = (p - inverse_e) * kind(np.e) - kind(remainder * np.e)
-    return jnp.where(jnp.abs(excess) < 0.25, -jnp.log1p(excess), -log(p) - 1)
+
+def entropy_gradient(logarithm: Any, p: Any) -> Any:
+    """-log p - 1 = -log(e·p)."""
+    return -log_e_times(p, jnp.ones_like(p), logarithm)
 
 
 @entropy.value
 def _(p: Any, *, axis: Any) -> Any:
-    return entropy_sum(p, axis), None
+    logarithm = log(p)
+    return entropy_sum(p, logarithm, axis), logarithm
 
 
 @entropy.partial("p")
-def _(saved: None, p: Any, *, axis: Any) -> Any:
-    return entropy_gradient(p)
+def _(logarithm: Any, p: Any, *, axis: Any) -> Any:
+    return entropy_gradient(logarithm, p)
 
 
 @entropy.second
@@ -129,21 +119,44 @@ def perplexity(p: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None,
 
 @perplexity.value
 def _(p: Any, *, axis: Any) -> Any:
-    high, low = pair_sum(weighted(p, negative(log_ratio(p))), axis)
-    value = jnp.exp(high)
-    value = jnp.where(jnp.isfinite(value), value + value * low, value)
+    squares = jnp.sum(p * p, axis=axis, keepdims=True)
+    excess = _sum_less_one(p, axis)
+    ordinary = (squares <= 1) & (jnp.abs(excess) < 1 / 64)  # no p above 1, and a sum close to 1
+
+    # With 2^k close to 1/Σ p²:  H = -Σ p log(2^k p) + k log 2 Σ p, and k log 2 is taken out of the exponential. What is
+    # left in it is small, and so is what its rounding costs.
+    k = jnp.round(jnp.clip(-jnp.log2(squares), 0, 100)).astype(jnp.int32)
+    power, _ = scaled((jnp.ones_like(squares), jnp.zeros_like(squares)), k)
+    rest = total(p * -jnp.log(p * power + float(jnp.finfo(p.dtype).tiny)), axis)
+    value = power * jnp.exp(rest + k * excess * np.log(2.0).astype(p.dtype))
+
+    def of_anything(p: Any) -> Any:
+        high, low = _entropy_pair(p, axis)
+        value = jnp.exp(high)
+        return jnp.where(jnp.isfinite(value), value + value * low, value)
+
+    value = corrected(value, ~ordinary, of_anything, p)
     return value, value
+
+
+def _sum_less_one(p: Any, axis: Any) -> Any:
+    """Σ p - 1, for a sum close to 1. The entries are cut at one place, so that they add up without rounding, and what
+    was cut off is small."""
+    grid = 2.0 ** jnp.finfo(p.dtype).nmant
+    multiples = jnp.sum(jnp.floor(p * grid), axis=axis, keepdims=True)
+    p = jax.lax.optimization_barrier(p)
+    return (multiples / grid - 1) + total(p - jnp.floor(p * grid) / grid, axis)
 
 
 @perplexity.partial("p")
 def _(value: Any, p: Any, *, axis: Any) -> Any:
-    return value * entropy_gradient(p)
+    return value * entropy_gradient(log(p), p)
 
 
 @perplexity.second
 def _(tangents: dict[str, Any], active: tuple[str, ...], p: Any, *, axis: Any) -> Any:
     # With u = -log p - 1 and v = exp(H):  d(v u_i) = v (u_i ⟨u, t⟩ - t_i/p_i).
-    t, u = tangents["p"], entropy_gradient(p)
+    t, u = tangents["p"], entropy_gradient(log(p), p)
     value = jnp.exp(-jnp.sum(xlogx(p), axis=axis, keepdims=True))
     return (value * (along(u, sum_along(u, t, axis=axis)) - along(1 / p, t)),)
 
@@ -187,19 +200,21 @@ def binary_entropy(p: ArrayLike, *, where: ArrayLike | None = None, base: float 
 
 @binary_entropy.value
 def _(p: Any) -> Any:
-    # 1 - p is exact for p ≥ ½; log1p(-p) needs no exact 1 - p. Both terms are non-negative.
     inside = (p >= 0) & (p <= 1)
+    other = _one_minus(p)
     first = jnp.where(p == 0, 0, -p * log(p))
-    second = jnp.where(p == 1, 0, -(1 - p) * log1p(-p))
+    second = jnp.where(p == 1, 0, -other[0] * log(other))
     return jnp.where(inside, first + second, jnp.nan), None
 
 
 @binary_entropy.partial("p")
 def _(saved: None, p: Any) -> Any:
-    # log((1-p)/p) = log1p((1-2p)/p) near ½, where 1 - 2p is exact and the two logarithms would cancel.
-    near = jnp.abs(p - 0.5) < 0.0625
-    middle = jnp.log1p((1 - 2 * p) / jnp.where(near, p, 0.5))
-    return jnp.where(near, middle, log1p(-p) - log(p))
+    return log_quotient(_one_minus(p), p)
+
+
+def _one_minus(p: Any) -> Pair:
+    """1 - p exactly."""
+    return two_sum(jnp.ones_like(p), -p)
 
 
 @binary_entropy.second

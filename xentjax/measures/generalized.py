@@ -12,8 +12,8 @@ from jaxtyping import ArrayLike
 from xentjax.core.domains import Domain, Mask, Probabilities
 from xentjax.core.op import op
 from xentjax.measures.entropy import Axis, entropy_gradient, entropy_sum
-from xentjax.numerics import along, log1p, sum_along, xlogx
-from xentjax.pairs import Pair, add, as_pair, log_ratio, multiply, negative, pair_sum, rounded, select
+from xentjax.numerics import along, corrected, log, sum_along, total, xlogx
+from xentjax.pairs import Pair, add, as_pair, log_ratio, multiply, pair_sum, rounded, select, two_sum
 
 _DOMAIN = Domain(
     p=Probabilities("B K"),
@@ -88,43 +88,50 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 
 
 @renyi_entropy.value
-def _(p: Any, alpha: Any, *, axis: Any) -> Any:
-    # With S = Σ p^α and G = S - 1:  log S is log1p(G) where G is small. Where S leaves the range the largest entry M is
-    # taken out of it,  log S/(1-α) = -(log M + (log M + log Σ (p/M)^α)/(α-1)).
+def renyi_value(p: Any, alpha: Any, *, axis: Any) -> Any:
+    # With S = Σ p^α and G = S - 1:  log S is log(1 + G), of the pair, where G is small.
     order, excess_order = _order(alpha, p.dtype)
-    info = jnp.finfo(p.dtype)
-    logarithm = log_ratio(p)
-    excess, power_sum = _excess(p, logarithm, excess_order, axis), _power_sum(p, logarithm, excess_order, axis)
-    share_sum, largest = _share_sum(p, logarithm, order, axis)
-    in_range = (power_sum > 4 * info.tiny) & (power_sum < info.max / 4)
-    log_power_sum = jnp.where(jnp.abs(excess) < 0.5, log1p(excess), jnp.log(jnp.where(in_range, power_sum, 1)))
-    b = excess_order[0]
-    far = -(rounded(largest) + (rounded(largest) + jnp.log(share_sum)) / b)
-    value = jnp.where(in_range & jnp.isfinite(b), -log_power_sum / b, far)
-    shannon = entropy_sum(p, axis)
-    return _for_order(b, shannon, value), (logarithm, share_sum, largest)
+    b, info = excess_order[0], jnp.finfo(p.dtype)
+    power = _power_less_one(p, alpha)
+    power_sum, excess = _power_sum(p, power, alpha, axis)
+    in_range = (power_sum > 4 * info.tiny) & (power_sum < info.max / 4) & jnp.isfinite(b)
+    whole = two_sum(jnp.ones_like(excess), excess)
+    log_power_sum = jnp.where(_is_close_to_one(power_sum), log(whole), jnp.log(jnp.where(in_range, power_sum, 1)))
+
+    def by_shares(p: Any, value: Any, power: Any, power_sum: Any) -> Any:
+        # Where S leaves the range the largest entry M is taken out of it, and out of p^(α-1):
+        # log S/(1-α) = -(log M + (log M + log Σ (p/M)^α)/(α-1)).
+        largest = jnp.max(p, axis=axis, keepdims=True)
+        below = log_ratio(p, largest + jnp.zeros_like(p))
+        share_sum = total(jnp.where(p == 0, 0, _exp(_times(order, below))), axis)
+        far = -(log(largest) + (log(largest) + jnp.log(share_sum)) / b)
+        return jnp.where(in_range, value, far), _exp(_times(excess_order, below)), share_sum * largest
+
+    value, power, divisor = jax.lax.cond(
+        jnp.all(in_range), lambda p, *others: others, by_shares, *(p, -log_power_sum / b, power, power_sum)
+    )
+    return _for_order(b, entropy_sum(p, log(p), axis), value), (power, divisor)
 
 
 @renyi_entropy.partial("p")
 def _(saved: Any, p: Any, alpha: Any, *, axis: Any) -> Any:
+    power, divisor = saved  # p^(α-1)/S is their quotient; α/(1-α) = -1 - 1/(α-1)
     b = _order(alpha, p.dtype)[1][0]
-    gradient = jnp.where(p == 0, _gradient_at_zero(b), (-1 - 1 / b) * _renyi_weight(saved, p, alpha, axis))
-    return _for_order(b, entropy_gradient(p), gradient)
+    gradient = jnp.where(p == 0, _gradient_at_zero(b), (-1 - 1 / b) * (power / divisor))
+    return _for_order(b, entropy_gradient(log(p), p), gradient)
 
 
 @renyi_entropy.second
 def _(tangents: dict[str, Any], active: tuple[str, ...], p: Any, alpha: Any, *, axis: Any) -> Any:
-    # With w = p^(α-1)/S the gradient is α/(1-α)·w, and dw_i = w_i ((α-1) t_i/p_i - α Σ_j w_j t_j).
-    t = tangents["p"]
-    order, excess_order = _order(alpha, p.dtype)
-    b = excess_order[0]
-    logarithm = log_ratio(p)
-    saved = logarithm, *_share_sum(p, logarithm, order, axis)
-    weight = jnp.where(p == 0, 0, _renyi_weight(saved, p, alpha, axis))
-    total = sum_along(weight, t, axis=axis)
-    own = jnp.where(weight == 0, 0, -order[0] * weight / p)
-    general = along(own, t) + jnp.where(weight == 0, 0, (1 + 1 / b) * order[0] * weight) * total
-    return (_for_order(b, -along(1 / p, t), general),)
+    # With w = p^(α-1)/S and the share u = p^α/S the gradient is α/(1-α)·w, and
+    # dw_i = (α-1) p_i^(α-2)/S (1 - α/(α-1) u_i) t_i - α w_i Σ_{j≠i} w_j t_j,  with 1 - α/(α-1) u = (1-u) - u/(α-1).
+    t, order, b = tangents["p"], _order(alpha, p.dtype)[0][0], _order(alpha, p.dtype)[1][0]
+    _, (power, divisor) = renyi_value(p, alpha, axis=axis)
+    weight, whole = jnp.where(p == 0, 0, power / divisor), jnp.where(p == 0, 0, p * power)
+    curvature = _less_one_more(power, p, b)
+    own = jnp.where(curvature == 0, 0, -order * curvature / divisor) * ((divisor - whole) - whole / b) / divisor
+    other = jnp.where(weight == 0, 0, (1 + 1 / b) * order * weight)
+    return (_for_order(b, -along(1 / p, t), along(own, t) + other * (sum_along(weight, t, axis=axis) - weight * t)),)
 
 
 @op(
@@ -173,30 +180,27 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 
 @tsallis_entropy.value
 def _(p: Any, alpha: Any, *, axis: Any) -> Any:
-    _, excess_order = _order(alpha, p.dtype)
-    b, logarithm = excess_order[0], log_ratio(p)
-    value = -_excess(p, logarithm, excess_order, axis) / b
+    b, power = _order(alpha, p.dtype)[1][0], _power_less_one(p, alpha)
+    _, excess = _power_sum(p, power, alpha, axis)
     above = jnp.max(p, axis=axis, keepdims=True) > 1
-    value = jnp.where(jnp.isinf(b), jnp.where(above, -jnp.inf, 0), value)
-    return _for_order(b, entropy_sum(p, axis), value), logarithm
+    value = jnp.where(jnp.isinf(b), jnp.where(above, -jnp.inf, 0), -excess / b)
+    return _for_order(b, entropy_sum(p, log(p), axis), value), power
 
 
 @tsallis_entropy.partial("p")
-def _(logarithm: Any, p: Any, alpha: Any, *, axis: Any) -> Any:
-    excess_order = _order(alpha, p.dtype)[1]
-    b = excess_order[0]
-    gradient = (-1 - 1 / b) * _exp(_times(excess_order, logarithm))
+def _(power: Any, p: Any, alpha: Any, *, axis: Any) -> Any:
+    b = _order(alpha, p.dtype)[1][0]
+    gradient = (-1 - 1 / b) * power
     gradient = jnp.where(p == 0, _gradient_at_zero(b), jnp.where(jnp.isinf(b) & (p == 1), -jnp.inf, gradient))
-    return _for_order(b, entropy_gradient(p), gradient)
+    return _for_order(b, entropy_gradient(log(p), p), gradient)
 
 
 @tsallis_entropy.second
 def _(tangents: dict[str, Any], active: tuple[str, ...], p: Any, alpha: Any, *, axis: Any) -> Any:
     # d(α/(1-α) p^(α-1)) = -α p^(α-2) dp.
-    order, excess_order = _order(alpha, p.dtype)
-    power = _exp(_times(excess_order, log_ratio(p)))
-    own = jnp.where(power == 0, 0, -order[0] * power / p)
-    return (_for_order(excess_order[0], -along(1 / p, tangents["p"]), along(own, tangents["p"])),)
+    t, order, b = tangents["p"], _order(alpha, p.dtype)[0][0], _order(alpha, p.dtype)[1][0]
+    own = -order * _less_one_more(_power_less_one(p, alpha), p, b)
+    return (_for_order(b, -along(1 / p, t), along(own, t)),)
 
 
 # -- powers of p -------------------------------------------------------------------------------------------------------
@@ -259,32 +263,36 @@ def _expm1(x: Pair) -> Any:
     return jnp.where(jnp.isfinite(value), value + (value + 1) * x[1], value)
 
 
-def _excess(p: Any, logarithm: Pair, excess_order: Pair, axis: Any) -> Any:
-    """Σ p^α - 1, with p^α = p + p·expm1((α-1) log p) where these two do not cancel: where p^(α-1) is close to 1.
+def _power_less_one(p: Any, alpha: Any) -> Any:
+    """p^(α-1)."""
+    if isinstance(alpha, (int, float)) and alpha == 2:
+        return p
+    return _exp(_times(_order(alpha, p.dtype)[1], log_ratio(p)))
 
-    The sum of those p less 1 is exact.
+
+def _less_one_more(power: Any, p: Any, b: Any) -> Any:
+    """p^(α-2) from p^(α-1): at p = 0 it is 1 at the order 2, and infinite between the orders 1 and 2."""
+    at_zero = jnp.where(b == 1, 1, jnp.where((b > 0) & (b < 1), jnp.inf, 0))
+    return jnp.where(p == 0, at_zero, power / p)
+
+
+def _is_close_to_one(power_sum: Any) -> Any:
+    return (power_sum > 0.5) & (power_sum < 2)
+
+
+def _power_sum(p: Any, power: Any, alpha: Any, axis: Any) -> tuple[Any, Any]:
+    """S = Σ p^α, and S - 1.
+
+    If some sum is close to 1, S - 1 is taken apart: p^α is p + p·expm1((α-1) log p) where p^(α-1) is close to 1, and
+    the sum of those p less 1 is exact.
     """
-    exponent = _times(excess_order, logarithm)
-    close = jnp.abs(exponent[0]) < 0.75
-    powers = jnp.where(p == 0, 0, p * jnp.where(close, _expm1(exponent), _exp(exponent)))
-    less_one = add(pair_sum(jnp.where(close, p, 0), axis), as_pair(jnp.full((), -1, p.dtype)))
-    return rounded(add(less_one, pair_sum(powers, axis)))
 
+    def apart(p: Any, power: Any) -> Any:
+        exponent = _times(_order(alpha, p.dtype)[1], log_ratio(p))
+        close = jnp.abs(exponent[0]) < 0.75
+        terms = jnp.where(p == 0, 0, p * jnp.where(close, _expm1(exponent), power))
+        less_one = add(pair_sum(jnp.where(close, p, 0), axis), as_pair(jnp.full((), -1, p.dtype)))
+        return rounded(add(less_one, pair_sum(terms, axis)))
 
-def _power_sum(p: Any, logarithm: Pair, excess_order: Pair, axis: Any) -> Any:
-    """Σ p^α = Σ p·p^(α-1)."""
-    return rounded(pair_sum(jnp.where(p == 0, 0, p * _exp(_times(excess_order, logarithm))), axis))
-
-
-def _share_sum(p: Any, logarithm: Pair, order: Pair, axis: Any) -> tuple[Any, Pair]:
-    """Σ (p/M)^α, and log M, for the largest entry M."""
-    largest = log_ratio(jnp.max(p, axis=axis, keepdims=True))
-    shares = jnp.where(p == 0, 0, _exp(_times(order, add(logarithm, negative(largest)))))
-    return rounded(pair_sum(shares, axis)), largest
-
-
-def _renyi_weight(saved: Any, p: Any, alpha: Any, axis: Any) -> Any:
-    """p^(α-1)/Σ p^α = (p/M)^(α-1) / (M Σ (p/M)^α) for the largest entry M: so it stays in the range."""
-    logarithm, share_sum, largest = saved
-    power = _exp(_times(_order(alpha, p.dtype)[1], add(logarithm, negative(largest))))
-    return power / share_sum / jnp.max(p, axis=axis, keepdims=True)
+    power_sum = total(jnp.where(p == 0, 0, p * power), axis)
+    return power_sum, corrected(power_sum - 1, _is_close_to_one(power_sum), apart, p, power)

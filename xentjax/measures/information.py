@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import ArrayLike
 
 from xentjax.core.domains import Domain, JointTable, Mask
 from xentjax.core.op import op
 from xentjax.measures.joint import TABLE_OPTIONS, require_two_axes, variables
-from xentjax.numerics import along, xlogx, xlogy
-from xentjax.pairs import (
-    add,
-    as_pair,
-    deviance_pair,
-    log_ratio,
-    log_two_times,
-    multiply,
-    negative,
-    pair_mantissa_and_exponent,
-    pair_sum,
-    rounded,
-    scaled,
-    select,
-)
+from xentjax.numerics import along, deviance, log, log_quotient, total, xlogx, xlogy
+from xentjax.pairs import Pair, as_pair, divide, mantissa_and_exponent, multiply, pair_sum, scaled, select
 
 
 @op(
@@ -66,8 +53,8 @@ def mutual_information(
       The mutual information without the two axes, in the table's dtype (16-bit floats are computed in float32).
 
     Almost independent variables keep their digits: the marginals and their products are carried with twice the digits,
-    and the sum is that of the deviances P log(P/(rc)) - P + rc, which are non-negative and of second order, plus
-    T(1 - T), where T is the sum of the table. A cell with P = 0 contributes 0; its gradient is -inf, or 0 where its row
+    and with T, the sum of the table, and Q = rc/T it is Σ (P log(P/Q) - P + Q) - T log T. These deviances are
+    non-negative and of second order. A cell with P = 0 contributes 0; its gradient is -inf, or 0 where its row
     or column is zero. A negative cell gives NaN. Where nothing is left by the mask it is 0.
 
     Raises:
@@ -191,53 +178,39 @@ def _plain_dependence(joint: Any, axis: Any) -> Any:
 
 
 def _dependence(joint: Any, axis: Any) -> tuple[Any, Any]:
-    r"""Σ P log(P/Π r), and log(P/Π r) as a pair with where Π r is not zero.
+    r"""Σ P log(P/Π r), and log(P/Π r) with where Π r is not zero.
 
-    The table is first scaled to P' = P/2^k, exactly, such that its sum T lies in [√½, √2]. With n variables
+    With n variables and T = Σ P, let Q = Π r / T^(n-1), whose sum is T too:
 
-        Σ P log(P/Π r) = 2^k (Σ P' log(P'/Π r') - (n - 1) T log 2^k)     and
-        Σ P' log(P'/Π r') = Σ (deviance of P' and Π r') + T - T^n,
+        Σ P log(P/Π r) = Σ (deviance of P and Q) - (n - 1) T log T.
 
-    because the products of the marginals sum to T^n. The deviances are of second order where the variables are almost
-    independent, and T - T^n = T (1 - T)(1 + T + ... + T^(n-2)) is exact. The marginals are multiplied by their
-    mantissas, so that no product leaves the range.
+    The deviances are of second order where the variables are almost independent, and log T has all its digits where T
+    is close to one. Q is a pair, from the mantissas of its factors, so that no product leaves the range.
     """
-    k = _exponent_of_sum(joint, axis)
-    joint, _ = scaled(as_pair(joint), -k)
-    product, shift, empty = as_pair(jnp.ones_like(joint)), jnp.zeros(joint.shape, jnp.int32), False
-    groups = _others(joint, axis)
-    for others in groups:
-        marginal = pair_sum(joint, others)
-        mantissa, exponent = pair_mantissa_and_exponent(marginal)
-        product, shift, empty = multiply(product, mantissa), shift + exponent, empty | (marginal[0] == 0)
-    product = select(empty, as_pair(jnp.zeros_like(joint)), product)
-    total = pair_sum(joint, axis)
-    one_minus_total = add(negative(total), as_pair(jnp.ones_like(total[0])))
-    powers, series = as_pair(jnp.ones_like(total[0])), as_pair(jnp.zeros_like(total[0]))
-    for _ in groups[1:]:
-        powers, series = multiply(powers, total), add(series, powers)
-    value = add(
-        pair_sum(deviance_pair(joint, product, shift), axis), multiply(multiply(total, one_minus_total), series)
-    )
-    more = len(groups) - 1
-    value = add(value, multiply(total, log_two_times(-more * k, joint.dtype)))
-    logarithm = add(log_ratio(joint, product, shift), log_two_times(-more * k, joint.dtype))
-    return rounded(scaled(value, k)), (logarithm, ~empty)
+    whole = pair_sum(joint, axis)
+    marginals = [pair_sum(joint, others) for others in _others(joint, axis)]
+    (divisor, less), (product, shift) = _mantissa(whole), _mantissa(marginals[0])
+    for marginal in marginals[1:]:
+        factor, exponent = _mantissa(marginal)
+        product, shift = multiply(product, divide(factor, divisor)), shift + exponent - less
+    logarithm = log_quotient(joint, product, shift)
+    exists = functools.reduce(jnp.logical_and, [marginal[0] != 0 for marginal in marginals])
+    high, low = select(exists, scaled(product, shift), as_pair(jnp.zeros_like(joint)))
+    scale = (len(marginals) - 1) * log(whole)
+    value = total(deviance(joint, high, logarithm, low), axis) - scale * whole[0]
+    return value, (logarithm - scale, exists)
 
 
-def _exponent_of_sum(joint: Any, axis: Any) -> Any:
-    """The k for which the sum over 2^k lies in [√½, √2]; 0 where the sum is not positive and finite."""
-    total, _ = pair_sum(joint, axis)
-    proper = (total > 0) & jnp.isfinite(total)
-    (mantissa, _), exponent = pair_mantissa_and_exponent(as_pair(jnp.where(proper, total, 1)))
-    return exponent + jnp.where(mantissa > np.sqrt(2), 1, 0)
+def _mantissa(x: Pair) -> tuple[Pair, Any]:
+    """x = m·2^k, with the high part of the pair m from 1 to 2; m = 1 where x is 0."""
+    mantissa, exponent = mantissa_and_exponent(x[0])
+    return (mantissa, jnp.where(x[0] == 0, 0, mantissa * (x[1] / x[0]))), exponent
 
 
 def _dependence_gradient(saved: Any, joint: Any, axis: Any) -> Any:
     """log(P/Π r) + 1 - n: the cell itself gives +1, and each marginal Σ_x P_x/r_x = 1 with the other sign."""
     logarithm, exists = saved
-    constant = as_pair(jnp.full_like(joint, 1 - len(_others(joint, axis))))
-    return jnp.where(exists, rounded(add(logarithm, constant)), 0)
+    return jnp.where(exists, logarithm + (1 - len(_others(joint, axis))), 0)
 
 
 def _dependence_second(t: Any, joint: Any, axis: Any) -> Any:

@@ -12,8 +12,8 @@ from xentjax.core.domains import Domain, JointTable, Mask
 from xentjax.core.op import op
 from xentjax.core.policy import require_axis
 from xentjax.measures.entropy import entropy_gradient, entropy_sum
-from xentjax.numerics import along, xlogx, xlogy
-from xentjax.pairs import log_ratio, pair_sum, rounded, weighted
+from xentjax.numerics import along, log, log_quotient, total, xlogx, xlogy
+from xentjax.pairs import pair_sum
 
 TABLE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"base": 2, "keepdims": True, "where": Mask("B J K")})
 
@@ -59,12 +59,13 @@ def joint_entropy(
 
 @joint_entropy.value
 def _(joint: Any, *, axis: Any) -> Any:
-    return entropy_sum(joint, axis), None
+    logarithm = log(joint)
+    return entropy_sum(joint, logarithm, axis), logarithm
 
 
 @joint_entropy.partial("joint")
-def _(saved: None, joint: Any, *, axis: Any) -> Any:
-    return entropy_gradient(joint)
+def _(logarithm: Any, joint: Any, *, axis: Any) -> Any:
+    return entropy_gradient(logarithm, joint)
 
 
 @joint_entropy.second
@@ -132,15 +133,15 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 
 @conditional_entropy.value
 def _(joint: Any, *, axis: Any) -> Any:
-    surprise = log_ratio(pair_sum(joint, axis[1]), joint)
-    return rounded(pair_sum(weighted(joint, surprise), axis)), surprise
+    surprise = log_quotient(pair_sum(joint, axis[1]), joint)
+    return total(jnp.where(joint == 0, 0, joint * surprise), axis), surprise
 
 
 @conditional_entropy.partial("joint")
 def _(surprise: Any, joint: Any, *, axis: Any) -> Any:
     # ∂/∂P_xy of Σ_x r log r - Σ P log P:  (log r_x + 1) - (log P_xy + 1).
     empty = jnp.max(joint, axis=axis[1], keepdims=True) == 0
-    return jnp.where(empty, 0, rounded(surprise))
+    return jnp.where(empty, 0, surprise)
 
 
 @conditional_entropy.second
