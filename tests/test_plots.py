@@ -140,6 +140,16 @@ def test_runs_that_never_moved_or_diverged_are_drawn(tmp_path):
         assert pixels(figure, tmp_path / "picture.png").std() > 0.05
 
 
+@pytest.mark.parametrize("initial", [2.0, np.nan])
+def test_a_grid_with_fits_that_diverge_or_never_start(tmp_path, initial):
+    loss = np.stack([np.full((2, 150), initial) * np.linspace(1, end, 150) for end in (0.1, 1e18)])
+    figure = plots.grid_of_fits([0.1, 9], ["0.1", "9 (diverged)"], loss, loss[..., -1], None, title="grid")
+    assert pixels(figure, tmp_path / "picture.png").std() > 0.05
+    if initial == 2:
+        assert figure.axes[0].get_ylim()[1] == 10
+        assert curves(figure, 1)["above"].tolist() == [[9, 10]]
+
+
 def test_drawing_leaves_matplotlib_as_it_was():
     before = dict(matplotlib.rcParams)
     figures.binary_entropy_of_p(CONFIG)

@@ -268,9 +268,11 @@ def grid_of_fits(
     if beyond:
         right.plot(beyond, [highest] * len(beyond), "^", color=QUIET, markersize=9, clip_on=False, label="above")
     for axes, shown in ((left, loss), (right, np.stack(list(parts.values())))):
-        axes.set_yscale("log")
-        axes.set_ylim(float(np.min(shown)) / 1.15, min(float(np.max(shown)) * 1.15, highest))
-        plain_log_ticks(axes.yaxis)
+        drawn = shown[np.isfinite(shown) & (shown > 0)]
+        if len(drawn):  # matplotlib cannot draw a logarithmic axis without a positive number
+            axes.set_yscale("log")
+            axes.set_ylim(drawn.min() / 1.15, np.fmin(drawn.max() * 1.15, highest))
+            plain_log_ticks(axes.yaxis)
     right.set_xscale("log")
     right.minorticks_off()
     right.set_xticks(step_sizes, [f"{step_size:g}" for step_size in step_sizes])
