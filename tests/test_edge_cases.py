@@ -33,6 +33,8 @@ from ulp import why_wrong
 
 import xentjax
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 _CASES = json.loads((pathlib.Path(__file__).parent / "data" / "edge_cases.json").read_text())
 
 #: The table's function -> the public name, and the table's arguments -> its own.

@@ -17,6 +17,8 @@ from xentjax.core.domains import Domain, Logit
 from xentjax.core.op import _REGISTRY, op, ops
 from xentjax.core.reference import Formula
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 
 @contextlib.contextmanager
 def log_cosh_record():

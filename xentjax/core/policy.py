@@ -35,7 +35,8 @@ def is_float(array: Any) -> bool:
 def result_dtype(inputs: Iterable[Any]) -> Any:
     """The promoted float dtype of the inputs; the default float dtype where none of them is a float."""
     floats = [leaf.dtype for value in inputs for leaf in jax.tree.leaves(value) if is_float(leaf)]
-    return functools.reduce(jnp.promote_types, floats) if floats else jnp.result_type(float)
+    with jax.numpy_dtype_promotion("standard"):  # what is documented, whatever the user forbids elsewhere
+        return functools.reduce(jnp.promote_types, floats) if floats else jnp.result_type(float)
 
 
 def compute_dtype(dtype: Any) -> Any:
