@@ -167,14 +167,19 @@ def _(tangents: Any, active: Any, logits: Any, *, axis: int) -> Any:
 def softmax_tangent(p: Any, v: Any, axis: int) -> Any:
     """p∘(v - ⟨p, v⟩): the tangent of softmax, and the Hessian of log-sum-exp, along v.
 
-    Where a class k has more than half, v is measured from v_k, so that for k nothing is left to compute but what makes
-    the sum 0: no digits of 1 - p_k are lost. The form is its own transpose, so reverse mode keeps them too.
+    Where a class k has more than half, its entry is what makes the sum 0: no digits of 1 - p_k are lost.  The form is
+    its own transpose, so reverse mode keeps them too.
     """
-    v = v.astype(p.dtype)
     largest = p > 0.5
-    d = v - jnp.sum(jnp.where(largest, v, 0), axis=axis, keepdims=True)
-    others = jnp.where(largest, 0, p * (d - jnp.sum(p * d, axis=axis, keepdims=True)))
+    others = jnp.where(largest, 0, p * centred(p, v, axis))
     return jnp.where(largest, -jnp.sum(others, axis=axis, keepdims=True), others)
+
+
+def centred(p: Any, v: Any, axis: int) -> Any:
+    """v - ⟨p, v⟩, measured from v_k where a class k has more than half."""
+    v = v.astype(p.dtype)
+    d = v - jnp.sum(jnp.where(p > 0.5, v, 0), axis=axis, keepdims=True)
+    return d - jnp.sum(p * d, axis=axis, keepdims=True)
 
 
 @op(

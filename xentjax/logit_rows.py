@@ -51,10 +51,19 @@ def row_sum(term: Callable[..., Any], entries: Sequence[Any], rows: Sequence[Any
     Over a few classes the terms are added column by column, which a compiler fuses into one loop over the rows, where
     a reduction would start a loop of two or three steps for every row.  Otherwise it is one fused reduction.
     """
+    return _reduced(jnp.add, jnp.sum, term, entries, rows, axis)
+
+
+def row_max(term: Callable[..., Any], entries: Sequence[Any], rows: Sequence[Any], axis: int) -> Any:
+    """The largest term(entry, ..., row value, ...) of each row."""
+    return _reduced(jnp.maximum, jnp.max, term, entries, rows, axis)
+
+
+def _reduced(combine: Any, reduce: Any, term: Any, entries: Sequence[Any], rows: Sequence[Any], axis: int) -> Any:
     if is_narrow(entries[0], axis):
         columns = zip(*(_columns(array, axis) for array in entries), strict=True)
-        return functools.reduce(jnp.add, (term(*column, *rows) for column in columns))
-    return jnp.sum(term(*entries, *(jnp.expand_dims(row, axis) for row in rows)), axis=axis)
+        return functools.reduce(combine, (term(*column, *rows) for column in columns))
+    return reduce(term(*entries, *(jnp.expand_dims(row, axis) for row in rows)), axis=axis)
 
 
 def apart(entries: Sequence[Any], rows: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:

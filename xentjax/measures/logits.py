@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import ArrayLike
 
-from xentjax.activations import softmax, softmax_tangent
+from xentjax.activations import centred, logistic, softmax, softmax_tangent
 from xentjax.core import policy
 from xentjax.core.domains import Domain, Logits, Mask
 from xentjax.core.op import op
+from xentjax.core.policy import up
 from xentjax.logit_rows import (
     Rows,
     apart,
@@ -21,10 +23,12 @@ from xentjax.logit_rows import (
     finite,
     huge,
     is_dominated,
+    row_max,
     row_maximum,
     row_sum,
     rows_of,
 )
+from xentjax.pairs import artanh_series
 
 _MEASURE_OPTIONS: tuple[dict[str, Any], ...] = (
     {},
@@ -136,7 +140,7 @@ def _checked(name: str, bound: dict[str, Any], *arguments: str) -> dict[str, Any
     if shape[axis] == 0:
         raise ValueError(f"{name}: {arguments[0]} has shape {shape}, but needs at least one class along axis {axis}")
     dtype = policy.compute_dtype(policy.result_dtype(arrays.values()))
-    fits = {n: policy.is_float(a) and policy.up(a).dtype == dtype for n, a in arrays.items()}
+    fits = {n: policy.is_float(a) and up(a).dtype == dtype for n, a in arrays.items()}
     return {n: a if fits[n] else a.astype(dtype) for n, a in arrays.items()} | {"axis": axis}
 
 
@@ -148,9 +152,10 @@ class _Pair(NamedTuple):
 
     of_p: Rows
     of_q: Rows
-    centre: Any
+    centre: Any  # a - b at the largest class of p, rounded,
+    remainder: Any  # and what the rounding left
     mean: Any  # μ = Σ pδ
-    shift: Any  # log(q_i/p_i) = shift - δ_i, exact where the row is near; NaN where it is not
+    shift: Any  # log(q/p) = shift - δ; NaN where it is not known
     at_largest: Any  # the derivative by b at the largest class of p, where that class dominates; otherwise NaN
 
 
@@ -219,120 +224,142 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 @kl_divergence_from_logits.value
 def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     of_p, of_q = rows_of(p_logits, axis), rows_of(q_logits, axis)
-    limit = huge(of_p.total.dtype)
+    entries, rows = [p_logits, q_logits], [finite(of_p.maximum), finite(of_q.maximum)]
 
-    def moment_term(a: Any, b: Any, m_a: Any, m_b: Any) -> Any:
-        return jnp.exp(-depth(a, m_a)) * (depth(b, m_b) - depth(a, m_a))
+    def moment(a: Any, b: Any, m_a: Any, m_b: Any) -> Any:
+        e = jnp.exp(up(a) - m_a)
+        return e * (m_b - up(b)) - e * depth(a, m_a)
 
-    moment = row_sum(moment_term, *apart([p_logits, q_logits], [finite(of_p.maximum), finite(of_q.maximum)]), axis)
-    mean = moment / of_p.total
+    mean = row_sum(moment, *apart(entries, rows), axis) / of_p.total
     ratio = jnp.log(of_q.total / of_p.total)
     value = mean + ratio
     # What is a small difference of large terms, or has met an infinity, is done again with care.
-    distant = (value > 0.2 * (jnp.abs(mean) + jnp.abs(ratio))) & (jnp.abs(moment) < limit / 1e6)
+    distant = (value > 0.2 * (jnp.abs(mean) + jnp.abs(ratio))) & (value < jnp.inf)
     near = ~distant | is_dominated(of_p.total)
 
-    def plain(p_logits: Any, q_logits: Any) -> tuple[Any, _Pair]:
-        none = jnp.full_like(value, jnp.nan) + value * 0
-        centre = finite(of_p.maximum) - finite(of_q.maximum)
-        return value, _Pair(of_p, of_q, centre, mean, none, none)
+    def plain(p_logits: Any, q_logits: Any, value: Any, mean: Any) -> tuple[Any, _Pair]:
+        none = jnp.full_like(value, jnp.nan)
+        return value, _Pair(of_p, of_q, rows[0] - rows[1], jnp.zeros_like(value), mean, none, none)
 
-    def careful(p_logits: Any, q_logits: Any) -> tuple[Any, _Pair]:
-        return _careful_pair(p_logits, q_logits, of_p, of_q, axis)
+    def careful(p_logits: Any, q_logits: Any, value: Any, mean: Any) -> tuple[Any, _Pair]:
+        pair, exact = _near_pair(p_logits, q_logits, of_p, of_q, axis)
+        return jnp.where(near & (exact == exact), exact, value), pair
 
-    value, pair = jax.lax.cond(jnp.any(near), careful, plain, p_logits, q_logits)
+    value, pair = jax.lax.cond(jnp.any(near), careful, plain, p_logits, q_logits, value, mean)
     return jnp.expand_dims(value, axis), pair
 
 
-def _careful_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[Any, _Pair]:
-    """Value and statistics by the formula for near distributions, by the plain one where a ratio is beyond it."""
-    a, b = policy.up(p_logits), policy.up(q_logits)
-    p, q = _probabilities(p_logits, of_p, axis), _probabilities(q_logits, of_q, axis)
-    largest = jnp.expand_dims(jnp.argmax(a, axis=axis), axis)
-    centre = jnp.take_along_axis(a, largest, axis) - jnp.take_along_axis(b, largest, axis)
-    shared = (a > -jnp.inf) & (b > -jnp.inf)
-    delta = jnp.where(shared, a - b - centre, 0)
-    delta = jnp.where(delta == delta, delta, jnp.where(a == b, 0, jnp.nan))
-    mean = jnp.sum(p * delta, axis=axis, keepdims=True)
-    u = jnp.where(shared, mean - delta, 0)
-    excess = jnp.log1p(jnp.sum(p * _expm1_minus(u), axis=axis, keepdims=True))
-    # q's mass on classes that p has not: the rest of q is normalised without it.
-    outside = jnp.sum(jnp.where((a == -jnp.inf) & (b > -jnp.inf), q, 0), axis=axis, keepdims=True)
-    excess = excess - jnp.log1p(-outside)
-    usable = (jnp.max(jnp.abs(u), axis=axis, keepdims=True) < 60) & (outside < 0.9) & (jnp.abs(centre) < jnp.inf)
+def _near_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[_Pair, Any]:
+    """The statistics of two rows of logits, and KL as log1p(Σ p (e^u - 1 - u)), NaN where e^u is beyond the format."""
+    entries, (m_a, m_b) = [p_logits, q_logits], (finite(of_p.maximum), finite(of_q.maximum))
+    limit = huge(m_a.dtype)
+    # b at the largest class of a: any other class is far below it.
+    q_at_largest = row_max(
+        lambda a, b, m: jnp.minimum(up(b), limit) + jnp.minimum(up(a) - m, 0) * limit, entries, [m_a], axis
+    )
+    centre, remainder = _exact_difference(m_a, q_at_largest)
+    reachable = jnp.abs(centre) < jnp.inf
+    centre = jnp.where(reachable, centre, m_a - m_b)
+    rows = [m_a, m_b, centre, remainder]
 
-    log_ratio = jnp.expand_dims(jnp.log(of_q.total / of_p.total), axis)
-    top = jnp.expand_dims(finite(of_p.maximum) - finite(of_q.maximum), axis)
-    surplus = jnp.where(p > 0, jnp.where(shared, (a - b) - top, jnp.inf), 0)
-    plain = jnp.sum(jnp.where(p > 0, p * surplus, 0), axis=axis, keepdims=True) + log_ratio
-    value = jnp.where(usable, excess, plain)
-    value = jnp.where(jnp.any((p > 0) & (b == -jnp.inf), axis=axis, keepdims=True), jnp.inf, value)
-    invalid = jnp.isnan(jnp.expand_dims(of_p.total + of_q.total, axis))
-    value = jnp.where(invalid, jnp.nan, value)
+    def moment(a: Any, b: Any, m_a: Any, m_b: Any, centre: Any, remainder: Any) -> Any:
+        e = jnp.exp(jnp.minimum(up(a) - m_a, 0))
+        return jnp.where(e == 0, 0, e * _delta(a, b, centre, remainder))
 
-    usable = usable & (value < jnp.inf)
-    shift = jnp.where(usable, mean - excess, jnp.nan)
-    slopes = jnp.where(shared & usable, p * jnp.expm1(shift - delta), q - p)
-    others = -jnp.sum(jnp.where(a == jnp.expand_dims(of_p.maximum, axis), 0, slopes), axis=axis, keepdims=True)
-    near_top = jnp.expand_dims(of_p.rest, axis) < 0.5
-    at_largest = jnp.where(near_top, others, jnp.nan)
-    centre = jnp.where(jnp.abs(centre) < jnp.inf, centre, top)
-    mean = jnp.where(jnp.abs(mean) < jnp.inf, mean, jnp.sum(p * jnp.where(p > 0, surplus, 0), axis, keepdims=True))
-    rows = (jnp.squeeze(r, axis) for r in (centre, mean, shift, at_largest))
-    return jnp.squeeze(value, axis), _Pair(of_p, of_q, *rows)
+    mean = row_sum(moment, *apart(entries, rows), axis) / of_p.total
+    # p e^u = q e^(depth + μ), where depth is that of b at the largest class of a.
+    scale = jnp.exp(jnp.where(reachable, m_b - q_at_largest, jnp.inf) + mean)
+
+    def surplus(a: Any, b: Any, m_a: Any, m_b: Any, centre: Any, remainder: Any, mean: Any, scale: Any) -> Any:
+        e = jnp.exp(jnp.minimum(up(a) - m_a, 0))
+        u = mean - _delta(a, b, centre, remainder)
+        other = jnp.exp(jnp.minimum(up(b) - m_b, 0)) * scale
+        far = jnp.where(
+            u < _FAR, e * (jnp.exp(jnp.minimum(u, _FAR)) - 1 - u), other - jnp.where(e == 0, 0, e * (1 + u))
+        )
+        return jnp.where(jnp.abs(u) < 1, e * _expm1_minus(u), far)
+
+    value = jnp.log1p(row_sum(surplus, *apart(entries, [*rows, mean, scale]), axis) / of_p.total)
+    value = jnp.where(scale < jnp.inf, value, jnp.where(mean == jnp.inf, mean, jnp.nan))
+    value = jnp.where(jnp.isnan(of_p.total + of_q.total), jnp.nan, value)
+
+    # Where one class of p dominates, q - p there is the difference of what p and q leave to the others.
+    gap = m_b - q_at_largest
+    outside_q = jnp.where(gap == 0, of_q.rest, of_q.total - jnp.exp(-gap)) / of_q.total
+    at_largest = jnp.where(of_p.rest < 0.5, of_p.rest / of_p.total - outside_q, jnp.nan)
+    shift = jnp.where(value < jnp.inf, mean - value, jnp.nan)
+    return _Pair(of_p, of_q, centre, remainder, mean, shift, at_largest), value
 
 
 @kl_divergence_from_logits.partial("p_logits")
 def _(pair: _Pair, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     p = _probabilities(p_logits, pair.of_p, axis)
-    return p * (_delta(pair, p_logits, q_logits, axis) - jnp.expand_dims(pair.mean, axis))
+    return jnp.where(p == 0, 0, p * (_deltas(pair, p_logits, q_logits, axis) - jnp.expand_dims(pair.mean, axis)))
 
 
 @kl_divergence_from_logits.partial("q_logits")
 def _(pair: _Pair, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     p, q = _probabilities(p_logits, pair.of_p, axis), _probabilities(q_logits, pair.of_q, axis)
-    shift = jnp.expand_dims(pair.shift, axis)
-    log_ratio = shift - _delta(pair, p_logits, q_logits, axis)
-    slope = jnp.where((shift == shift) & (p > 0) & (q > 0), p * jnp.expm1(log_ratio), q - p)
+    log_ratio = jnp.expand_dims(pair.shift, axis) - _deltas(pair, p_logits, q_logits, axis)
+    slope = jnp.where(jnp.abs(log_ratio) < 1, p * jnp.expm1(log_ratio), q - p)
     at_largest = jnp.expand_dims(pair.at_largest, axis)
-    is_largest = policy.up(p_logits) == jnp.expand_dims(pair.of_p.maximum, axis)
+    is_largest = up(p_logits) == jnp.expand_dims(pair.of_p.maximum, axis)
     return jnp.where(is_largest & (at_largest == at_largest), at_largest, slope)
 
 
 @kl_divergence_from_logits.second
 def _(tangents: Any, active: Any, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
-    # ∂a = p∘(δ - μ) moves by dp∘(δ - μ) + p∘(dδ - dμ), ∂b = q - p by dq - dp; dμ = ⟨dp, δ⟩ + ⟨p, dδ⟩.
+    # ∂a = p∘c with c = δ - μ moves by dp∘c + p∘(dδ - ⟨p, dδ⟩) - p⟨dp, c⟩, and ∂b = q - p by dq - dp.
+    pair, _ = _near_pair(p_logits, q_logits, rows_of(p_logits, axis), rows_of(q_logits, axis), axis)
     p, q = softmax(p_logits, axis=axis), softmax(q_logits, axis=axis)
     a_dot, b_dot = (tangents.get(n, jnp.zeros_like(p)).astype(p.dtype) for n in ("p_logits", "q_logits"))
-    delta = depths(q_logits, row_maximum(q_logits, axis), axis) - depths(p_logits, row_maximum(p_logits, axis), axis)
-    centred = delta - jnp.sum(p * delta, axis=axis, keepdims=True)
+    centred = _deltas(pair, p_logits, q_logits, axis) - jnp.expand_dims(pair.mean, axis)
+    centred = jnp.where(p == 0, 0, centred)
     p_dot, q_dot = softmax_tangent(p, a_dot, axis), softmax_tangent(q, b_dot, axis)
-    delta_dot = a_dot - b_dot
-    mean_dot = jnp.sum(p_dot * centred + p * delta_dot, axis=axis, keepdims=True)
-    along = {"p_logits": p_dot * centred + p * (delta_dot - mean_dot), "q_logits": q_dot - p_dot}
+    moved = jnp.sum(p_dot * centred, axis=axis, keepdims=True)
+    along = {
+        "p_logits": p_dot * centred - p * moved + softmax_tangent(p, a_dot - b_dot, axis),
+        "q_logits": q_dot - p_dot,
+    }
     return tuple(along[n] for n in active)
+
+
+#: e^u is computed from u below it, and from the logits of q above, where it may leave the format.
+_FAR = 20.0
+
+
+def _exact_difference(a: Any, b: Any) -> tuple[Any, Any]:
+    """a - b rounded, and what the rounding left; 0 where the difference is beyond 1e30."""
+    difference = a - b
+    rounded = difference - a
+    remainder = (a - (difference - rounded)) - (b + rounded)
+    return difference, jnp.where(jnp.abs(difference) < 1e30, remainder, 0)
+
+
+def _delta(a: Any, b: Any, centre: Any, remainder: Any) -> Any:
+    """δ = (a - b) - centre with all its digits, however large the logits; 0 where both are -inf."""
+    limit = huge(centre.dtype)
+    difference, rest = _exact_difference(jnp.clip(up(a), -limit / 4, limit / 4), jnp.clip(up(b), -limit, limit / 4))
+    difference = jnp.where(up(b) == -jnp.inf, jnp.where(up(a) == -jnp.inf, centre, jnp.inf), difference)
+    return (difference - centre) + (rest - remainder)
+
+
+def _deltas(pair: _Pair, p_logits: Any, q_logits: Any, axis: int) -> Any:
+    centre, remainder = (jnp.expand_dims(row, axis) for row in (pair.centre, pair.remainder))
+    return _delta(p_logits, q_logits, centre, remainder)
 
 
 def _probabilities(logits: Any, rows: Rows, axis: int) -> Any:
     return exponentials(logits, rows.maximum, axis) * jnp.expand_dims(1 / rows.total, axis)
 
 
-def _delta(pair: _Pair, p_logits: Any, q_logits: Any, axis: int) -> Any:
-    """(a - b) - centre with finite stand-ins for infinities, whose factor p is 0."""
-    limit = huge(pair.mean.dtype) / 4
-    a, b = (jnp.clip(policy.up(z), -limit, limit) for z in (p_logits, q_logits))
-    return (a - b) - jnp.expand_dims(pair.centre, axis)
-
-
 def _expm1_minus(u: Any) -> Any:
-    """e^u - 1 - u without cancellation: u²/2·(1 + u/3·(1 + u/4·(...))) for |u| < 1/2."""
-    small = jnp.abs(u) < 0.5
-    x = jnp.where(small, u, 0)
+    """e^u - 1 - u without cancellation: u²/2·(1 + u/3·(1 + u/4·(...))) for |u| < 1."""
+    x = jnp.clip(u, -1, 1)
     series = jnp.ones_like(x)
-    for n in range(15, 2, -1):
+    for n in range(11 if x.dtype == jnp.float32 else 19, 2, -1):
         series = 1 + series * x / n
-    capped = jnp.clip(u, -200, 80)
-    return jnp.where(small, x * x / 2 * series, jnp.expm1(capped) - capped)
+    return x * x / 2 * series
 
 
 # -- Jensen-Shannon ----------------------------------------------------------------------------------------------------
@@ -404,71 +431,83 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 @js_divergence_from_logits.value
 def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     of_p, of_q = rows_of(p_logits, axis), rows_of(q_logits, axis)
-    _, pair = _careful_pair(p_logits, q_logits, of_p, of_q, axis)
     p, q = _probabilities(p_logits, of_p, axis), _probabilities(q_logits, of_q, axis)
-    shift = jnp.expand_dims(pair.shift, axis)
-    ratio = jnp.tanh((shift - _delta(pair, p_logits, q_logits, axis)) / 2)
-    total = p + q
-    plain = jnp.where(total == 0, 0, (q - p) / jnp.where(total == 0, 1, total))
-    ratio = jnp.where((shift == shift) & (p > 0) & (q > 0), ratio, plain)
-    value = jnp.sum(total / 4 * _even_entropy(ratio), axis=axis, keepdims=True)
-    return value, (p, q, ratio)
+    log_ratio = _log_ratio(p_logits, q_logits, of_p, of_q, axis)
+    value = jnp.sum(_midpoint_terms(p, q, log_ratio), axis=axis, keepdims=True)
+    return value, (p, q, log_ratio)
 
 
 @js_divergence_from_logits.partial("p_logits")
 def _(saved: Any, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
-    p, q, ratio = saved
-    return _js_slope(p, q, -ratio, axis)
+    p, _, log_ratio = saved
+    return softmax_tangent(p, jnp.where(p == 0, 0, _log_of_share(log_ratio)), axis) / 2
 
 
 @js_divergence_from_logits.partial("q_logits")
 def _(saved: Any, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
-    p, q, ratio = saved
-    return _js_slope(q, p, ratio, axis)
+    _, q, log_ratio = saved
+    return softmax_tangent(q, jnp.where(q == 0, 0, _log_of_share(-log_ratio)), axis) / 2
 
 
 @js_divergence_from_logits.second
 def _(tangents: Any, active: Any, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
-    # l = log(p/m) = log 2 - softplus(log q - log p) moves by -σ(log q - log p)·(dlog q - dlog p).
-    p, q = softmax(p_logits, axis=axis), softmax(q_logits, axis=axis)
-    limit = huge(p.dtype) / 4
-    safe = [jnp.clip(policy.up(z), -limit, limit) for z in (p_logits, q_logits)]
-    log_p, log_q = (jax.nn.log_softmax(z, axis=axis) for z in safe)
+    # ∂a = p∘(l - ⟨p, l⟩)/2 moves by half of dp∘(l - ⟨p, l⟩) - p⟨dp, l - ⟨p, l⟩⟩ + p∘(dl - ⟨p, dl⟩), with λ = log(q/p),
+    # l = log 2 - log(1 + e^λ) and dl = -σ(λ)dλ.
+    of_p, of_q = rows_of(p_logits, axis), rows_of(q_logits, axis)
+    p, q = _probabilities(p_logits, of_p, axis), _probabilities(q_logits, of_q, axis)
+    log_ratio = _log_ratio(p_logits, q_logits, of_p, of_q, axis)
     a_dot, b_dot = (tangents.get(n, jnp.zeros_like(p)).astype(p.dtype) for n in ("p_logits", "q_logits"))
-    a_mean, b_mean = jnp.sum(p * a_dot, axis=axis, keepdims=True), jnp.sum(q * b_dot, axis=axis, keepdims=True)
-    log_ratio, log_ratio_dot = log_q - log_p, (b_dot - b_mean) - (a_dot - a_mean)
+    log_ratio_dot = centred(q, b_dot, axis) - centred(p, a_dot, axis)
 
-    def slope_dot(x: Any, x_dot: Any, log_ratio: Any, log_ratio_dot: Any) -> Any:
-        level = jnp.where(x == 0, 0, jnp.log(jnp.asarray(2, x.dtype)) - jax.nn.softplus(log_ratio))
-        level_dot = -jax.nn.sigmoid(log_ratio) * log_ratio_dot
-        mean = jnp.sum(x * level, axis=axis, keepdims=True)
-        mean_dot = jnp.sum(x_dot * (level - mean) + x * level_dot, axis=axis, keepdims=True)
-        return (x_dot * (level - mean) + x * (level_dot - mean_dot)) / 2
+    def slope_dot(x: Any, logit_dot: Any, log_ratio: Any, log_ratio_dot: Any) -> Any:
+        level = centred(x, jnp.where(x == 0, 0, _log_of_share(log_ratio)), axis)
+        level_dot = jnp.where(x == 0, 0, -logistic(log_ratio)) * log_ratio_dot
+        x_dot = softmax_tangent(x, logit_dot, axis)
+        moved = jnp.sum(x_dot * level, axis=axis, keepdims=True)
+        return (x_dot * level - x * moved + softmax_tangent(x, level_dot, axis)) / 2
 
     along = {
-        "p_logits": lambda: slope_dot(p, softmax_tangent(p, a_dot, axis), log_ratio, log_ratio_dot),
-        "q_logits": lambda: slope_dot(q, softmax_tangent(q, b_dot, axis), -log_ratio, -log_ratio_dot),
+        "p_logits": lambda: slope_dot(p, a_dot, log_ratio, log_ratio_dot),
+        "q_logits": lambda: slope_dot(q, b_dot, -log_ratio, -log_ratio_dot),
     }
     return tuple(along[n]() for n in active)
 
 
-def _js_slope(x: Any, other: Any, ratio: Any, axis: int) -> Any:
-    """x∘(l - ⟨x, l⟩)/2 with l = log(2x/(x + other)) = log1p(ratio), 0 where x is 0."""
-    total = jnp.where(x == 0, 1, x + other)
-    far = jnp.log(jnp.where(x == 0, 1, 2 * x / total))
-    near = jnp.log1p(jnp.where(jnp.abs(ratio) < 0.5, ratio, 0))
-    return softmax_tangent(x, jnp.where(jnp.abs(ratio) < 0.5, near, far), axis) / 2
+def _log_ratio(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> Any:
+    """log(q/p) for each class, ±inf where one of the two is 0 by a logit of -inf, and 0 where both are."""
+    pair, _ = _near_pair(p_logits, q_logits, of_p, of_q, axis)
+    near = jnp.expand_dims(pair.shift, axis) - _deltas(pair, p_logits, q_logits, axis)
+    limit = huge(near.dtype) / 8
+
+    def log_probability(logits: Any, rows: Rows) -> Any:
+        maximum, log_total = (jnp.expand_dims(row, axis) for row in (finite(rows.maximum), rows.log_total))
+        return jnp.where(up(logits) == -jnp.inf, -jnp.inf, jnp.clip(up(logits) - maximum, -limit, 0) - log_total)
+
+    log_p, log_q = log_probability(p_logits, of_p), log_probability(q_logits, of_q)
+    far = jnp.where((log_p == -jnp.inf) & (log_q == -jnp.inf), 0, log_q - log_p)
+    return jnp.where(jnp.isfinite(near), near, far)
 
 
-def _even_entropy(r: Any) -> Any:
-    """(1+r)log(1+r) + (1-r)log(1-r) = Σ_n r^{2n}/(n(2n-1)), by the series for |r| < 0.3."""
-    small = jnp.abs(r) < 0.3
-    x = jnp.where(small, r, 0)
-    square = x * x
-    series = jnp.zeros_like(x)
-    for n in range(16, 0, -1):
+def _log_of_share(log_ratio: Any) -> Any:
+    """log(p/m), m = (p + q)/2, from λ = log(q/p): log 2 - log(1 + e^λ), which is 2 artanh s, s = (p - m)/(p + m),
+    where that is at most 1/3."""
+    x = jnp.expm1(jnp.minimum(log_ratio, 1))
+    s = x / (x + 4)
+    near = -2 * (s + s * artanh_series(s * s, 8 if s.dtype == jnp.float32 else 17))
+    far = np.log(2).astype(s.dtype) - log_ratio - jnp.log1p(jnp.exp(-jnp.maximum(log_ratio, 1)))
+    return jnp.where(log_ratio < 1, near, far)
+
+
+def _midpoint_terms(p: Any, q: Any, log_ratio: Any) -> Any:
+    r"""(p log(p/m) + q log(q/m))/2 = m/2·((1+r)log(1+r) + (1-r)log(1-r)), m = (p + q)/2, r = tanh(λ/2), λ = log(q/p).
+
+    Where r is small, the series Σ_n r^{2n}/(n(2n-1)) in place of the bracket.
+    """
+    r = jnp.tanh(log_ratio / 2)
+    square = jnp.minimum(r * r, 0.25)
+    series = jnp.zeros_like(square)
+    for n in range(12 if square.dtype == jnp.float32 else 27, 0, -1):
         series = series * square + 1 / (n * (2 * n - 1))
-    inside = jnp.abs(r) < 1
-    y = jnp.where(inside & ~small, r, 0)
-    far = (1 + y) * jnp.log1p(y) + (1 - y) * jnp.log1p(-y)
-    return jnp.where(small, series * square, jnp.where(inside, far, jnp.where(r == r, 2 * jnp.log(2.0), r)))
+    shares = ((p, log_ratio), (q, -log_ratio))
+    far = sum(jnp.where(x == 0, 0, x / 2 * _log_of_share(ratio)) for x, ratio in shares)
+    return jnp.where(jnp.abs(r) < 0.5, (p + q) / 4 * (series * square), far)
