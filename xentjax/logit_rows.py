@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from xentjax.core.policy import up
+from xentjax.numerics import anywhere
 
 #: Below this total one class holds more than two thirds of the probability.
 DOMINATED = 1.5
@@ -164,7 +165,7 @@ def _wide_sums(logits: Any, maximum: Any, axis: int) -> tuple[Any, Any]:
         dominated = is_dominated(total)
         return jnp.where(dominated, 1 + rest, total), jnp.where(dominated, rest, total - 1)
 
-    return jax.lax.cond(jnp.any(is_dominated(total)), careful, plain, logits, maximum, total)
+    return jax.lax.cond(anywhere(is_dominated(total)), careful, plain, logits, maximum, total)
 
 
 def _narrow_sums(logits: Any, maximum: Any, axis: int) -> tuple[Any, Any]:
@@ -183,7 +184,7 @@ def _narrow_sums(logits: Any, maximum: Any, axis: int) -> tuple[Any, Any]:
         rest = jnp.where(maximum == jnp.inf, 0, plain(logits, maximum))
         return jnp.where((infinite > 1) | ~(maximum > -jnp.inf), jnp.nan, rest)
 
-    rest = jax.lax.cond(jnp.any(~(jnp.abs(maximum) < jnp.inf)), careful, plain, logits, maximum)
+    rest = jax.lax.cond(anywhere(~(jnp.abs(maximum) < jnp.inf)), careful, plain, logits, maximum)
     return 1 + rest, rest
 
 
@@ -198,5 +199,5 @@ def mass_at_infinity(masses: Any, logits: Any, maximum: Any, axis: int) -> Any:
         return row_sum(term, [masses, logits], [], axis)
 
     return jax.lax.cond(
-        jnp.any(maximum == jnp.inf), total, lambda masses, logits: jnp.zeros_like(maximum), masses, logits
+        anywhere(maximum == jnp.inf), total, lambda masses, logits: jnp.zeros_like(maximum), masses, logits
     )

@@ -79,6 +79,18 @@ def total(terms: Any, axis: Any) -> Any:
     return jnp.sum(terms, axis=axis, keepdims=True)
 
 
+@jax.custom_batching.custom_vmap
+def anywhere(needed: Any) -> Any:
+    """Whether it is needed anywhere: the predicate of a ``lax.cond`` that stays one under ``vmap``, where one array of
+    predicates would make XLA run both branches and select."""
+    return jnp.any(needed)
+
+
+@anywhere.def_vmap
+def _(axis_size: int, in_batched: list[bool], needed: Any) -> tuple[Any, bool]:
+    return anywhere(needed), False
+
+
 #: A branch that is rarely taken goes through the rows in so many pieces: it needs so much less memory.
 _PIECES = 16
 
@@ -95,7 +107,7 @@ def corrected(value: Any, needed: Any, careful: Callable[..., Any], *arrays: Any
         split = [array.reshape(pieces, -1, *array.shape[1:]) for array in arrays]
         return jax.lax.map(lambda part: careful(*part), split).reshape(value.shape)
 
-    return jax.lax.cond(jnp.any(needed), in_pieces, lambda value, *_: value, value, *arrays)
+    return jax.lax.cond(anywhere(needed), in_pieces, lambda value, *_: value, value, *arrays)
 
 
 # -- almost equal numbers ----------------------------------------------------------------------------------------------

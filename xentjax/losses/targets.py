@@ -26,6 +26,7 @@ from xentjax.logit_rows import (
     row_sum,
     rows_of,
 )
+from xentjax.numerics import anywhere
 
 
 @op(
@@ -185,7 +186,7 @@ def _value_for_masses(logits: Any, masses: Any, axis: int) -> tuple[Any, Rows, A
         return mass, spread, below
 
     # A spread near the largest number has met a class of probability zero.
-    needed = jnp.any(is_dominated(rows.total) | ~(jnp.abs(spread) < limit / 1e6))
+    needed = anywhere(is_dominated(rows.total) | ~(jnp.abs(spread) < limit / 1e6))
     mass, spread, below = jax.lax.cond(needed, careful, plain, logits, masses, rows.maximum, spread)
     return spread + mass * rows.log_total, rows, (mass, below)
 

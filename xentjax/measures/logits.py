@@ -28,6 +28,7 @@ from xentjax.logit_rows import (
     row_sum,
     rows_of,
 )
+from xentjax.numerics import anywhere
 from xentjax.pairs import artanh_series
 
 _MEASURE_OPTIONS: tuple[dict[str, Any], ...] = (
@@ -105,7 +106,7 @@ def _(logits: Any, *, axis: int) -> Any:
     spread = row_sum(spread_term, *apart([logits], [finite(rows.maximum)]), axis)
     # A row with one +inf has a single class, and so nothing below the maximum.
     mean_depth = jax.lax.cond(
-        jnp.any(rows.maximum == jnp.inf),
+        anywhere(rows.maximum == jnp.inf),
         lambda rows, spread: jnp.where(rows.maximum == jnp.inf, 0, spread / rows.total),
         lambda rows, spread: spread / rows.total,
         *(rows, spread),
@@ -155,7 +156,7 @@ class _Pair(NamedTuple):
     centre: Any  # a - b at the largest class of p, rounded,
     remainder: Any  # and what the rounding left
     mean: Any  # μ = Σ pδ
-    shift: Any  # log(q/p) = shift - δ; NaN where it is not known
+    shift: Any  # log(q/p) = shift - δ; NaN where p and q are far apart
     at_largest: Any  # the derivative by b at the largest class of p, where that class dominates; otherwise NaN
 
 
@@ -245,7 +246,7 @@ def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
         pair, exact = _near_pair(p_logits, q_logits, of_p, of_q, axis)
         return jnp.where(near & (exact == exact), exact, value), pair
 
-    value, pair = jax.lax.cond(jnp.any(near), careful, plain, p_logits, q_logits, value, mean)
+    value, pair = jax.lax.cond(anywhere(near), careful, plain, p_logits, q_logits, value, mean)
     return jnp.expand_dims(value, axis), pair
 
 
@@ -287,7 +288,8 @@ def _near_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) 
     gap = m_b - q_at_largest
     outside_q = jnp.where(gap == 0, of_q.rest, of_q.total - jnp.exp(-gap)) / of_q.total
     at_largest = jnp.where(of_p.rest < 0.5, of_p.rest / of_p.total - outside_q, jnp.nan)
-    shift = jnp.where(value < jnp.inf, mean - value, jnp.nan)
+    # Far apart, a log-ratio that is small would be a difference of larger numbers.
+    shift = jnp.where(value < 1, mean - value, jnp.nan)
     return _Pair(of_p, of_q, centre, remainder, mean, shift, at_largest), value
 
 
@@ -432,21 +434,21 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     of_p, of_q = rows_of(p_logits, axis), rows_of(q_logits, axis)
     p, q = _probabilities(p_logits, of_p, axis), _probabilities(q_logits, of_q, axis)
-    log_ratio = _log_ratio(p_logits, q_logits, of_p, of_q, axis)
+    log_ratio, are_far = _log_ratio(p_logits, q_logits, of_p, of_q, axis)
     value = jnp.sum(_midpoint_terms(p, q, log_ratio), axis=axis, keepdims=True)
-    return value, (p, q, log_ratio)
+    return value, (p, q, log_ratio, are_far)
 
 
 @js_divergence_from_logits.partial("p_logits")
 def _(saved: Any, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
-    p, _, log_ratio = saved
-    return softmax_tangent(p, jnp.where(p == 0, 0, _log_of_share(log_ratio)), axis) / 2
+    p, _, log_ratio, are_far = saved
+    return softmax_tangent(p, _level(p, log_ratio, are_far), axis) / 2
 
 
 @js_divergence_from_logits.partial("q_logits")
 def _(saved: Any, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
-    _, q, log_ratio = saved
-    return softmax_tangent(q, jnp.where(q == 0, 0, _log_of_share(-log_ratio)), axis) / 2
+    _, q, log_ratio, are_far = saved
+    return softmax_tangent(q, _level(q, -log_ratio, are_far), axis) / 2
 
 
 @js_divergence_from_logits.second
@@ -455,12 +457,12 @@ def _(tangents: Any, active: Any, p_logits: Any, q_logits: Any, *, axis: int) ->
     # l = log 2 - log(1 + e^λ) and dl = -σ(λ)dλ.
     of_p, of_q = rows_of(p_logits, axis), rows_of(q_logits, axis)
     p, q = _probabilities(p_logits, of_p, axis), _probabilities(q_logits, of_q, axis)
-    log_ratio = _log_ratio(p_logits, q_logits, of_p, of_q, axis)
+    log_ratio, are_far = _log_ratio(p_logits, q_logits, of_p, of_q, axis)
     a_dot, b_dot = (tangents.get(n, jnp.zeros_like(p)).astype(p.dtype) for n in ("p_logits", "q_logits"))
     log_ratio_dot = centred(q, b_dot, axis) - centred(p, a_dot, axis)
 
     def slope_dot(x: Any, logit_dot: Any, log_ratio: Any, log_ratio_dot: Any) -> Any:
-        level = centred(x, jnp.where(x == 0, 0, _log_of_share(log_ratio)), axis)
+        level = centred(x, _level(x, log_ratio, are_far), axis)
         level_dot = jnp.where(x == 0, 0, -logistic(log_ratio)) * log_ratio_dot
         x_dot = softmax_tangent(x, logit_dot, axis)
         moved = jnp.sum(x_dot * level, axis=axis, keepdims=True)
@@ -473,8 +475,9 @@ def _(tangents: Any, active: Any, p_logits: Any, q_logits: Any, *, axis: int) ->
     return tuple(along[n]() for n in active)
 
 
-def _log_ratio(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> Any:
-    """log(q/p) for each class, ±inf where one of the two is 0 by a logit of -inf, and 0 where both are."""
+def _log_ratio(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[Any, Any]:
+    """log(q/p) for each class, ±inf where one of the two is 0 by a logit of -inf, and 0 where both are; and which rows
+    are far apart."""
     pair, _ = _near_pair(p_logits, q_logits, of_p, of_q, axis)
     near = jnp.expand_dims(pair.shift, axis) - _deltas(pair, p_logits, q_logits, axis)
     limit = huge(near.dtype) / 8
@@ -485,7 +488,13 @@ def _log_ratio(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) 
 
     log_p, log_q = log_probability(p_logits, of_p), log_probability(q_logits, of_q)
     far = jnp.where((log_p == -jnp.inf) & (log_q == -jnp.inf), 0, log_q - log_p)
-    return jnp.where(jnp.isfinite(near), near, far)
+    return jnp.where(jnp.isfinite(near), near, far), jnp.isnan(jnp.expand_dims(pair.shift, axis))
+
+
+def _level(p: Any, log_ratio: Any, are_far: Any) -> Any:
+    """log(p/m), up to a constant that its deviations from the mean do not see: far apart most of it would be log 2."""
+    softplus = jnp.maximum(log_ratio, 0) + jnp.log1p(jnp.exp(-jnp.abs(log_ratio)))
+    return jnp.where(p == 0, 0, jnp.where(are_far, -softplus, _log_of_share(log_ratio)))
 
 
 def _log_of_share(log_ratio: Any) -> Any:
