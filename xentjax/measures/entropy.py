@@ -128,7 +128,7 @@ def _(p: Any, *, axis: Any) -> Any:
     k = jnp.round(jnp.clip(-jnp.log2(squares), 0, 100)).astype(jnp.int32)
     power, _ = scaled((jnp.ones_like(squares), jnp.zeros_like(squares)), k)
     rest = total(p * -jnp.log(p * power + float(jnp.finfo(p.dtype).tiny)), axis)
-    value = power * jnp.exp(rest + k * excess * np.log(2.0).astype(p.dtype))
+    value = power * jnp.exp(rest + k.astype(p.dtype) * excess * np.log(2.0).astype(p.dtype))
 
     def of_anything(p: Any) -> Any:
         high, low = _entropy_pair(p, axis)
