@@ -22,7 +22,7 @@ LAYERS = (
     ("core",),
     ("pairs",),
     ("numerics",),
-    ("logit_rows",),
+    ("logit_rows", "logit_pairs"),
     ("activations",),
     ("measures",),
     ("losses",),

@@ -12,7 +12,8 @@ from xentjax.measures.entropy import binary_entropy, binary_entropy_from_logits,
 from xentjax.measures.generalized import renyi_entropy, tsallis_entropy
 from xentjax.measures.information import mutual_information, total_correlation
 from xentjax.measures.joint import conditional_entropy, joint_entropy
-from xentjax.measures.logits import entropy_from_logits, js_divergence_from_logits, kl_divergence_from_logits
+from xentjax.measures.logit_divergences import js_divergence_from_logits, kl_divergence_from_logits
+from xentjax.measures.logits import entropy_from_logits
 from xentjax.models.closed_form import logistic_gradient, logistic_hessian, logistic_hvp
 from xentjax.models.logistic import (
     LogisticParams,
