@@ -256,11 +256,14 @@ class _Sweep:
         return value.detach().numpy(), gradient
 
     def sizes(self, cotangents: Any, wide: Any, base: Any) -> Any:
-        """How far each gradient component moves when every input moves by one part: 4 patterns of signs."""
-        step, rng = 2.0**-20, np.random.default_rng(1)
+        """How far each gradient component moves when every input moves by one part: 4 patterns of signs, in pairs in
+        which the arguments move with and against each other (what depends on their difference moves in one of them)."""
+        step = 2.0**-20
         largest = jax.tree.map(np.zeros_like, base)
-        for _ in range(4):
-            shifted = {n: moved(self.record, n, v, step, rng) if n in base else v for n, v in wide.items()}
+        for pattern in range(4):
+            rng = np.random.default_rng(pattern // 2)
+            steps = {n: -step if pattern % 2 and i % 2 else step for i, n in enumerate(wide)}
+            shifted = {n: moved(self.record, n, v, steps[n], rng) if n in base else v for n, v in wide.items()}
             weights = cotangents * (1 + step * rng.choice([-1.0, 1.0], cotangents.shape))
             _, found = self.run(self.function, weights, shifted, "float64")
             with np.errstate(all="ignore"):

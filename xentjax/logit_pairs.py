@@ -62,10 +62,13 @@ def near_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -
     value = jnp.where(scale < jnp.inf, value, jnp.where(mean == jnp.inf, mean, jnp.nan))
     value = jnp.where(jnp.isnan(of_p.total + of_q.total), jnp.nan, value)
 
-    # Where one class of p dominates, q - p there is the difference of what p and q leave to the others.
+    # Where one class of p dominates, q - p there is the difference of what p and q leave to the others, unless log(q/p)
+    # is the smaller.
     gap = m_b - q_at_largest
+    outside_p = of_p.rest / of_p.total
     outside_q = jnp.where(gap == 0, of_q.rest, of_q.total - jnp.exp(-gap)) / of_q.total
-    at_largest = jnp.where(of_p.rest < 0.5, of_p.rest / of_p.total - outside_q, jnp.nan)
+    is_smaller = jnp.maximum(jnp.abs(mean), value) < outside_p
+    at_largest = jnp.where((of_p.rest < 0.5) & ~is_smaller, outside_p - outside_q, jnp.nan)
     # Far apart, a log-ratio that is small would be a difference of larger numbers.
     shift = jnp.where(value < 1, mean - value, jnp.nan)
     return LogitPair(of_p, of_q, centre, remainder, mean, shift, at_largest), value

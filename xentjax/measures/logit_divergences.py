@@ -87,28 +87,27 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 @kl_divergence_from_logits.value
 def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     of_p, of_q = rows_of(p_logits, axis), rows_of(q_logits, axis)
-    entries, rows = [p_logits, q_logits], [finite(of_p.maximum), finite(of_q.maximum)]
+    m_a, m_b = finite(of_p.maximum), finite(of_q.maximum)
+    log_scale = jnp.log(of_q.total / of_p.total)
 
-    def moment(a: Any, b: Any, m_a: Any, m_b: Any) -> Any:
+    def term(a: Any, b: Any, m_a: Any, m_b: Any, log_scale: Any) -> Any:
         e = jnp.exp(up(a) - m_a)
-        return e * (m_b - up(b)) - e * depth(a, m_a)
+        return e * ((m_b - up(b)) + log_scale) - e * depth(a, m_a)
 
-    mean = row_sum(moment, *apart(entries, rows), axis) / of_p.total
-    ratio = jnp.log(of_q.total / of_p.total)
-    value = mean + ratio
-    # What is a small difference of large terms, or has met an infinity, is done again with care.
-    distant = (value > 0.2 * (jnp.abs(mean) + jnp.abs(ratio))) & (value < jnp.inf)
-    near = ~distant | is_dominated(of_p.total)
+    value = row_sum(term, *apart([p_logits, q_logits], [m_a, m_b, log_scale]), axis) / of_p.total
+    # Σ p |log(p/q)| is at most KL + √(2 KL): from ½ on its terms do not cancel. What is less, or has a class that
+    # dominates, or has met an infinity is done again with care.
+    near = ~((value >= 0.5) & (value < jnp.inf)) | is_dominated(of_p.total)
 
-    def plain(p_logits: Any, q_logits: Any, value: Any, mean: Any) -> tuple[Any, LogitPair]:
+    def plain(p_logits: Any, q_logits: Any, value: Any) -> tuple[Any, LogitPair]:
         none = jnp.full_like(value, jnp.nan)
-        return value, LogitPair(of_p, of_q, rows[0] - rows[1], jnp.zeros_like(value), mean, none, none)
+        return value, LogitPair(of_p, of_q, m_a - m_b, jnp.zeros_like(value), value - log_scale, none, none)
 
-    def careful(p_logits: Any, q_logits: Any, value: Any, mean: Any) -> tuple[Any, LogitPair]:
+    def careful(p_logits: Any, q_logits: Any, value: Any) -> tuple[Any, LogitPair]:
         pair, exact = near_pair(p_logits, q_logits, of_p, of_q, axis)
         return jnp.where(near & (exact == exact), exact, value), pair
 
-    value, pair = jax.lax.cond(anywhere(near), careful, plain, p_logits, q_logits, value, mean)
+    value, pair = jax.lax.cond(anywhere(near), careful, plain, p_logits, q_logits, value)
     return jnp.expand_dims(value, axis), pair
 
 
@@ -223,13 +222,13 @@ def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
 @js_divergence_from_logits.partial("p_logits")
 def _(saved: Any, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     p, _, log_ratio, are_far = saved
-    return softmax_tangent(p, _level(p, log_ratio, are_far), axis) / 2
+    return softmax_tangent(p, _level(p, log_ratio, are_far, axis), axis) / 2
 
 
 @js_divergence_from_logits.partial("q_logits")
 def _(saved: Any, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     _, q, log_ratio, are_far = saved
-    return softmax_tangent(q, _level(q, -log_ratio, are_far), axis) / 2
+    return softmax_tangent(q, _level(q, -log_ratio, are_far, axis), axis) / 2
 
 
 @js_divergence_from_logits.second
@@ -243,7 +242,7 @@ def _(tangents: Any, active: Any, p_logits: Any, q_logits: Any, *, axis: int) ->
     log_ratio_dot = centred(q, b_dot, axis) - centred(p, a_dot, axis)
 
     def slope_dot(x: Any, logit_dot: Any, log_ratio: Any, log_ratio_dot: Any) -> Any:
-        level = centred(x, _level(x, log_ratio, are_far), axis)
+        level = centred(x, _level(x, log_ratio, are_far, axis), axis)
         level_dot = jnp.where(x == 0, 0, -logistic(log_ratio)) * log_ratio_dot
         x_dot = softmax_tangent(x, logit_dot, axis)
         moved = jnp.sum(x_dot * level, axis=axis, keepdims=True)
@@ -272,10 +271,12 @@ def _log_ratio(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) 
     return jnp.where(jnp.isfinite(near), near, far), jnp.isnan(jnp.expand_dims(pair.shift, axis))
 
 
-def _level(p: Any, log_ratio: Any, are_far: Any) -> Any:
+def _level(p: Any, log_ratio: Any, are_far: Any, axis: int) -> Any:
     """log(p/m), up to a constant that its deviations from the mean do not see: far apart most of it would be log 2."""
     softplus = jnp.maximum(log_ratio, 0) + jnp.log1p(jnp.exp(-jnp.abs(log_ratio)))
-    return jnp.where(p == 0, 0, jnp.where(are_far, -softplus, _log_of_share(log_ratio)))
+    level = jnp.where(p == 0, 0, jnp.where(are_far, -softplus, _log_of_share(log_ratio)))
+    # Measured from its mean as far as that is known: what the mean is rounded by can be seen in the deviations.
+    return level - jnp.sum(p * level, axis=axis, keepdims=True)
 
 
 def _log_of_share(log_ratio: Any) -> Any:
