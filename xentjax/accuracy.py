@@ -76,21 +76,25 @@ class AccuracyTable:
         ]
         return json.dumps({"passed": self.passed, "seconds": self.seconds, "rows": rows}, indent=1)
 
-    def to_markdown(self, dtypes: Sequence[str] = ("float32",)) -> str:
-        """A table of worst ULP, value / gradient, a row for each function and dtype and a column for each library."""
-        libraries = [name for name in ("xentjax", "optax", "jax", "torch") if any(r.library == name for r in self.rows)]
+    def to_markdown(self) -> str:
+        """The worst ULP, value / gradient: a row for each function, a column for each of our dtypes and each peer."""
+        ours = list(dict.fromkeys(("xentjax", r.dtype) for r in self.rows))
+        peers = [(name, "float32") for name in ("optax", "jax", "torch") if any(r.library == name for r in self.rows)]
         lines = [
-            "| function | dtype | " + " | ".join(libraries) + " |",
-            "|---|---|" + "---:|" * len(libraries),
+            "| function | " + " | ".join(dtype for _, dtype in ours) + "".join(f" | {p}, {d}" for p, d in peers) + " |",
+            "|---|" + "---:|" * len([*ours, *peers]),
         ]
-        cells = {(r.record, r.dtype, r.library, r.quantity): r for r in self.rows}
-        for record, dtype in dict.fromkeys((r.record, r.dtype) for r in self.rows if r.dtype in dtypes):
+        cells = {(r.record, r.library, r.dtype, r.quantity): r for r in self.rows}
+        for record in dict.fromkeys(r.record for r in self.rows):
             shown = []
-            for library in libraries:
-                pair = [cells.get((record, dtype, library, q)) for q in ("value", "gradient")]
+            for column in (*ours, *peers):
+                pair = [cells.get((record, *column, quantity)) for quantity in ("value", "gradient")]
                 shown.append(" / ".join(_short(r.ulp) for r in pair if r is not None))
-            lines.append(f"| `{record}` | {dtype} | " + " | ".join(shown) + " |")
-        return "\n".join(lines)
+            lines.append(f"| `{record}` | " + " | ".join(shown) + " |")
+        own = [row for row in self.rows if row.library == "xentjax"]
+        beyond = dict.fromkeys(f"`{r.record}` ({r.quantity}, {r.dtype})" for r in own if not r.within)
+        kept = "everywhere" if not beyond else f"not by {', '.join(beyond)}"
+        return "\n".join([*lines, "", f"The contract is kept {kept}: {len(own)} worst cases of xentjax compared."])
 
     def __str__(self) -> str:
         head = ("record", "library", "quantity", "dtype", "ULP", "allowed", "compared", "skipped", "")

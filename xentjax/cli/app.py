@@ -203,8 +203,11 @@ def accuracy(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller inputs")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table")] = False,
-) -> None:
-    """Measure the worst error of every function in ULP, beside that of other libraries on the same inputs."""
+) -> int:
+    """Measure the worst error of every function in ULP, beside that of other libraries on the same inputs.
+
+    Ends with status 1 where ours is beyond the accuracy contract.
+    """
     from xentjax.accuracy import measure
 
     if as_json and markdown:
@@ -213,6 +216,7 @@ def accuracy(
     with report.counting("measuring", len(names)) as advance:
         table = measure(names, quick=quick, on_rows=lambda rows: advance(rows[0].record if rows else ""))
     print(table.to_json() if as_json else table.to_markdown() if markdown else table)
+    return 0 if table.passed else 1
 
 
 def _records(only: Sequence[str] | None, known: Sequence[str]) -> list[str]:
