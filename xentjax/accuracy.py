@@ -260,11 +260,11 @@ class _Sweep:
         return value.detach().numpy(), gradient
 
     def sizes(self, cotangents: Any, wide: Any, base: Any) -> Any:
-        """How far each gradient component moves when every input moves by one part: 4 patterns of signs, in pairs in
+        """How far each gradient component moves when every input moves by one part: 8 patterns of signs, in pairs in
         which the arguments move with and against each other (what depends on their difference moves in one of them)."""
         step = 2.0**-20
         largest = jax.tree.map(np.zeros_like, base)
-        for pattern in range(4):
+        for pattern in range(8):
             rng = np.random.default_rng(pattern // 2)
             steps = {n: -step if pattern % 2 and i % 2 else step for i, n in enumerate(wide)}
             shifted = {n: moved(self.record, n, v, steps[n], rng) if n in base else v for n, v in wide.items()}
