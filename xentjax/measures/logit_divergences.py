@@ -14,7 +14,7 @@ from xentjax.core.domains import Domain, Logits
 from xentjax.core.op import op
 from xentjax.core.policy import up
 from xentjax.logit_pairs import LogitPair, deltas, near_pair, probabilities
-from xentjax.logit_rows import Rows, apart, depth, finite, huge, is_dominated, row_sum, rows_of
+from xentjax.logit_rows import Rows, apart, depth, finite, huge, is_dominated, is_narrow, row_sum, rows_of
 from xentjax.measures.logits import MEASURE_OPTIONS, checked_logits
 from xentjax.numerics import anywhere
 from xentjax.pairs import artanh_series
@@ -87,28 +87,59 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 @kl_divergence_from_logits.value
 def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     of_p, of_q = rows_of(p_logits, axis), rows_of(q_logits, axis)
-    m_a, m_b = finite(of_p.maximum), finite(of_q.maximum)
-    log_scale = jnp.log(of_q.total / of_p.total)
+    find = _pair_of_few if is_narrow(p_logits, axis) else _pair_of_many
+    value, pair = find(p_logits, q_logits, of_p, of_q, axis)
+    return jnp.expand_dims(value, axis), pair
 
-    def term(a: Any, b: Any, m_a: Any, m_b: Any, log_scale: Any) -> Any:
-        e = jnp.exp(up(a) - m_a)
-        return e * ((m_b - up(b)) + log_scale) - e * depth(a, m_a)
 
-    value = row_sum(term, *apart([p_logits, q_logits], [m_a, m_b, log_scale]), axis) / of_p.total
-    # Σ p |log(p/q)| is at most KL + √(2 KL): from ½ on its terms do not cancel. What is less, or has a class that
-    # dominates, or has met an infinity is done again with care.
+def _pair_of_many(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[Any, LogitPair]:
+    """KL as Σ p log(p/q), and with care if some row needs it.
+
+    Σ p |log(p/q)| is at most KL + √(2 KL): from ½ on its terms do not cancel. What is less, or has a class that
+    dominates, or has met an infinity is done again.
+    """
+    value = _plain_sum(p_logits, q_logits, of_p, of_q, axis)
     near = ~((value >= 0.5) & (value < jnp.inf)) | is_dominated(of_p.total)
 
     def plain(p_logits: Any, q_logits: Any, value: Any) -> tuple[Any, LogitPair]:
-        none = jnp.full_like(value, jnp.nan)
-        return value, LogitPair(of_p, of_q, m_a - m_b, jnp.zeros_like(value), value - log_scale, none, none)
+        centre, none = finite(of_p.maximum) - finite(of_q.maximum), jnp.full_like(value, jnp.nan)
+        mean = value - _log_scale(of_p, of_q)
+        return value, LogitPair(of_p, of_q, centre, jnp.zeros_like(value), mean, none, none)
 
     def careful(p_logits: Any, q_logits: Any, value: Any) -> tuple[Any, LogitPair]:
         pair, exact = near_pair(p_logits, q_logits, of_p, of_q, axis)
         return jnp.where(near & (exact == exact), exact, value), pair
 
-    value, pair = jax.lax.cond(anywhere(near), careful, plain, p_logits, q_logits, value)
-    return jnp.expand_dims(value, axis), pair
+    return jax.lax.cond(anywhere(near), careful, plain, p_logits, q_logits, value)
+
+
+def _pair_of_few(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[Any, LogitPair]:
+    """Among many rows of few classes some always need care: all get it, and the plain sum is for what is beyond it."""
+    pair, value = near_pair(p_logits, q_logits, of_p, of_q, axis)
+
+    def beyond(p_logits: Any, q_logits: Any, value: Any, pair: LogitPair) -> tuple[Any, LogitPair]:
+        plain = _plain_sum(p_logits, q_logits, pair.of_p, pair.of_q, axis)
+        return jnp.where(jnp.isnan(value), plain, value), pair
+
+    def within(p_logits: Any, q_logits: Any, value: Any, pair: LogitPair) -> tuple[Any, LogitPair]:
+        return value, pair
+
+    return jax.lax.cond(anywhere(jnp.isnan(value)), beyond, within, p_logits, q_logits, value, pair)
+
+
+def _plain_sum(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> Any:
+    """Σ p log(p/q) as it stands."""
+
+    def term(a: Any, b: Any, m_a: Any, m_b: Any, log_scale: Any) -> Any:
+        e = jnp.exp(up(a) - m_a)
+        return e * ((m_b - up(b)) + log_scale) - e * depth(a, m_a)
+
+    rows = [finite(of_p.maximum), finite(of_q.maximum), _log_scale(of_p, of_q)]
+    return row_sum(term, *apart([p_logits, q_logits], rows), axis) / of_p.total
+
+
+def _log_scale(of_p: Rows, of_q: Rows) -> Any:
+    return jnp.log(of_q.total / of_p.total)
 
 
 @kl_divergence_from_logits.partial("p_logits")
