@@ -79,20 +79,22 @@ def is_narrow(logits: Any, axis: int) -> bool:
 
 def _columns(array: Any, axis: int) -> list[Any]:
     """The classes one by one, each over all rows."""
-    if jnp.finfo(array.dtype).bits == 16:
-        # As bits: XLA:CPU slices no 16-bit floats, but would widen them all first, and store them.
-        found: list[Any] = []
-        while len(found) < array.shape[axis]:
-            array = jax.lax.optimization_barrier(array)
-            bits = jax.lax.bitcast_convert_type(array, jnp.uint16)
-            group = range(len(found), min(len(found) + 12, array.shape[axis]))
-            found += [jax.lax.bitcast_convert_type(_column(bits, i, axis), array.dtype) for i in group]
-        return found
-    return [_column(array, i, axis) for i in range(array.shape[axis])]
+    column = functools.partial(jax.lax.index_in_dim, axis=axis, keepdims=False)
+    if jnp.finfo(array.dtype).bits != 16:
+        return [column(array, i) for i in range(array.shape[axis])]
+    # As bits, and few from one array: XLA:CPU slices no 16-bit floats, but would widen them all first and store them,
+    # and it stores what more than a handful of slices are taken from.
+    found: list[Any] = []
+    for start in range(0, array.shape[axis], _SLICES):
+        array = jax.lax.optimization_barrier(array)
+        bits = jax.lax.bitcast_convert_type(array, jnp.uint16)
+        taken = [column(bits, i) for i in range(start, min(start + _SLICES, array.shape[axis]))]
+        found += [jax.lax.bitcast_convert_type(part, array.dtype) for part in taken]
+    return found
 
 
-def _column(array: Any, i: int, axis: int) -> Any:
-    return jax.lax.index_in_dim(array, i, axis, keepdims=False)
+#: So many columns are sliced from one array of 16-bit floats.
+_SLICES = 5
 
 
 def row_maximum(logits: Any, axis: int) -> Any:
