@@ -163,7 +163,7 @@ def _wide_sums(logits: Any, maximum: Any, axis: int) -> tuple[Any, Any]:
             return jnp.minimum(jnp.exp(d), d * -huge(d.dtype))
 
         rest = row_sum(below, [logits], [finite(maximum)], axis)
-        rest = jnp.where(mass_at_infinity(jnp.ones_like(logits), logits, maximum, axis) > 1, jnp.nan, rest)
+        rest = jnp.where(_infinite_entries(logits, maximum, axis) > 1, jnp.nan, rest)
         dominated = is_dominated(total)
         return jnp.where(dominated, 1 + rest, total), jnp.where(dominated, rest, total - 1)
 
@@ -182,7 +182,7 @@ def _narrow_sums(logits: Any, maximum: Any, axis: int) -> tuple[Any, Any]:
         return below + (ties - 1)
 
     def careful(logits: Any, maximum: Any) -> Any:
-        infinite = mass_at_infinity(jnp.ones_like(logits), logits, maximum, axis)
+        infinite = _infinite_entries(logits, maximum, axis)
         rest = jnp.where(maximum == jnp.inf, 0, plain(logits, maximum))
         return jnp.where((infinite > 1) | ~(maximum > -jnp.inf), jnp.nan, rest)
 
@@ -190,16 +190,11 @@ def _narrow_sums(logits: Any, maximum: Any, axis: int) -> tuple[Any, Any]:
     return 1 + rest, rest
 
 
-def mass_at_infinity(masses: Any, logits: Any, maximum: Any, axis: int) -> Any:
-    """Σ masses over the entries that are +inf: by arithmetic, and only if there are any."""
+def _infinite_entries(logits: Any, maximum: Any, axis: int) -> Any:
+    """How many entries of each row are +inf: by arithmetic, and only if there are any."""
 
-    def total(masses: Any, logits: Any) -> Any:
+    def count(logits: Any) -> Any:
         # e^{z/2-huge} is inf for z = inf and 0 for every finite z.
-        def term(mass: Any, z: Any) -> Any:
-            return up(mass) * jnp.minimum(jnp.exp(up(z) * 0.5 - huge(maximum.dtype)), 1)
+        return row_sum(lambda z: jnp.minimum(jnp.exp(up(z) * 0.5 - huge(maximum.dtype)), 1), [logits], [], axis)
 
-        return row_sum(term, [masses, logits], [], axis)
-
-    return jax.lax.cond(
-        anywhere(maximum == jnp.inf), total, lambda masses, logits: jnp.zeros_like(maximum), masses, logits
-    )
+    return jax.lax.cond(anywhere(maximum == jnp.inf), count, lambda logits: jnp.zeros_like(maximum), logits)

@@ -22,7 +22,6 @@ from xentjax.logit_rows import (
     finite,
     huge,
     is_dominated,
-    mass_at_infinity,
     row_sum,
     rows_of,
 )
@@ -162,31 +161,33 @@ def _value_for_masses(logits: Any, masses: Any, axis: int) -> tuple[Any, Rows, A
     """Σ t_i(-d_i) + T·log1p(rest); also T, and Σ t_i without the largest class where that class dominates."""
     rows = rows_of(logits, axis)
     limit = huge(rows.maximum.dtype)
-
-    def weighted_depth(t: Any, z: Any, m: Any) -> Any:
-        return up(t) * depth(z, m)
-
-    spread = row_sum(weighted_depth, *apart([masses, logits], [finite(rows.maximum)]), axis)
+    # Not finite where a class of probability zero is met, with mass or without.
+    spread = row_sum(lambda t, z, m: up(t) * (m - up(z)), *apart([masses, logits], [finite(rows.maximum)]), axis)
 
     def plain(logits: Any, masses: Any, maximum: Any, spread: Any) -> tuple[Any, Any, Any]:
         return row_sum(up, [masses], [], axis), spread, jnp.zeros_like(spread)
 
     def careful(logits: Any, masses: Any, maximum: Any, spread: Any) -> tuple[Any, Any, Any]:
-        mass = row_sum(up, *apart([masses], []), axis)
+        # Behind barriers too: XLA:CPU stores a constant that two sums share, once for every entry.
+        factor = jax.lax.optimization_barrier(limit)
+        largest = jax.lax.optimization_barrier(factor)
 
         def below_maximum(t: Any, z: Any, m: Any) -> Any:
-            return up(t) * jnp.minimum(depth(z, m) * limit, 1)
+            return up(t) * jnp.minimum(jnp.maximum(m - up(z), 0) * factor, 1)
 
+        def has_mass_at_minus_infinity(t: Any, z: Any) -> Any:
+            beyond = -largest - up(z)  # +inf for -inf, otherwise at most 0
+            return jnp.minimum(up(t) * largest, beyond + jnp.abs(beyond))
+
+        mass = row_sum(up, *apart([masses], []), axis)
         below = row_sum(below_maximum, [masses, logits], [finite(maximum)], axis)
-        below = jnp.where(maximum == jnp.inf, mass - mass_at_infinity(masses, logits, maximum, axis), below)
-        # Mass at an infinite depth: on a class of probability zero, or below a +inf.
-        minimum = up(jnp.min(logits, axis=axis))
-        spread = jnp.where((jnp.abs(spread) > limit / 1e6) & (minimum == -jnp.inf), spread * jnp.inf, spread)
+        clipped = row_sum(lambda t, z, m: up(t) * depth(z, m), *apart([masses, logits], [finite(maximum)]), axis)
+        impossible = row_sum(has_mass_at_minus_infinity, *apart([masses, logits], []), axis) > 0
+        spread = jnp.where(jnp.isfinite(spread), spread, jnp.where(impossible, jnp.inf, clipped))
         spread = jnp.where(maximum == jnp.inf, jnp.where(below == 0, 0, below * jnp.inf), spread)
         return mass, spread, below
 
-    # A spread near the largest number has met a class of probability zero.
-    needed = anywhere(is_dominated(rows.total) | ~(jnp.abs(spread) < limit / 1e6))
+    needed = anywhere(is_dominated(rows.total) | ~jnp.isfinite(spread))
     mass, spread, below = jax.lax.cond(needed, careful, plain, logits, masses, rows.maximum, spread)
     return spread + mass * rows.log_total, rows, (mass, below)
 
