@@ -1,4 +1,4 @@
-"""Eight host devices for every test, settled before JAX starts; no silent promotion where a test file asks for it."""
+"""Eight host devices for every test, settled before JAX starts, and how JAX works where a test file asks for it."""
 
 import os
 
@@ -13,3 +13,16 @@ def strict_dtypes():
     """Two arrays of different dtypes in one operation are an error."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def compiled_fast(request):
+    """Programs are compiled fast, which takes most of the time, but for tests that ask for ``optimized`` ones."""
+    jax.config.update("jax_disable_most_optimizations", "optimized" not in request.fixturenames)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    jax.clear_caches()

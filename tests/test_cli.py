@@ -35,17 +35,7 @@ FILES = ["config.toml", "confusion.png", "loss.png", "metrics.jsonl", "model.jso
 QUICK = ("--set", "data.source=iris", "--set", "stop.max_steps=40", "--set", "stop.tol=1e-3")
 
 
-@pytest.fixture(autouse=True)
-def _compiled_fast(request):
-    """Programs are compiled fast, which takes most of the time, but for tests that ask for ``optimized`` ones."""
-    jax.config.update("jax_disable_most_optimizations", "optimized" not in request.fixturenames)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
-def optimized():
-    jax.clear_caches()
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 
 @pytest.fixture

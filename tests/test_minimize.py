@@ -40,17 +40,7 @@ DATA = LogisticObjective(jnp.asarray(X, jnp.float32), jnp.asarray(Y), L2)
 ZERO = DATA.init()
 
 
-@pytest.fixture(autouse=True)
-def _compiled_fast(request):
-    """Programs are compiled fast, which takes most of the time, but for tests that ask for ``optimized`` ones."""
-    jax.config.update("jax_disable_most_optimizations", "optimized" not in request.fixturenames)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
-def optimized():
-    jax.clear_caches()
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 
 def gradient64(params, x=X, y=Y, l2=L2):

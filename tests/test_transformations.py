@@ -21,12 +21,10 @@ ULP = 8
 
 
 @pytest.fixture(autouse=True)
-def _float64():
+def _float64(compiled_fast):
     """Float64, and programs that are compiled fast: what is tested is the transformation, not the optimizer."""
-    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache
