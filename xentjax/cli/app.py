@@ -75,31 +75,16 @@ def fit(
     settings = read_config(config, override or [], FitConfig)
     folder = out or Path("runs") / settings.name
     reserve(folder, force)
-    return _fit_many(settings, folder, force) if settings.many else _fit_one(settings, folder, force)
-
-
-def _fit_one(settings: FitConfig, folder: Path, force: bool) -> int:
+    train, show = (fit_grid, report.print_grid) if settings.many else (run_fit, report.print_fit)
     with report.training_progress(settings.name) as progress, _stopping_gently(progress) as tell:
-        fitted = run_fit(settings, tell)
+        result: Any = train(settings, tell)
         from xentjax import plots
 
         with whole_folder(folder, force) as temporary:
-            fitted.write(temporary)
-            plots.draw_run(fitted, temporary)
-    report.print_fit(fitted, folder)
-    return INTERRUPTED if fitted.status == "interrupted" else 0
-
-
-def _fit_many(settings: FitConfig, folder: Path, force: bool) -> int:
-    with report.training_progress(settings.name) as progress, _stopping_gently(progress) as tell:
-        grid = fit_grid(settings, tell)
-        from xentjax import plots
-
-        with whole_folder(folder, force) as temporary:
-            grid.write(temporary)
-            plots.draw_grid(grid, temporary)
-    report.print_grid(grid, folder)
-    return INTERRUPTED if "interrupted" in grid.status else 0
+            result.write(temporary)
+            (plots.draw_grid if settings.many else plots.draw_run)(result, temporary)
+    show(result, folder)
+    return INTERRUPTED if "interrupted" in result.status else 0  # one status, or an array of them
 
 
 @contextlib.contextmanager

@@ -224,13 +224,12 @@ def log_of_base(function: str, base: Any) -> Any:
 
 
 def class_indices(labels: Any, num_classes: int) -> Any:
-    """Integer labels as int32 (int64 only where the number of classes needs it); what is larger becomes the largest.
+    """Integer labels as int32 (int64 only where the number of classes needs it), what lies beyond at the nearest end.
 
     The cast comes first: an 8-bit label that is compared or indexed in its own type wraps.
     """
     wide = jnp.int64 if num_classes > np.iinfo(np.int32).max else jnp.int32
     if labels.dtype == jnp.bool_:
         return labels.astype(wide)
-    if jnp.iinfo(labels.dtype).max > np.iinfo(wide).max:
-        labels = jnp.where(labels > np.iinfo(wide).max, jnp.asarray(np.iinfo(wide).max, labels.dtype), labels)
-    return labels.astype(wide)
+    own, ends = jnp.iinfo(labels.dtype), jnp.iinfo(wide)
+    return jnp.clip(labels, max(own.min, ends.min), min(own.max, ends.max)).astype(wide)
