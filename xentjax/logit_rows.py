@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from xentjax.core.policy import up
-from xentjax.numerics import anywhere
+from xentjax.numerics import anywhere, as_bits, of_bits
 
 #: Below this total one class holds more than two thirds of the probability.
 DOMINATED = 1.5
@@ -62,8 +62,11 @@ def row_max(term: Callable[..., Any], entries: Sequence[Any], rows: Sequence[Any
 
 def _reduced(combine: Any, reduce: Any, term: Any, entries: Sequence[Any], rows: Sequence[Any], axis: int) -> Any:
     if is_narrow(entries[0], axis):
-        columns = zip(*(_columns(array, axis) for array in entries), strict=True)
-        return functools.reduce(combine, (term(*column, *rows) for column in columns))
+        terms = [term(*column, *rows) for column in zip(*(_columns(array, axis) for array in entries), strict=True)]
+        while len(terms) > 1:
+            # In pairs: what one addition rounds off, few others add to.
+            terms = [functools.reduce(combine, terms[i : i + 2]) for i in range(0, len(terms), 2)]
+        return terms[0]
     return reduce(term(*entries, *(jnp.expand_dims(row, axis) for row in rows)), axis=axis)
 
 
@@ -82,14 +85,13 @@ def _columns(array: Any, axis: int) -> list[Any]:
     column = functools.partial(jax.lax.index_in_dim, axis=axis, keepdims=False)
     if jnp.finfo(array.dtype).bits != 16:
         return [column(array, i) for i in range(array.shape[axis])]
-    # As bits, and few from one array: XLA:CPU slices no 16-bit floats, but would widen them all first and store them,
-    # and it stores what more than a handful of slices are taken from.
+    # Few from one array: XLA:CPU stores what more than a handful of slices are taken from.
     found: list[Any] = []
     for start in range(0, array.shape[axis], _SLICES):
         array = jax.lax.optimization_barrier(array)
-        bits = jax.lax.bitcast_convert_type(array, jnp.uint16)
+        bits = as_bits(array)
         taken = [column(bits, i) for i in range(start, min(start + _SLICES, array.shape[axis]))]
-        found += [jax.lax.bitcast_convert_type(part, array.dtype) for part in taken]
+        found += [of_bits(part, array.dtype) for part in taken]
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -95,19 +94,49 @@ def _(axis_size: int, in_batched: list[bool], needed: Any) -> tuple[Any, bool]:
 _PIECES = 16
 
 
+def in_pieces(function: Callable[..., Any], *arrays: Any) -> Any:
+    """The function of arrays that share their first axis, piece by piece along it; at once where they do not."""
+    leaves = jax.tree.leaves(arrays)
+    rows = {array.shape[:1] for array in leaves}
+    if len(rows) > 1 or leaves[0].ndim == 0 or leaves[0].shape[0] <= _PIECES:
+        return function(*arrays)
+    length = leaves[0].shape[0]
+    size = -(-length // _PIECES)
+
+    def piece(start: Any) -> Any:
+        def part(array: Any) -> Any:
+            bits = jax.lax.dynamic_slice_in_dim(as_bits(array), start, size)
+            return of_bits(bits, array.dtype)
+
+        return function(*jax.tree.map(part, arrays))
+
+    # The last piece starts where it is whole, and overlaps the one before.
+    done = jax.lax.map(piece, np.minimum(np.arange(0, length, size), length - size))
+
+    def joined(pieces: Any) -> Any:
+        return jnp.concatenate([pieces[:-1].reshape(-1, *pieces.shape[2:])[: length - size], pieces[-1]])
+
+    return jax.tree.map(joined, done)
+
+
+def as_bits(array: Any) -> Any:
+    """16-bit floats as integers: XLA:CPU slices no 16-bit floats, but would widen them all first and store them."""
+    return jax.lax.bitcast_convert_type(array, jnp.uint16) if jnp.finfo(array.dtype).bits == 16 else array
+
+
+def of_bits(array: Any, dtype: Any) -> Any:
+    """The floats that ``as_bits`` has made ``array`` of."""
+    return array if array.dtype == dtype else jax.lax.bitcast_convert_type(array, dtype)
+
+
 def corrected(value: Any, needed: Any, careful: Callable[..., Any], *arrays: Any) -> Any:
     """The value, or ``careful(*arrays)`` if it is needed anywhere. The value is computed in any case: XLA:CPU does not
     divide the work of a branch among its threads."""
 
-    def in_pieces(value: Any, *arrays: Any) -> Any:
-        rows = {array.shape[:1] for array in (value, *arrays)}
-        pieces = math.gcd(_PIECES, *rows.pop()) if len(rows) == 1 else 1
-        if pieces == 1:
-            return careful(*arrays)
-        split = [array.reshape(pieces, -1, *array.shape[1:]) for array in arrays]
-        return jax.lax.map(lambda part: careful(*part), split).reshape(value.shape)
+    def in_its_place(value: Any, *arrays: Any) -> Any:
+        return in_pieces(careful, *arrays) if value.shape[:1] == arrays[0].shape[:1] else careful(*arrays)
 
-    return jax.lax.cond(anywhere(needed), in_pieces, lambda value, *_: value, value, *arrays)
+    return jax.lax.cond(anywhere(needed), in_its_place, lambda value, *_: value, value, *arrays)
 
 
 # -- almost equal numbers ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -13,10 +14,10 @@ from xentjax.activations import centred, logistic, softmax, softmax_tangent
 from xentjax.core.domains import Domain, Logits
 from xentjax.core.op import op
 from xentjax.core.policy import up
-from xentjax.logit_pairs import LogitPair, deltas, near_pair, probabilities
-from xentjax.logit_rows import Rows, apart, depth, finite, huge, is_dominated, is_narrow, row_sum, rows_of
+from xentjax.logit_pairs import LogitPair, deltas, expm1_minus, far, far_pair, near_pair, probabilities
+from xentjax.logit_rows import Rows, apart, finite, huge, is_dominated, is_narrow, row_sum, rows_of
 from xentjax.measures.logits import MEASURE_OPTIONS, checked_logits
-from xentjax.numerics import anywhere
+from xentjax.numerics import anywhere, in_pieces
 from xentjax.pairs import artanh_series
 
 # -- Kullback-Leibler --------------------------------------------------------------------------------------------------
@@ -87,59 +88,55 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 @kl_divergence_from_logits.value
 def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     of_p, of_q = rows_of(p_logits, axis), rows_of(q_logits, axis)
-    find = _pair_of_few if is_narrow(p_logits, axis) else _pair_of_many
+    find = _with_care if is_narrow(p_logits, axis) else _quickly
     value, pair = find(p_logits, q_logits, of_p, of_q, axis)
     return jnp.expand_dims(value, axis), pair
 
 
-def _pair_of_many(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[Any, LogitPair]:
-    """KL as Σ p log(p/q), and with care if some row needs it.
+def _quickly(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[Any, LogitPair]:
+    """With differences of depths; with care if some row is near, has a class that dominates or met an infinity.
 
-    Σ p |log(p/q)| is at most KL + √(2 KL): from ½ on its terms do not cancel. What is less, or has a class that
-    dominates, or has met an infinity is done again.
+    Among many rows of few classes some always are.
     """
-    value = _plain_sum(p_logits, q_logits, of_p, of_q, axis)
-    near = ~((value >= 0.5) & (value < jnp.inf)) | is_dominated(of_p.total)
+    pair, value = far_pair(p_logits, q_logits, of_p, of_q, axis)
+    needed = ~((value >= far(p_logits.dtype, of_p.total)) & (value < jnp.inf)) | is_dominated(of_p.total)
 
-    def plain(p_logits: Any, q_logits: Any, value: Any) -> tuple[Any, LogitPair]:
-        centre, none = finite(of_p.maximum) - finite(of_q.maximum), jnp.full_like(value, jnp.nan)
-        mean = value - _log_scale(of_p, of_q)
-        return value, LogitPair(of_p, of_q, centre, jnp.zeros_like(value), mean, none, none)
+    def careful(p_logits: Any, q_logits: Any, value: Any, pair: LogitPair) -> tuple[Any, LogitPair]:
+        def of_rows(p_logits: Any, q_logits: Any, pair: LogitPair) -> tuple[Any, LogitPair]:
+            return _with_care(p_logits, q_logits, pair.of_p, pair.of_q, axis)
 
-    def careful(p_logits: Any, q_logits: Any, value: Any) -> tuple[Any, LogitPair]:
-        pair, exact = near_pair(p_logits, q_logits, of_p, of_q, axis)
-        return jnp.where(near & (exact == exact), exact, value), pair
+        run = of_rows if axis == 0 else functools.partial(in_pieces, of_rows)
+        return run(p_logits, q_logits, pair)
 
-    return jax.lax.cond(anywhere(near), careful, plain, p_logits, q_logits, value)
-
-
-def _pair_of_few(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[Any, LogitPair]:
-    """Among many rows of few classes some always need care: all get it, and the plain sum is for what is beyond it."""
-    pair, value = near_pair(p_logits, q_logits, of_p, of_q, axis)
-
-    def beyond(p_logits: Any, q_logits: Any, value: Any, pair: LogitPair) -> tuple[Any, LogitPair]:
-        plain = _plain_sum(p_logits, q_logits, pair.of_p, pair.of_q, axis)
-        return jnp.where(jnp.isnan(value), plain, value), pair
-
-    def within(p_logits: Any, q_logits: Any, value: Any, pair: LogitPair) -> tuple[Any, LogitPair]:
+    def keep(p_logits: Any, q_logits: Any, value: Any, pair: LogitPair) -> tuple[Any, LogitPair]:
         return value, pair
 
-    return jax.lax.cond(anywhere(jnp.isnan(value)), beyond, within, p_logits, q_logits, value, pair)
+    return jax.lax.cond(anywhere(needed), careful, keep, p_logits, q_logits, value, pair)
 
 
-def _plain_sum(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> Any:
+def _with_care(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[Any, LogitPair]:
+    """As of distributions that are near, and the plain sum where that is beyond the format."""
+    pair, value = near_pair(p_logits, q_logits, of_p, of_q, axis)
+
+    def beyond(p_logits: Any, q_logits: Any, value: Any) -> Any:
+        return jnp.where(jnp.isnan(value), _plain_sum(p_logits, q_logits, axis), value)
+
+    def within(p_logits: Any, q_logits: Any, value: Any) -> Any:
+        return value
+
+    return jax.lax.cond(anywhere(jnp.isnan(value)), beyond, within, p_logits, q_logits, value), pair
+
+
+def _plain_sum(p_logits: Any, q_logits: Any, axis: int) -> Any:
     """Σ p log(p/q) as it stands."""
+    of_p, of_q = rows_of(p_logits, axis), rows_of(q_logits, axis)
 
     def term(a: Any, b: Any, m_a: Any, m_b: Any, log_scale: Any) -> Any:
-        e = jnp.exp(up(a) - m_a)
-        return e * ((m_b - up(b)) + log_scale) - e * depth(a, m_a)
+        a, b = up(a) - m_a, up(b) - m_b
+        return jnp.exp(a) * ((jnp.maximum(a, -huge(a.dtype)) - b) + log_scale)
 
-    rows = [finite(of_p.maximum), finite(of_q.maximum), _log_scale(of_p, of_q)]
+    rows = [finite(of_p.maximum), finite(of_q.maximum), jnp.log(of_q.total / of_p.total)]
     return row_sum(term, *apart([p_logits, q_logits], rows), axis) / of_p.total
-
-
-def _log_scale(of_p: Rows, of_q: Rows) -> Any:
-    return jnp.log(of_q.total / of_p.total)
 
 
 @kl_divergence_from_logits.partial("p_logits")
@@ -152,7 +149,7 @@ def _(pair: LogitPair, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
 def _(pair: LogitPair, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     p, q = probabilities(p_logits, pair.of_p, axis), probabilities(q_logits, pair.of_q, axis)
     log_ratio = jnp.expand_dims(pair.shift, axis) - deltas(pair, p_logits, q_logits, axis)
-    slope = jnp.where(jnp.abs(log_ratio) < 1, p * jnp.expm1(log_ratio), q - p)
+    slope = jnp.where(jnp.abs(log_ratio) < 1, p * (log_ratio + expm1_minus(log_ratio)), q - p)
     at_largest = jnp.expand_dims(pair.at_largest, axis)
     is_largest = up(p_logits) == jnp.expand_dims(pair.of_p.maximum, axis)
     return jnp.where(is_largest & (at_largest == at_largest), at_largest, slope)
