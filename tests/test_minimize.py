@@ -15,6 +15,7 @@ from sklearn.datasets import load_breast_cancer
 import xentjax as xj
 from xentjax import GradientDescent, LogisticObjective, LogisticParams, Optax, minimize
 from xentjax.solvers.minimize import advance, in_chunks, start
+from xentjax.solvers.objective import evaluate
 
 L2 = 0.1
 ADAM, LBFGS = optax.adam(0.1), optax.lbfgs()
@@ -304,6 +305,133 @@ def test_the_gradient_given_is_the_one_that_is_used():
         solution = minimize(objective, jnp.zeros(2), solver, max_steps=50)
         assert solution.status == "converged"
         np.testing.assert_allclose(solution.params, 3, rtol=1e-6)
+
+
+# -- solvers and objectives of the user's ------------------------------------------------------------------------------
+
+
+def registered(name, *fields, **methods):
+    """A frozen dataclass, registered as a pytree, with these fields and methods."""
+    made = dataclasses.make_dataclass(name, fields, frozen=True, namespace=methods)
+    return jax.tree_util.register_dataclass(made)
+
+
+def descent_by(factor):
+    """A solver of one field that goes by so much of its step size."""
+
+    def step(self, objective, point, state):
+        return evaluate(objective, point.params - factor * self.step_size * point.gradient), state
+
+    return registered("Descent", "step_size", init=lambda self, objective, point: (), step=step)
+
+
+def test_dataclasses_of_equal_fields_run_their_own_programs():
+    """JAX takes their pytree structures for equal: the key of what is compiled has to tell them apart."""
+    square = registered("Square", "c", value_and_gradient=lambda o, p: (jnp.sum((p - o.c) ** 2), 2 * (p - o.c)))
+    mirror = registered("Mirror", "c", value_and_gradient=lambda o, p: (jnp.sum((p + o.c) ** 2), 2 * (p + o.c)))
+    assert jax.tree.structure(square(3.0)) == jax.tree.structure(mirror(3.0))
+    zero, solver = jnp.zeros(2), GradientDescent(0.25)
+    for kind, center in ((square, 3), (mirror, -3), (square, 3)):
+        for solution in (minimize(kind(3.0), zero, solver), *list(xj.iterate(kind(3.0), zero, solver))[-1:]):
+            np.testing.assert_allclose(solution.params, center, rtol=1e-6)
+        inside = jax.jit(lambda c, kind=kind: minimize(kind(c), zero, solver))(3.0)
+        np.testing.assert_allclose(inside.params, center, rtol=1e-6)
+
+
+def test_solvers_of_equal_fields_make_their_own_steps():
+    def square(p):
+        return jnp.sum((p - 3) ** 2)
+
+    whole, half = descent_by(1.0), descent_by(0.5)
+    steps = {}
+    for kind in (GradientDescent, whole, half, whole, GradientDescent):
+        solution = minimize(square, jnp.zeros(2), kind(0.25), tol=1e-3, max_steps=100)
+        assert steps.setdefault(kind, int(solution.steps)) == int(solution.steps)
+    # The error falls by 1/2 or by 3/4 a step, from 3 to half of the tolerance.
+    assert steps[GradientDescent] == steps[whole] == np.ceil(np.log(6 / 1e-3) / np.log(2))
+    assert steps[half] == np.ceil(np.log(6 / 1e-3) / np.log(4 / 3))
+
+
+def test_parameters_of_equal_fields_keep_their_types():
+    """The chance that JAX confuses two is about one in a hundred: no pair out of a hundred may be."""
+
+    def value(p):
+        return (p.c - p.center) ** 2
+
+    for i in range(50):
+        kinds = [registered(f"Params{i}", "c", center=property(lambda _, c=c: c)) for c in (1.0, -1.0)]
+        for kind, center in zip(kinds, (1, -1), strict=True):
+            solution = minimize(value, kind(jnp.zeros(())), GradientDescent(0.5), max_steps=3)
+            assert solution.params.c == center
+
+
+def test_switches_and_names_in_a_solver_decide_on_the_program():
+    def step(self, objective, point, state):
+        sign = {"down": 1, "up": -1}[self.way] if self.moves else 0
+        return evaluate(objective, point.params - sign * self.step_size * point.gradient), state
+
+    kind = registered("Switched", "step_size", "moves", "way", init=lambda *_: (), step=step)
+    for solver, status in (
+        (kind(0.25, True, "down"), "converged"),
+        (kind(0.25, False, "down"), "stalled"),
+        (kind(9.0, True, "up"), "diverged"),
+    ):
+        assert minimize(lambda p: (p - 1) ** 2, jnp.zeros(()), solver, max_steps=200).status == status
+
+
+def test_a_step_that_changes_dtypes_or_shapes_is_told_with_the_name_of_its_solver():
+    def square(p):
+        return jnp.sum((p - 3) ** 2)
+
+    def run(init, step, start=()):
+        kind = registered("Mine", "rate", init=lambda *_: start, step=step)
+        return minimize(square, init, kind(jnp.float32(0.1)), max_steps=5)
+
+    def plain(self, objective, point, state):
+        return evaluate(objective, point.params - self.rate * point.gradient), state
+
+    with pytest.raises(TypeError, match=r"Mine.step changed point.params from bfloat16\[2\] to float32\[2\]"):
+        run(jnp.zeros(2, jnp.bfloat16), plain)
+    assert run(jnp.zeros(2), plain).params.dtype == jnp.float32
+    with pytest.raises(TypeError, match=r"Mine.step changed state from float32\[2\] to float32\[\]"):
+        run(jnp.zeros(2), lambda self, o, point, state: (point, jnp.sum(state)), jnp.zeros(2))
+    with pytest.raises(TypeError, match=r"Mine.step must return the next point and the next state"):
+        run(jnp.zeros(2), lambda self, o, point, state: (point.params, state))
+    # A number of Python's in the state may become one of any dtype.
+    assert run(jnp.zeros(2), lambda self, o, point, state: (plain(self, o, point, 0)[0], state + 0.5), 0).steps == 5
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"objective": lambda p: p}, ValueError, r"real scalar, got shape \(2,\) and dtype float32"),
+        ({"objective": lambda p: 3}, ValueError, r"real scalar, got shape \(\) and dtype int32"),
+        ({"objective": lambda p: None}, ValueError, "real scalar, got NoneType"),
+        ({"max_steps": 1.5}, TypeError, "max_steps must be a whole number, not traced, got 1.5"),
+        ({"max_steps": "5"}, TypeError, "max_steps must be a whole number, not traced, got '5'"),
+        ({"max_steps": 2**31}, ValueError, "max_steps must not be negative, nor .* got 2147483648"),
+        ({"tol": "a"}, TypeError, "tol must be a number, got 'a'"),
+        ({"tol": jnp.ones(2)}, TypeError, r"tol must be one real number, got shape \(2,\)"),
+        ({"tol": float("nan")}, ValueError, "tol must be 0 or more, got nan"),
+        ({"tol": -1e-3}, ValueError, "tol must be 0 or more, got -0.001"),
+        ({"solver": None}, TypeError, r"must have init\(objective, point\) and step\(.*\), got NoneType"),
+        ({"solver": optax.sgd(0.1)}, TypeError, r"pass Optax\(transformation\)"),
+        ({"solver": GradientDescent}, TypeError, r"the class GradientDescent, but needs .*: GradientDescent\(\)"),
+    ],
+)
+def test_mistakes_are_named(change, error, message):
+    arguments = {"objective": lambda p: jnp.sum(p**2), "init": jnp.ones(2), "solver": GradientDescent(0.1), **change}
+    for run in (minimize, lambda **arguments: list(xj.iterate(**arguments))):
+        with pytest.raises(error, match=message):
+            run(**arguments)
+
+
+def test_steps_and_tolerance_may_be_arrays():
+    how = {"max_steps": jnp.array(5), "tol": np.float32(1e-3)}
+    assert minimize(lambda p: p**2, 1.0, GradientDescent(0.5), **how).status == "converged"
 
 
 def test_wrong_arguments_are_named():

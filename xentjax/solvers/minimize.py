@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xentjax.solvers import checks
 from xentjax.solvers import status as codes
+from xentjax.solvers.compiled import join, separate, types_in
 from xentjax.solvers.objective import Point, as_objective, evaluate, largest_component
 from xentjax.solvers.status import Status
 
@@ -21,14 +23,19 @@ _PATIENCE = 100
 
 
 class Solver(Protocol):
-    """A frozen dataclass, registered as a pytree, that makes steps; the driver does the rest."""
+    """A frozen dataclass, registered as a pytree, that makes steps; the driver does the rest.
+
+    Its numbers are data: under the compiled loop they are traced, and one can ``vmap`` over them. What decides on the
+    program itself, such as a choice between two rules or the length of a memory, is a string, a bool, or a field with
+    ``metadata={"static": True}``, which alone stays itself under the user's own ``jit`` too.
+    """
 
     def init(self, objective: Any, point: Point) -> Any:
         """The solver's own state before the first step."""
         ...
 
     def step(self, objective: Any, point: Point, state: Any) -> tuple[Point, Any]:
-        """The next point, with value and gradient there, and the next state."""
+        """The next point, with value and gradient there, and the next state, of the shapes and dtypes of the last."""
         ...
 
 
@@ -91,7 +98,7 @@ def minimize(
         data: other data of the same shape do not compile again.
       init: initial parameters, a pytree of arrays; integers become floats.
       solver: :class:`GradientDescent`, :class:`Optax`, or your own :class:`Solver`.
-      tol: bound of the gradient's infinity-norm. It is checked before the first step too.
+      tol: bound of the gradient's infinity-norm, 0 or more. It is checked before the first step too.
       max_steps: the most steps, and the length of the history less one.
 
     Returns:
@@ -109,9 +116,11 @@ def minimize(
     others unchanged.
 
     Raises:
-      TypeError: the objective is neither a function nor has ``value_and_gradient``.
-      ValueError: max_steps is negative or 2**31 or more, the value is no real scalar, or a gradient's shape is
-        not its parameter's.
+      TypeError: the objective is neither a function nor has ``value_and_gradient``; the solver has no ``init`` and
+        ``step``, or a step returns another shape or dtype than it was given; max_steps is no whole number, tol no
+        number.
+      ValueError: max_steps is negative or 2**31 or more, tol is negative or NaN, the value is no real scalar, or a
+        gradient's shape is not its parameter's.
 
     Example:
       >>> import jax.numpy as jnp, xentjax as xj
@@ -121,7 +130,7 @@ def minimize(
       >>> str(solution.status), solution.params.weights.round(4), float(solution.gradient_norm) <= 1e-6
       ('converged', Array([0.35529998], dtype=float32), True)
     """
-    init, problem = _checked(objective, init, solver, max_steps)
+    init, max_steps, problem = _checked(objective, init, solver, tol, max_steps)
     return _whole(*problem, init, tol, max_steps)
 
 
@@ -148,7 +157,7 @@ def iterate(
     """
     if chunk < 1:
         raise ValueError(f"iterate: chunk must be at least 1, got {chunk}")
-    init, problem = _checked(objective, init, solver, max_steps)
+    init, max_steps, problem = _checked(objective, init, solver, tol, max_steps)
     return in_chunks(_start(*problem, init, tol, max_steps), lambda s: _advance(*problem, s, tol, max_steps, chunk))
 
 
@@ -201,7 +210,9 @@ def _steps(objective: Any, solver: Solver, state: State, tol: Any, max_steps: An
 
     def one_step(run: tuple[State, History]) -> tuple[State, History]:
         state, history = run
-        point, inside = solver.step(objective, state.point, state.solver)
+        made = solver.step(objective, state.point, state.solver)
+        checks.require_alike(solver, (state.point, state.solver), made)
+        point, inside = made
         norm = largest_component(point.gradient)
         # By comparison: under vmap an indexed update would be a scatter.
         here = jnp.arange(chunk) == state.step - first
@@ -248,13 +259,13 @@ def _settled(objective: Any, state: State, tol: Any, max_steps: Any) -> State:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _start(static: Any, data: Any, init: Any, tol: Any, max_steps: Any) -> State:
-    objective, solver = _join(static, data)
+    objective, solver = join(static[0], data)
     return start(objective, init, solver, tol=tol, max_steps=max_steps)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def _advance(static: Any, data: Any, state: State, tol: Any, max_steps: Any, chunk: int) -> tuple[State, History]:
-    objective, solver = _join(static, data)
+    objective, solver = join(static[0], data)
     return advance(objective, solver, state, tol=tol, max_steps=max_steps, chunk=chunk)
 
 
@@ -262,7 +273,7 @@ def _advance(static: Any, data: Any, state: State, tol: Any, max_steps: Any, chu
 def _whole(static: Any, data: Any, init: Any, tol: Any, max_steps: int) -> Solution:
     """The run as a scan over chunks. A single loop would carry the whole history: under vmap a loop copies what it
     carries in every step, which would take most of the time."""
-    objective, solver = _join(static, data)
+    objective, solver = join(static[0], data)
     state = start(objective, init, solver, tol=tol, max_steps=max_steps)
     chunk = math.isqrt(max_steps) + 1
     first = state.point.value, state.norm
@@ -279,11 +290,14 @@ def _solution(state: State, history: History) -> Solution:
     return Solution(state.point.params, state.point.value, state.norm, state.step, Status(state.code), history)
 
 
-def _checked(objective: Any, init: Any, solver: Any, max_steps: int) -> tuple[Any, tuple[Any, Any]]:
-    """Initial parameters as floats, and the problem as what is compiled and what is data."""
-    if not 0 <= max_steps < 2**31:
-        raise ValueError(f"minimize: max_steps must not be negative, nor 2**31 or more, got {max_steps}")
-    return jax.tree.map(_as_float, init), _split((as_objective(objective), solver))
+def _checked(objective: Any, init: Any, solver: Any, tol: Any, max_steps: Any) -> tuple[Any, int, tuple[Any, Any]]:
+    """Initial parameters as floats, the number of steps, and the problem as what is compiled and what is data."""
+    steps = checks.number_of_steps(max_steps)
+    checks.require_tolerance(tol)
+    checks.require_solver(solver)
+    init = jax.tree.map(_as_float, init)
+    static, data = separate((as_objective(objective), solver))
+    return init, steps, ((static, types_in(jax.tree.structure(init))), data)
 
 
 def _moved(before: Any, after: Any) -> Any:
@@ -308,20 +322,3 @@ def _as_float(leaf: Any) -> jax.Array:
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"minimize: init must be real, got dtype {array.dtype}")
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.result_type(float))
-
-
-# -- what is data and what is code ---------------------------------------------------------------------------------
-
-
-def _split(tree: Any) -> tuple[Any, list[Any]]:
-    """The numbers in a tree, which a compiled function takes as arguments, and all else, which it is compiled for."""
-    leaves, structure = jax.tree.flatten(tree)
-    is_data = [isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float)) for leaf in leaves]
-    code = tuple(None if data else leaf for leaf, data in zip(leaves, is_data, strict=True))
-    return (structure, code), [leaf for leaf, data in zip(leaves, is_data, strict=True) if data]
-
-
-def _join(static: Any, data: list[Any]) -> Any:
-    structure, code = static
-    numbers = iter(data)
-    return jax.tree.unflatten(structure, [next(numbers) if leaf is None else leaf for leaf in code])

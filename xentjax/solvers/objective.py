@@ -46,7 +46,7 @@ class Objective:
 
     def value_and_gradient(self, params: Any) -> tuple[Any, Any]:
         if self.gradient is None:
-            return jax.value_and_grad(self.value)(params)
+            return jax.value_and_grad(lambda p: _real_scalar(self.value(p)))(params)
         return self.value(params), self.gradient(params)
 
     def lipschitz(self) -> Any:
@@ -73,11 +73,7 @@ def as_objective(objective: Any) -> Any:
 def evaluate(objective: Any, params: Any) -> Point:
     """The point at ``params``; errors name what an objective returned that is no scalar or no gradient."""
     value, gradient = objective.value_and_gradient(params)
-    value = jnp.asarray(value)
-    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise ValueError(
-            f"minimize: objective must return a real scalar, got shape {value.shape} and dtype {value.dtype}"
-        )
+    value = _real_scalar(value)
     structures: Any = [jax.tree.structure(gradient), jax.tree.structure(params)]
     if structures[0] != structures[1]:
         raise ValueError(
@@ -85,6 +81,18 @@ def evaluate(objective: Any, params: Any) -> Point:
             f"but needs that of params, {jax.tree.structure(params)}"
         )
     return Point(params, value, jax.tree.map(_like, gradient, params))
+
+
+def _real_scalar(value: Any) -> jax.Array:
+    try:
+        value = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"minimize: objective must return a real scalar, got {type(value).__name__}") from error
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"minimize: objective must return a real scalar, got shape {value.shape} and dtype {value.dtype}"
+        )
+    return value
 
 
 def _like(gradient: Any, parameter: Any) -> Any:

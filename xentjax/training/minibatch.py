@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from xentjax.solvers.compiled import types_in
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +75,8 @@ def train_minibatch(
       (True, Array([0, 0, 1, 1, 1], dtype=int32))
     """
     run = _Run(loss, transformation, *_rows(data, weights, batch_size))
-    state = _start("train_minibatch", run, init, epochs, seed)
-    return _advance(run.static, state, run.data, run.weights, epochs)
+    state = _initial("train_minibatch", run, init, epochs, seed)
+    return _epochs(run.static(state.params), state, run.data, run.weights, epochs)
 
 
 def iterate_minibatch(
@@ -103,13 +105,13 @@ def iterate_minibatch(
       [1, 2, 3]
     """
     run = _Run(loss, transformation, *_rows(data, weights, batch_size))
-    state = _start("iterate_minibatch", run, init, epochs, seed)
+    state = _initial("iterate_minibatch", run, init, epochs, seed)
     if resume is not None:
         kept = resume.history[:epochs]
         history = state.history.at[: kept.shape[0]].set(kept)
         state = dataclasses.replace(resume, history=history)
     for done in range(int(state.epochs) + 1, epochs + 1):
-        state = _advance(run.static, state, run.data, run.weights, done)
+        state = _epochs(run.static(state.params), state, run.data, run.weights, done)
         yield state
 
 
@@ -121,9 +123,8 @@ class _Run:
     weights: jax.Array
     batch_size: int
 
-    @property
-    def static(self) -> tuple[Any, Any, int]:
-        return self.loss, self.transformation, self.batch_size
+    def static(self, params: Any) -> tuple[Any, ...]:
+        return self.loss, self.transformation, self.batch_size, types_in(jax.tree.structure((params, self.data)))
 
 
 def _rows(data: Any, weights: Any, batch_size: int) -> tuple[Any, jax.Array, int]:
@@ -148,7 +149,7 @@ def _rows(data: Any, weights: Any, batch_size: int) -> tuple[Any, jax.Array, int
     return data, weights, min(batch_size, n)
 
 
-def _start(function: str, run: _Run, init: Any, epochs: int, seed: Any) -> MinibatchResult:
+def _initial(function: str, run: _Run, init: Any, epochs: int, seed: Any) -> MinibatchResult:
     if epochs < 1:
         raise ValueError(f"{function}: epochs must be at least 1, got {epochs}")
     key = seed if jnp.issubdtype(jnp.result_type(seed), jax.dtypes.prng_key) else jax.random.key(seed)
@@ -164,9 +165,9 @@ def _start(function: str, run: _Run, init: Any, epochs: int, seed: Any) -> Minib
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _advance(static: Any, state: MinibatchResult, data: Any, weights: Any, limit: Any) -> MinibatchResult:
+def _epochs(static: Any, state: MinibatchResult, data: Any, weights: Any, limit: Any) -> MinibatchResult:
     """Epochs up to number ``limit``."""
-    loss, transformation, size = static
+    loss, transformation, size, _ = static
     n = weights.shape[0]
     batches = -(-n // size)
     update = optax.with_extra_args_support(transformation).update
