@@ -14,7 +14,7 @@ from benchmarks.readme import functions_table
 from xentjax.accuracy import measure
 from xentjax.core.check import check_records
 from xentjax.core.domains import Domain, Logit
-from xentjax.core.op import _REGISTRY, op, ops
+from xentjax.core.op import forget, op, ops
 from xentjax.core.reference import Formula
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -55,7 +55,7 @@ def log_cosh_record():
     try:
         yield log_cosh.record
     finally:
-        del _REGISTRY["log_cosh"]
+        forget("log_cosh")
 
 
 def test_one_block_and_every_tool_finds_it():
@@ -89,6 +89,55 @@ def test_a_wrong_gradient_in_the_block_is_found():
         assert "FAIL log_cosh / residual / gradient / float64" in str(checked)
 
 
+def squares(**options):
+    """A throw-away record of a sum of squares, with what it needs but ``options``."""
+    required = {"wrt": ("r",), "group": "losses", "formula": "Σ r²", "gradient": "2r", "source": "school"}
+
+    @op(**{**required, "domain": Domain(r=Logit("B K")), **options})
+    def sum_of_squares(r, *, axis=-1, where=None):
+        """Σ r²."""
+        return jnp.sum(r**2, axis=axis, keepdims=True)
+
+    return sum_of_squares
+
+
+def test_a_mask_without_a_fill_is_refused_and_with_one_it_masks():
+    for fill in (None, {}):
+        with pytest.raises(TypeError, match="sum_of_squares: where has the shape of r, but fill does not say"):
+            squares(fill=fill)
+    assert all(record.name != "sum_of_squares" for record in ops())
+    function = squares(fill={"r": 0.0})
+    try:
+        function.value(lambda r, axis: (jnp.sum(r * r, axis=axis, keepdims=True), None))
+        with pytest.raises(TypeError, match="'r' is in wrt, but has no partial: register one"):
+            jax.grad(function)(jnp.ones(3))
+        function.partial("r")(lambda saved, r, axis: 2 * r)
+        value, gradient = jax.value_and_grad(function)(jnp.arange(1.0, 4), where=jnp.array([True, False, True]))
+        assert value == 10
+        np.testing.assert_array_equal(gradient, [2, 0, 6])
+        with pytest.raises(ValueError, match="there is a record 'sum_of_squares' already"):
+            squares(fill={"r": 0.0})
+    finally:
+        forget("sum_of_squares")
+
+
+@pytest.mark.parametrize("place", ["wrt", "bounded", "own"])
+def test_a_name_that_is_no_parameter_is_refused(place):
+    with pytest.raises(TypeError, match=rf"{place} names \['q'\], which are not among its parameters"):
+        squares(fill={"r": 0.0}, **{place: ("q",)})
+
+
+def test_keywords_that_would_be_ignored_are_refused():
+    def define(function):
+        domain = Domain(r=Logit("B"))
+        return op(wrt=("r",), domain=domain, group="", formula="", gradient="", source="")(function)
+
+    with pytest.raises(TypeError, match="weights go with a reduction"):
+        define(lambda r, *, weights=None: r)
+    with pytest.raises(TypeError, match="ignore_index needs one argument of class indices"):
+        define(lambda r, *, ignore_index=None, reduction="none": r)
+
+
 ALL = pytest.mark.parametrize("record", ops(), ids=lambda r: r.name)
 PUBLIC = pytest.mark.parametrize("record", [r for r in ops() if r.public], ids=lambda r: r.name)
 
@@ -101,6 +150,25 @@ def test_a_record_is_complete(record):
     assert record.formula_text.strip()
     assert record.gradient_text.strip() or not record.wrt
     assert set(record.inputs) >= set(record.domain.kinds)
+
+
+@ALL
+def test_a_mask_leaves_out_what_it_masks(record):
+    """The value without the last class, and with it masked: the truth that the fill is held against."""
+    if "where" not in record.signature.parameters or "axis" not in record.signature.parameters:
+        pytest.skip("no mask over the entries of a sum")
+    case = record.domain.case(np.random.default_rng(0), "unit", record.domain.options[0], B=2, K=3, J=2, D=3)
+    first = record.inputs[0]
+    where = np.arange(case.arrays[first].shape[-1]) < case.arrays[first].shape[-1] - 1
+    where = np.broadcast_to(where, case.arrays[first].shape)
+    arrays = {n: v % 2 if n in record.indices else v for n, v in case.cast(np.float32).items() if n in case.arrays}
+    fewer = {n: v[..., :-1] if v.shape == where.shape else v for n, v in arrays.items()}
+    got = record.function(**arrays, where=where, **case.options)
+    expected = record.function(**fewer, **case.options)
+    if got.shape == where.shape:
+        np.testing.assert_array_equal(got[..., -1], 0)
+        got = got[..., :-1]
+    np.testing.assert_allclose(got, expected, rtol=2e-6, atol=1e-7)
 
 
 @PUBLIC

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -47,7 +47,15 @@ def _drawn(kind: Kind, *how: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of argument; ``shape`` is its shape in letters."""
+    """A kind of argument; ``shape`` is its shape in letters.
+
+    Attributes:
+      is_index: integers of this kind are classes: they are not converted to floats, and out of range they stay so.
+      is_tree: it is drawn as named arrays (a pytree) rather than as one.
+    """
+
+    is_index: ClassVar[bool] = False
+    is_tree: ClassVar[bool] = False
 
     shape: str = ""
 
@@ -153,10 +161,20 @@ class Counts(Kind):
 class Labels(Kind):
     """Class indices below the size that ``classes`` names."""
 
+    is_index = True
     classes: str = "K"
 
     def draw(self, situation: str, rng: np.random.Generator, sizes: Mapping[str, int], drawn: dict[str, Any]) -> Any:
         return rng.integers(0, sizes[self.classes], self.dims(sizes)).astype(np.int32)
+
+
+class BinaryLabels(Kind):
+    """Labels 0 and 1."""
+
+    is_index = True
+
+    def draw(self, situation: str, rng: np.random.Generator, sizes: Mapping[str, int], drawn: dict[str, Any]) -> Any:
+        return rng.integers(0, 2, self.dims(sizes)).astype(np.int32)
 
 
 class Real(Kind):
@@ -186,6 +204,11 @@ class Domain:
     def __init__(self, *, options: tuple[dict[str, Any], ...] = ({},), **kinds: Kind):
         object.__setattr__(self, "kinds", kinds)
         object.__setattr__(self, "options", options)
+
+    def kinds_of(self, name: str) -> tuple[Kind, ...]:
+        """The kinds that an argument may be of: the ordinary one, and those of the option sets."""
+        found = (self.kinds.get(name), *(options.get(name) for options in self.options))
+        return tuple(kind for kind in found if isinstance(kind, Kind))
 
     def case(
         self, rng: np.random.Generator, situation: str = "unit", options: Mapping[str, Any] | None = None, **sizes: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 Reduction = Literal["none", "mean", "sum"]
+REDUCTIONS = get_args(Reduction)
 
 
 # -- dtypes ------------------------------------------------------------------------------------------------------------
@@ -20,11 +21,18 @@ Reduction = Literal["none", "mean", "sum"]
 def as_array(function: str, name: str, value: Any) -> jax.Array:
     """The value as a real array, or an error that names the function and the argument."""
     try:
+        if isinstance(value, str):
+            raise TypeError("a string")
         array = jnp.asarray(value)
-    except TypeError as error:
-        raise TypeError(f"{function}: {name} must be a real array, got {type(value).__name__}") from error
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise TypeError(f"{function}: {name} must be real, got dtype {array.dtype}")
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise TypeError(f"{function}: {name} must be a real array, got {type(value).__name__} ({error})") from error
+    dtype = array.dtype
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"{function}: {name} must be real, got dtype {dtype}")
+    if not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
+        raise TypeError(f"{function}: {name} must be numbers, got dtype {dtype}")
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 16:
+        raise TypeError(f"{function}: {name} needs floats of 16 bits or more, got dtype {dtype}; convert it first")
     return array
 
 
@@ -100,8 +108,9 @@ def check_shared(function: str, bound: dict[str, Any], shared: tuple[str, ...]) 
         examples = () if bound.get("axis") is None else require_axis(function, first, bound[first], bound["axis"])
         shape = tuple(n for i, n in enumerate(bound[first].shape) if i not in examples)
         require_shape(function, "weights", weights.shape, shape, "one weight for each example")
-    if "reduction" in shared and bound["reduction"] not in ("none", "mean", "sum"):
-        raise ValueError(f"{function}: reduction must be 'none', 'mean' or 'sum', got {bound['reduction']!r}")
+    base = bound.get("base")
+    if "base" in shared and isinstance(base, jax.Array):
+        require_shape(function, "base", base.shape, (), "one number")
 
 
 def expand(examples: Any, axes: Any) -> Any:
@@ -130,14 +139,13 @@ def zero_where_nothing_is_left(value: Any, where: Any, axes: Any) -> Any:
     return jnp.where(where if axes == () else jnp.any(where, axis=axes, keepdims=True), value, 0)
 
 
-def examples_kept(bound: dict[str, Any], shared: dict[str, Any], axes: Any) -> tuple[Any, Any]:
+def examples_kept(labels: Any, shared: dict[str, Any], axes: Any) -> tuple[Any, Any]:
     """Which examples count (label not ``ignore_index``, an entry left by the mask), and which of those have a weight.
 
     None stands for all.
     """
     counted = []
     if shared.get("ignore_index") is not None:
-        labels = bound["labels"]
         labels = labels if is_float(labels) else class_indices(labels, 0)
         counted.append(labels != shared["ignore_index"])
     if "reduction" in shared and shared.get("where") is not None:
@@ -215,7 +223,7 @@ def log_of_base(function: str, base: Any) -> Any:
     """log(base) as a number, or an error where the base is none of a logarithm."""
     if not isinstance(base, (int, float)):
         return jnp.log(up(base))
-    if not base > 0 or base == 1:
+    if not 0 < base < np.inf or base == 1:
         raise ValueError(f"{function}: base must be a positive number other than 1, got {base}")
     return float(np.log(base))
 

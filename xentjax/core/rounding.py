@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from xentjax.core.op import plain_formulas
+from xentjax.core.rule import plain_formulas
 
 #: Each operation is disturbed by this many units of its own rounding error.
 AMPLIFIED = 16

@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike
 
 from xentjax.activations import logistic
 from xentjax.core import policy
-from xentjax.core.domains import Domain, Logit, Mask, Probability
+from xentjax.core.domains import BinaryLabels, Domain, Logit, Mask, Probability
 from xentjax.core.op import op
 from xentjax.logit_rows import huge
 from xentjax.losses.shaping import shaped_logits
@@ -105,6 +105,7 @@ def _softplus(x: Any, e: Any) -> Any:
             {},
             {"where": Mask("B"), "pos_weight": 3.0, "label_smoothing": 0.1},
             {"softcap": 5.0, "temperature": 2.0, "weights": Probability("B"), "reduction": "mean"},
+            {"labels": BinaryLabels("B"), "ignore_index": 1},
         ),
     ),
     group="losses",

@@ -11,7 +11,7 @@ from jaxtyping import ArrayLike
 
 from xentjax.activations import logistic, softmax, softmax_tangent
 from xentjax.core import policy
-from xentjax.core.domains import Domain, Kind, Labels, Logit, Probabilities, Probability, Real
+from xentjax.core.domains import BinaryLabels, Domain, Kind, Labels, Logit, Probabilities, Probability, Real
 from xentjax.core.op import op
 from xentjax.models import _rows
 
@@ -26,17 +26,12 @@ class LogisticParams(NamedTuple):
 class Parameters(Kind):
     """:class:`LogisticParams` for checks; ``shape`` is that of the weights (``"D"`` or ``"D K"``)."""
 
+    is_tree = True
+
     def draw(self, situation: str, rng: np.random.Generator, sizes: Any, drawn: dict[str, Any]) -> LogisticParams:
         scale = {"tiny": 1e-3, "large": 10.0, "huge": 100.0}.get(situation, 1.0)
         shape = self.dims(sizes)
         return LogisticParams(rng.standard_normal(shape) * scale, np.asarray(rng.standard_normal(shape[1:]) * scale))
-
-
-class BinaryLabels(Kind):
-    """Labels 0 and 1, for checks."""
-
-    def draw(self, situation: str, rng: np.random.Generator, sizes: Any, drawn: dict[str, Any]) -> Any:
-        return rng.integers(0, 2, self.dims(sizes)).astype(np.int32)
 
 
 # -- prediction --------------------------------------------------------------------------------------------------------
@@ -208,6 +203,7 @@ def prediction_gradient(params: LogisticParams, x: ArrayLike) -> LogisticParams:
     gradient="Xᵀ(s∘(ŷ - y)) / Σ s + l2 w",
     source="the factor ŷ(1-ŷ) of the logistic function cancels that of the logarithm",
     axes=lambda options: None,
+    own=("weights",),
 )
 def logistic_loss(
     params: LogisticParams,
