@@ -9,7 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentjax.pairs import FORMATS, artanh_series, is_positive_and_finite, log_parts, pair_sum, rounded, two_product
+from xentjax.pairs import (
+    FORMATS,
+    artanh_series,
+    is_positive_and_finite,
+    lifted,
+    log_parts,
+    pair_sum,
+    rounded,
+    two_product,
+    two_sum,
+)
 
 # -- plain formulae: the oracle's --------------------------------------------------------------------------------------
 
@@ -41,15 +51,31 @@ def log_quotient(a: Any, b: Any, shift: Any = 0) -> Any:
 
 
 def quotient(a: Any, b: Any) -> Any:
-    """a/b, by subnormal numbers too; the largest number where it overflows, so that it is infinite only at b = 0."""
-    form = FORMATS[b.dtype]
-    bits = jax.lax.bitcast_convert_type(b, form.integer)
-    subnormal = (bits > 0) & ((bits >> form.digits) == 0)
-    ratio = a / jnp.where(subnormal, bits.astype(b.dtype), b)
-    power = form.bias - 1 + form.digits
-    ratio = jnp.where(subnormal, ratio * 2.0 ** (power // 2) * 2.0 ** (power - power // 2), ratio)
-    largest = float(jnp.finfo(a.dtype).max)
+    """a/b of non-negative numbers, subnormal ones too; the largest number where it overflows, so that it is infinite
+    only at b = 0.
+
+    Both are lifted where one is small: where the other one leaves the range by that, so does the quotient.
+    """
+    small, largest = jnp.minimum(a, b) < FORMATS[b.dtype].small, float(jnp.finfo(a.dtype).max)
+    ratio = jnp.where(small, lifted(a), a) / jnp.where(small, lifted(b), b)
     return jnp.where(is_positive_and_finite(b) & jnp.isfinite(a), jnp.clip(ratio, -largest, largest), ratio)
+
+
+def log_of_middle(a: Any, b: Any) -> tuple[Any, Any]:
+    """log(a/m) and log(b/m) for the middle m = (a + b)/2 of two non-negative numbers, which are lifted where both are
+    so small that the middle would lose digits."""
+    form = FORMATS[a.dtype]
+
+    def of_lifted(a: Any, b: Any) -> tuple[Any, Any]:
+        small = jnp.maximum(a, b) < form.small
+        middle = two_sum(*(0.5 * jnp.where(small, lifted(x), x) for x in (a, b)))
+        shift = jnp.where(small, -(form.digits + 3), 0)
+        return log_quotient(a, middle, shift), log_quotient(b, middle, shift)
+
+    positive = is_positive_and_finite(a) | is_positive_and_finite(b)
+    middle = two_sum(0.5 * a, 0.5 * b)
+    needed = positive & (jnp.maximum(a, b) < form.small)
+    return corrected((log_quotient(a, middle), log_quotient(b, middle)), needed, of_lifted, a, b)
 
 
 def log_e_times(p: Any, q: Any, logarithm: Any) -> Any:
@@ -60,7 +86,9 @@ def log_e_times(p: Any, q: Any, logarithm: Any) -> Any:
     inverse_e = np.exp(np.longdouble(-1))
     first = p.dtype.type(inverse_e)
     high, low = two_product(q, jnp.full_like(p, first))
-    s = ((p - high) - (low + q * p.dtype.type(inverse_e - first))) / (p + high)
+    # The maximum, which changes nothing, keeps the compiler from joining what is subtracted where q is a constant.
+    difference = jnp.maximum(p - high, -jnp.finfo(p.dtype).max)
+    s = (difference - (low + q * p.dtype.type(inverse_e - first))) / (p + high)
     return jnp.where(jnp.abs(s) < 0.125, 2 * s + 2 * s * artanh_series(s * s, FORMATS[p.dtype].terms), logarithm + 1)
 
 
@@ -134,7 +162,8 @@ def corrected(value: Any, needed: Any, careful: Callable[..., Any], *arrays: Any
     divide the work of a branch among its threads."""
 
     def in_its_place(value: Any, *arrays: Any) -> Any:
-        return in_pieces(careful, *arrays) if value.shape[:1] == arrays[0].shape[:1] else careful(*arrays)
+        by_rows = jax.tree.leaves(value)[0].shape[:1] == arrays[0].shape[:1]
+        return in_pieces(careful, *arrays) if by_rows else careful(*arrays)
 
     return jax.lax.cond(anywhere(needed), in_its_place, lambda value, *_: value, value, *arrays)
 

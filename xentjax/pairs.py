@@ -11,6 +11,7 @@ All functions take and give float32 or float64. They compute values: derivatives
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -22,7 +23,8 @@ Pair = tuple[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A binary float format, log 2 as two floats of it, and how many terms the series of artanh takes.
+    """A binary float format, log 2 as three floats of it, and how many terms the series of artanh takes: for a float,
+    and for a pair, of which the first ``pair_terms`` are pairs themselves.
 
     The first part of log 2 has so few digits that its product with an exponent is exact.
     """
@@ -31,17 +33,29 @@ class Format:
     digits: int
     low_digits: int
     terms: int
+    pair_terms: int
+    all_terms: int
     log_two: float
     log_two_rest: float
+    log_two_last: float
 
     @property
     def bias(self) -> int:
         return 127 if self.digits == 23 else 1023
 
+    @property
+    def small(self) -> float:
+        """Below it a number may be lifted without leaving the range; above it no digit of a sum is subnormal."""
+        return 2.0 ** (self.digits + 4 - self.bias)
+
 
 FORMATS = {
-    jnp.dtype(jnp.float32): Format(np.int32, 23, 12, 5, 0.693359375, -2.121944400546905827679e-4),
-    jnp.dtype(jnp.float64): Format(np.int64, 52, 27, 11, 0.6931471803691238, 1.9082149292705877e-10),
+    jnp.dtype(jnp.float32): Format(
+        np.int32, 23, 12, 5, 3, 9, 0.693359375, -0.00021219444170128554, 1.6465949582897082e-12
+    ),
+    jnp.dtype(jnp.float64): Format(
+        np.int64, 52, 27, 11, 9, 20, 0.6931471803691238, 1.9082149292705877e-10, 1.1612227229362532e-26
+    ),
 }
 
 
@@ -135,7 +149,8 @@ def pair_sum(terms: Any, axis: Any) -> Pair:
     low = jnp.sum((high - top) + low, axis=axis, keepdims=True)
     top = jnp.sum(top, axis=axis, keepdims=True)
     exact = jnp.isfinite(total) & jnp.isfinite(top)
-    return _settled(jnp.where(exact, top, total), jnp.where(exact, low, 0))
+    top, low = _settled(top, low)
+    return jnp.where(exact, top, total), jnp.where(exact, low, 0)
 
 
 def _power_above(size: Any) -> Any:
@@ -169,6 +184,14 @@ def scaled(x: Pair, exponent: Any) -> Pair:
         factor = jax.lax.bitcast_convert_type((shift + form.bias) << form.digits, x[0].dtype)
         x = x[0] * factor, x[1] * factor
     return x
+
+
+def lifted(x: Any) -> Any:
+    """x·2^(digits + 3), which is a normal number for a subnormal x, too."""
+    form = FORMATS[x.dtype]
+    bits = jax.lax.bitcast_convert_type(x, form.integer)
+    of_bits = bits.astype(x.dtype) * 2.0 ** (4 - form.bias)
+    return jnp.where((bits >> form.digits) == 0, of_bits, x * 2.0 ** (form.digits + 3))
 
 
 def mantissa_and_exponent(x: Any) -> tuple[Any, Any]:
@@ -206,14 +229,11 @@ def log_parts(a: Any, b: Any, shift: Any = 0) -> tuple[Any, Any]:
     """
     (a, m_a, a_low, i), (b, m_b, b_low, j) = _with_mantissa(a), _with_mantissa(b)
     form = FORMATS[m_a.dtype]
-    high, low = m_a > np.sqrt(2) * m_b, m_b > np.sqrt(2) * m_a
-    factor = jnp.where(high, 0.5, jnp.where(low, 2, 1)).astype(m_a.dtype)
-    k = (i - j - shift + jnp.where(high, 1, jnp.where(low, -1, 0))).astype(m_a.dtype)
+    factor, extra = _towards(m_a, m_b)
+    k = (i - j - shift + extra).astype(m_a.dtype)
     two_s = ((m_a * factor - m_b) + (a_low * factor - b_low)) / (0.5 * (m_a * factor + m_b))
     rest = two_s + (two_s * artanh_series(0.25 * (two_s * two_s), form.terms) + k * form.log_two_rest)
-    proper = is_positive_and_finite(a) & is_positive_and_finite(b)
-    limit = jnp.where(a > b, jnp.inf, jnp.where(a < b, -jnp.inf, jnp.nan))
-    limit = jnp.where((a >= 0) & (b >= 0), limit, jnp.nan)
+    proper, limit = _limit(a, b)
     return jnp.where(proper, k * form.log_two, limit), jnp.where(proper, rest, 0)
 
 
@@ -223,12 +243,50 @@ def log_ratio(a: Any, b: Any = None) -> Pair:
     return high, jnp.where(jnp.isfinite(high), low, 0)
 
 
-def artanh_series(square: Any, terms: int) -> Any:
-    """artanh(s)/s - 1 = s²/3 + s⁴/5 + ..."""
+def full_log_ratio(a: Any, b: Any = None) -> Pair:
+    """log(a/b), or log a, with twice the digits: the series of :func:`log_parts` in pairs, up to the terms of which a
+    float has all the digits that the sum needs."""
+    b = jnp.ones_like(a) if b is None else b
+    (m_a, i), (m_b, j) = mantissa_and_exponent(a), mantissa_and_exponent(b)
+    form = FORMATS[m_a.dtype]
+    factor, extra = _towards(m_a, m_b)
+    k, m_a = (i - j + extra).astype(m_a.dtype), m_a * factor
+    s = divide(as_pair(m_a - m_b), two_sum(m_a, m_b))
+    square = multiply(s, s)
+    series = as_pair(artanh_series(square[0], form.all_terms, form.pair_terms + 1))
+    for n in range(form.pair_terms, 0, -1):
+        share = Fraction(1, 2 * n + 1)
+        high = m_a.dtype.type(share)
+        low = m_a.dtype.type(share - Fraction(float(high)))
+        series = multiply(add(series, (jnp.full_like(m_a, high), jnp.full_like(m_a, low))), square)
+    two_s = 2 * s[0], 2 * s[1]
+    rest = add(two_s, multiply(two_s, series))
+    product, error = two_product(k, jnp.full_like(k, form.log_two_rest))
+    high, low = add(as_pair(k * form.log_two), add((product, error + k * form.log_two_last), rest))
+    proper, limit = _limit(a, b)
+    return jnp.where(proper, high, limit), jnp.where(proper, low, 0)
+
+
+def artanh_series(square: Any, terms: int, first: int = 1) -> Any:
+    """artanh(s)/s - 1 = s²/3 + s⁴/5 + ..., or what begins with the term s^2n/(2n + 1), over s^(2n - 2)."""
     series = jnp.zeros_like(square)
-    for n in range(terms, 0, -1):
+    for n in range(terms, first - 1, -1):
         series = (series + 1 / (2 * n + 1)) * square
     return series
+
+
+def _towards(m_a: Any, m_b: Any) -> tuple[Any, Any]:
+    """The power of two that brings m_a/m_b, of mantissas, into [√½, √2], and its exponent with the other sign."""
+    high, low = m_a > np.sqrt(2) * m_b, m_b > np.sqrt(2) * m_a
+    factor = jnp.where(high, 0.5, jnp.where(low, 2, 1)).astype(m_a.dtype)
+    return factor, jnp.where(high, 1, jnp.where(low, -1, 0))
+
+
+def _limit(a: Any, b: Any) -> tuple[Any, Any]:
+    """Whether both are positive and finite, and what log(a/b) is where they are not."""
+    proper = is_positive_and_finite(a) & is_positive_and_finite(b)
+    limit = jnp.where(a > b, jnp.inf, jnp.where(a < b, -jnp.inf, jnp.nan))
+    return proper, jnp.where((a >= 0) & (b >= 0), limit, jnp.nan)
 
 
 def _with_mantissa(x: Any) -> tuple[Any, Any, Any, Any]:

@@ -18,13 +18,14 @@ from xentjax.numerics import (
     deviance,
     log,
     log_e_times,
+    log_of_middle,
     log_quotient,
     midpoint_deviance,
     quotient,
     total,
     xlogy,
 )
-from xentjax.pairs import add, as_pair, log_ratio, negative, pair_sum, rounded, two_sum, weighted
+from xentjax.pairs import add, as_pair, full_log_ratio, negative, pair_sum, rounded, two_sum, weighted
 
 _DOMAIN = Domain(
     p=Probabilities("B K"),
@@ -92,10 +93,10 @@ def _(p: Any, q: Any, *, axis: Any) -> Any:
     logarithm, p = log(q), _refuse_negative(p, q)
 
     def of_pairs(p: Any, q: Any) -> Any:
-        return rounded(pair_sum(weighted(p, negative(log_ratio(q))), axis))
+        return rounded(pair_sum(weighted(p, negative(full_log_ratio(q))), axis))
 
     value = total(jnp.where(p == 0, 0, p * -logarithm), axis)
-    return corrected(value, jnp.max(q) > 1, of_pairs, p, q), logarithm
+    return corrected(value, jnp.max(q, initial=0) > 1, of_pairs, p, q), logarithm
 
 
 @cross_entropy.partial("p")
@@ -120,9 +121,15 @@ def _refuse_negative(p: Any, q: Any) -> Any:
     return jnp.where((p < 0) | (q < 0), jnp.nan, p)
 
 
+def _zero_where_neither_is(logarithm: Any, p: Any, q: Any) -> Any:
+    """A function of log(p/q), and 0 where both are 0; two subnormal numbers, which the CPU takes for 0, have one."""
+    return jnp.where((p == 0) & (q == 0) & jnp.isnan(logarithm), 0, logarithm)
+
+
 def _ratio(p: Any, q: Any) -> Any:
     """p/q, and 0 where p = 0: a class that does not occur asks nothing of the prediction."""
-    return jnp.where(p == 0, 0, quotient(p, q))
+    ratio = quotient(p, q)
+    return jnp.where((p == 0) & jnp.isnan(ratio), 0, ratio)
 
 
 def _tangent_of_minus_ratio(tangents: dict[str, Any], p: Any, q: Any) -> Any:
@@ -190,7 +197,7 @@ def _(p: Any, q: Any, *, axis: Any) -> Any:
         return corrected(value, ~(jnp.abs(value) >= 0.5 * deviances), of_pairs, p, q)
 
     def of_pairs(p: Any, q: Any) -> Any:
-        return rounded(pair_sum(weighted(_refuse_negative(p, q), log_ratio(p, q)), axis))
+        return rounded(pair_sum(weighted(_refuse_negative(p, q), full_log_ratio(p, q)), axis))
 
     # Where the value is not small beside Σ |p - q| the rounding of Σ (p - q) is far below its last digit.
     small = ~(value >= 0.5 * jnp.sum(jnp.abs(p - q), axis=axis, keepdims=True))
@@ -199,7 +206,7 @@ def _(p: Any, q: Any, *, axis: Any) -> Any:
 
 @kl_divergence.partial("p")
 def _(logarithm: Any, p: Any, q: Any, *, axis: Any) -> Any:
-    return jnp.where((p == 0) & (q == 0), 0, log_e_times(p, q, logarithm))
+    return _zero_where_neither_is(log_e_times(p, q, logarithm), p, q)
 
 
 @kl_divergence.partial("q")
@@ -267,19 +274,18 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 
 @js_divergence.value
 def _(p: Any, q: Any, *, axis: Any) -> Any:
-    middle = two_sum(0.5 * p, 0.5 * q)
-    of_p, of_q = log_quotient(p, middle), log_quotient(q, middle)
+    of_p, of_q = log_of_middle(p, q)
     return total(midpoint_deviance(p, q, of_p, of_q), axis), (of_p, of_q)
 
 
 @js_divergence.partial("p")
 def _(saved: Any, p: Any, q: Any, *, axis: Any) -> Any:
-    return jnp.where((p == 0) & (q == 0), 0, 0.5 * saved[0])
+    return _zero_where_neither_is(0.5 * saved[0], p, q)
 
 
 @js_divergence.partial("q")
 def _(saved: Any, p: Any, q: Any, *, axis: Any) -> Any:
-    return jnp.where((p == 0) & (q == 0), 0, 0.5 * saved[1])
+    return _zero_where_neither_is(0.5 * saved[1], p, q)
 
 
 @js_divergence.second

@@ -12,7 +12,7 @@ from jaxtyping import ArrayLike
 from xentjax.core.domains import Domain, Logit, Mask, Probabilities, Probability
 from xentjax.core.op import op
 from xentjax.numerics import along, corrected, log, log_e_times, log_quotient, sum_along, total, xlogx
-from xentjax.pairs import Pair, log_ratio, negative, pair_sum, rounded, scaled, two_sum, weighted
+from xentjax.pairs import Pair, full_log_ratio, negative, pair_sum, rounded, scaled, two_sum, weighted
 
 DISTRIBUTION_OPTIONS: tuple[dict[str, Any], ...] = (
     {},
@@ -66,11 +66,11 @@ def entropy(
 def entropy_sum(p: Any, logarithm: Any, axis: Any) -> Any:
     """-Σ p log p: terms of one sign where no p is above 1, otherwise pairs of floats, which may cancel."""
     value = total(jnp.where(p == 0, 0, p * -logarithm), axis)
-    return corrected(value, jnp.max(p) > 1, lambda p: rounded(_entropy_pair(p, axis)), p)
+    return corrected(value, jnp.max(p, initial=0) > 1, lambda p: rounded(_entropy_pair(p, axis)), p)
 
 
 def _entropy_pair(p: Any, axis: Any) -> Pair:
-    return pair_sum(weighted(p, negative(log_ratio(p))), axis)
+    return pair_sum(weighted(p, negative(full_log_ratio(p))), axis)
 
 
 def entropy_gradient(logarithm: Any, p: Any) -> Any:
