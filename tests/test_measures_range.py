@@ -168,3 +168,43 @@ def test_a_number_is_a_distribution_without_axes(name: str, number: float) -> No
     row_value, row_gradient = jax.value_and_grad(lambda p: measure(p, **options))(jnp.array([number]))
     np.testing.assert_array_equal(value, row_value)
     np.testing.assert_array_equal(gradient, row_gradient[0])
+
+
+# -- counts ------------------------------------------------------------------------------------------------------------
+
+
+def _true_entropy_of_counts(counts: Any) -> tuple[Any, list[Any], list[Any]]:
+    """The value, the gradient, and the size of its terms: log(M/n) and its mean, over N, for the largest count M."""
+    n = [x for x in _exact(counts) if x]
+    number, largest = mp.fsum(n), max(n)
+    value = mp.fsum(x / number * mp.log(number / x) for x in n)
+    gradient = [(mp.log(number / x) - value) / number for x in n]
+    mean = value - mp.log(number / largest)
+    return value, gradient, [max(mp.log(largest / x), mean) / number for x in n]
+
+
+_COUNTS = [
+    [0.3, 1e-16], [0.3, 1e-12], [0.3, 1e-30], [123456.7, 1e-9], [16777217.0, 1e-3, 0.0], [5e-37] * 7, [1e38] * 4,
+    [3e38, 2e38, 1.0], [1e-39, 2e-39, 5e-40], [1e-38, 3e-39], [1e38, 1e-40], [3.0, 3.0, 1e-9], [7.0, 0.0],
+    [1.0, 2.0, 3.0],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("counts", _COUNTS)
+def test_entropy_of_weighted_counts_of_any_size(counts: list[float]) -> None:
+    counts32 = np.float32(counts)
+    value, gradient = jax.value_and_grad(xj.entropy_of_counts)(counts32)
+    true, true_gradient, sizes = _true_entropy_of_counts(counts32)
+    assert why_wrong(value, true, np.float32, flushed=len(counts)) is None
+    assert np.all(np.asarray(gradient)[counts32 == 0] == np.inf)
+    for got, slope, size in zip(np.asarray(gradient)[counts32 != 0], true_gradient, sizes, strict=True):
+        assert why_wrong(got, slope, np.float32, size=size, flushed=len(counts)) is None
+
+
+@pytest.mark.parametrize("counts", [[2**32 + 5, 5], [3_000_000_000, 1_000_000_000], [2**40, 7, 0]])
+def test_counts_beyond_32_bits_are_not_wrapped(counts: list[int]) -> None:
+    true = _true_entropy_of_counts(np.float32(counts))[0]
+    for given in (counts, np.array(counts), np.array(counts, np.uint64)):
+        assert why_wrong(xj.entropy_of_counts(given), true, np.float32) is None
+    assert np.isnan(xj.entropy_of_labels(np.array([2**32 + 1, 1]), 2))
+    assert np.isnan(xj.entropy_of_labels([2**32, 1], 2))

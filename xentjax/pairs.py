@@ -214,6 +214,12 @@ def is_positive_and_finite(x: Any) -> Any:
     return (bits > 0) & jnp.isfinite(x)
 
 
+def largest_of(x: Any, axis: Any) -> Any:
+    """The maximum of non-negative numbers by their bits, which the CPU tells apart where all are subnormal, too."""
+    bits = jax.lax.bitcast_convert_type(x, FORMATS[x.dtype].integer)
+    return jax.lax.bitcast_convert_type(jnp.max(bits, axis=axis, keepdims=True), x.dtype)
+
+
 # -- logarithms --------------------------------------------------------------------------------------------------------
 
 

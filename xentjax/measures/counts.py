@@ -14,7 +14,7 @@ from xentjax.core.op import op
 from xentjax.core.policy import class_indices
 from xentjax.measures.entropy import DISTRIBUTION_OPTIONS, Axis
 from xentjax.numerics import along, log_quotient, sum_along, total, xlogx
-from xentjax.pairs import pair_sum
+from xentjax.pairs import is_positive_and_finite, largest_of, mantissa_and_exponent, scaled, two_sum
 
 # -- of a distribution -------------------------------------------------------------------------------------------------
 
@@ -80,51 +80,62 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
     return bound
 
 
-def _miller_madow(counts: Any, total: Any, correction: str | None, axis: Any) -> Any:
+def _miller_madow(counts: Any, number: tuple[Any, Any], correction: str | None, axis: Any) -> Any:
     """(m - 1)/(2N), or 0 without a correction."""
     if correction is None:
-        return jnp.zeros_like(total)
-    return (jnp.sum(counts > 0, axis=axis, keepdims=True) - 1) / (2 * total)
+        return jnp.zeros_like(number[0])
+    occurred = jnp.sum(is_positive_and_finite(counts), axis=axis, keepdims=True)
+    return _over(0.5 * (occurred - 1).astype(number[0].dtype), number)
 
 
-def _surprise(counts: Any, axis: Any) -> tuple[Any, Any, Any]:
-    """N, λ_c = log(M/n_c) for the largest count M, and h = Σ n λ / N, with which H = log(N/M) + h.
+def _surprise(counts: Any, axis: Any) -> tuple[tuple[Any, Any], Any, Any, Any]:
+    """N, log(N/M) for the largest count M, λ_c = log(M/n_c), and h = Σ n λ / N, with which H = log(N/M) + h.
 
-    The gradient is a difference of λ_c and h, which are smaller than log(N/n_c) and H.
+    The gradient is a difference of λ_c and h, which are smaller than log(N/n_c) and H. N is a number and the exponent
+    of the power of two that it is times: the counts are measured by the power of two that is close to M, so that no sum
+    leaves the range. Of log(N/M) = log(1 + (N - M)/M) the sum is that of all the other counts.
     """
-    number = pair_sum(counts, axis)
-    below = log_quotient(jnp.max(counts, axis=axis, keepdims=True) + jnp.zeros_like(counts), counts)
-    mean = total(jnp.where(counts == 0, 0, counts * below), axis) / number[0]
-    return number, below, mean
+    largest = largest_of(counts, axis)
+    below = log_quotient(largest + jnp.zeros_like(counts), counts)
+    (mantissa, exponent), (largest, unit) = mantissa_and_exponent(counts), mantissa_and_exponent(largest)
+    counts, _ = scaled((mantissa, jnp.zeros_like(mantissa)), exponent - unit)
+    others = total(jnp.where(below > 0, counts, 0), axis)
+    ties = jnp.sum(below == 0, axis=axis, keepdims=True)
+    others = others + jnp.maximum(ties - 1, 0) * largest
+    number = others + largest
+    above = log_quotient(two_sum(largest, others), largest)
+    mean = total(jnp.where(counts == 0, 0, counts * below), axis) / number
+    return (number, unit), above, below, mean
 
 
-def _plain_entropy_of_counts(counts: Any, axis: Any) -> Any:
-    number, _, mean = _surprise(counts, axis)
-    return log_quotient(number, jnp.max(counts, axis=axis, keepdims=True)) + mean
+def _over(x: Any, number: tuple[Any, Any]) -> Any:
+    """x/N."""
+    quotient, _ = scaled((x / number[0], jnp.zeros_like(x)), -number[1])
+    return quotient
 
 
 @entropy_of_counts.value
 def _(counts: Any, correction: Any, *, axis: Any) -> Any:
-    (number, _), below, mean = _surprise(counts, axis)
+    number, above, below, mean = _surprise(counts, axis)
     bias = _miller_madow(counts, number, correction, axis)
-    return _plain_entropy_of_counts(counts, axis) + bias, (number, below, mean + bias)
+    return above + mean + bias, (number, below, mean + bias)
 
 
 @entropy_of_counts.partial("counts")
 def _(saved: Any, counts: Any, correction: Any, *, axis: Any) -> Any:
     # H = S/N with S = Σ n log(N/n) and ∂S/∂n_c = log(N/n_c).
     number, below, mean = saved
-    return (below - mean) / number
+    return _over(below - mean, number)
 
 
 @entropy_of_counts.second
 def _(tangents: dict[str, Any], active: tuple[str, ...], counts: Any, correction: Any, *, axis: Any) -> Any:
     # g_c = (l_c - E)/N with l_c = log(N/n_c), E = H + the bias:  dl_c = T/N - t_c/n_c,  dE = ⟨g, t⟩.
     t = tangents["counts"]
-    (number, _), below, mean = _surprise(counts, axis)
-    g = (below - mean - _miller_madow(counts, number, correction, axis)) / number
+    number, _, below, mean = _surprise(counts, axis)
+    g = _over(below - mean - _miller_madow(counts, number, correction, axis), number)
     moved, value_dot = jnp.sum(t, axis=axis, keepdims=True), sum_along(g, t, axis=axis)
-    return ((moved / number - along(1 / counts, t) - value_dot - along(g, moved)) / number,)
+    return (_over(_over(moved, number) - along(1 / counts, t) - value_dot - along(g, moved), number),)
 
 
 @op(
@@ -206,5 +217,6 @@ def _(labels: Any, num_classes: int, *, axis: Any) -> Any:
     rows = jnp.arange(sequences.shape[0])[:, None]
     counts = jnp.zeros((sequences.shape[0], num_classes - _MASKED), jnp.int32).at[rows, sequences].add(1)
     occurred = counts[:, -_MASKED:].astype(jnp.result_type(float))
-    value = _plain_entropy_of_counts(occurred, -1)
+    _, above, _, mean = _surprise(occurred, -1)
+    value = above + mean
     return jnp.where(counts[:, _BAD - _MASKED : _BAD - _MASKED + 1] > 0, jnp.nan, value).reshape(shape), None
