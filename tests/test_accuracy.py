@@ -9,6 +9,7 @@ import ulp as independent
 
 from xentjax import accuracy, peers
 from xentjax.core import ulp
+from xentjax.core.domains import Domain, Logit, Logits, Probabilities
 from xentjax.core.op import ops
 
 
@@ -46,6 +47,28 @@ def test_the_contract_is_that_of_the_tests_own_ruler(dtype):
         if dtype in ("float32", "float64"):
             assert float(ulp.allowed(size)) == pytest.approx(float(independent.allowed_ulp(size, dtype)), rel=1e-12)
     assert float(independent.allowed_ulp(1.0, "float16")) == ulp.ROUNDED_ONCE
+
+
+def test_only_entropies_may_lose_more_to_underflow_than_a_smallest_number_for_each_entry():
+    more = {record.name: record.underflow for record in ops() if record.underflow != 1}
+    assert more == {"entropy": 200, "entropy_from_logits": 200}
+    tiny = float(np.finfo(np.float32).tiny)
+    assert ulp.tolerance(0.0, 0.0, 7, np.float32) == pytest.approx(7 * tiny, rel=1e-4)
+
+
+def test_what_is_near_another_argument_is_of_its_kind():
+    domain = Domain(logits=Logits("B K"), labels=Probabilities("B K"), other=Logits("B K"))
+    case = domain.case(np.random.default_rng(0), "near").arrays
+    np.testing.assert_allclose(case["labels"].sum(-1), 1)
+    assert 0 < np.max(np.abs(case["other"] - case["logits"])) < 1e-2
+
+
+def test_single_logits_are_infinite_in_the_corner_and_zero_among_the_ties():
+    domain = Domain(logit=Logit("B"))
+    for size in (2, 7):
+        corner, ties = (domain.case(np.random.default_rng(0), s, B=size).arrays["logit"] for s in ("corner", "ties"))
+        assert {-np.inf, np.inf} <= set(corner)
+        assert 0 in ties
 
 
 @pytest.fixture(scope="module")

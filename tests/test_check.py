@@ -283,6 +283,94 @@ def test_errors_name_the_argument():
         xj.check_gradient(lambda n, x: n * x, 3, 2.0, wrt=0)
 
 
+def test_what_is_no_question_is_refused():
+    with pytest.raises(TypeError, match="fn must return floats, got None"):
+        xj.check_gradient(lambda x: None, 1.0)
+    with pytest.raises(TypeError, match="fn must return floats, got int"):
+        xj.check_gradient(lambda x: jnp.sum(x > 0), jnp.ones(2))
+    with pytest.raises(TypeError, match="fn must be a function, got int"):
+        xj.check_gradient(3, 1.0)
+    with pytest.raises(ValueError, match="order must be 1 or 2, got 3"):
+        xj.check_gradient(jnp.sum, 1.0, order=3)
+    for wrt, message in (((0, 0), "'w' twice"), ((), "no argument"), (1.5, "1.5, but the arguments are w, b, x, y")):
+        with pytest.raises(TypeError, match=f"wrt names {message}"):
+            xj.check_gradient(loss, W, B, X, Y, wrt=wrt)
+
+
+def test_floats_beside_integers_are_checked():
+    report = xj.check_gradient(lambda x: (jnp.sum(x**2), jnp.arange(3)), W, gradient=lambda x: 2 * x)
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize(
+    ("function", "gradient", "right"),
+    [
+        (jnp.log, lambda x: 1 / x, True),
+        (jnp.log, lambda x: jnp.where(x == 0, 0, 1 / x), False),
+        (jnp.sqrt, lambda x: 0.5 / jnp.sqrt(x), True),
+        (jnp.sqrt, lambda x: jnp.where(x == 0, -jnp.inf, 0.5 / jnp.sqrt(x)), False),
+        (jnp.sqrt, lambda x: jnp.where(x == 0, jnp.nan, 0.5 / jnp.sqrt(x)), False),
+    ],
+)
+def test_where_the_true_derivative_is_infinite_the_gradient_must_be(function, gradient, right):
+    report = xj.check_gradient(lambda x: jnp.sum(function(x)), jnp.array([0.0, 1.0]), gradient=gradient)
+    assert report.passed == right
+    if right:
+        assert (report.compared, report.skipped) == (2, 2)  # in two dtypes
+
+
+def test_nothing_but_nan_is_no_check_that_passed():
+    report = xj.check_gradient(lambda x: jnp.sum(x * jnp.nan), jnp.ones(10), gradient=lambda x: x * jnp.nan)
+    assert not report.passed
+    assert report.compared == 0
+    assert "no element has a finite derivative" in str(report)
+
+
+# Sums that cancel, and functions of them: an element's rounding error is that of the terms that were added up.
+LAYERS = [RNG.standard_normal(s).astype(np.float32) for s in ((20, 50), (50, 60), (60, 3))]
+
+
+def squared_product(x, w, v):
+    return jnp.mean((x @ w) ** 2) + 0 * jnp.sum(v)
+
+
+def network(x, w, v):
+    return jnp.mean(jnp.tanh(jnp.tanh(x @ w) @ v) ** 2)
+
+
+@pytest.mark.parametrize("function", [squared_product, network])
+@pytest.mark.parametrize("seed", range(3))
+def test_right_gradients_of_products_of_matrices_pass(function, seed):
+    layers = [np.random.default_rng(seed).permutation(layer.ravel()).reshape(layer.shape) for layer in LAYERS]
+    gradient = jax.grad(function, (0, 1, 2))
+    xj.check_gradient(function, *layers, gradient=gradient).raise_if_failed()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_right_gradients_with_cancelling_factors_pass(seed):
+    x = 2 * np.random.default_rng(seed).standard_normal(3000).astype(np.float32)
+    total = lambda x: jnp.sum(jnp.tanh(x) ** 2)
+    xj.check_gradient(total, x, gradient=jax.grad(total)).raise_if_failed()
+
+
+def test_sums_of_sorted_terms_that_cancel_pass():
+    """Half of the terms of one sign, then half of the other: the partial sums are far larger than the sum."""
+    x = np.random.default_rng(0).uniform(0.5, 1, (4000, 3)).astype(np.float32)
+    r = np.sign(np.arange(4000) - 1999.5).astype(np.float32)
+    function = lambda w, x, r: jnp.sum((r - x @ w) ** 2)
+    by_hand = lambda w, x, r: 2 * (x @ w - r) @ x
+    xj.check_gradient(function, np.zeros(3, np.float32), x, r, wrt="w", gradient=by_hand).raise_if_failed()
+
+
+@pytest.mark.parametrize(("factor", "dtype"), [(1 + 1e-6, "float64"), (1 + 1e-3, "float32")])
+def test_small_errors_in_one_element_of_a_network_are_still_caught(factor, dtype):
+    right = jax.grad(network, 1)
+    wrong = lambda x, w, v: right(x, w, v).at[9, 33].multiply(factor if w.dtype == dtype else 1)
+    report = xj.check_gradient(network, *LAYERS, wrt="w", gradient=wrong)
+    assert not report.passed
+    assert report.worst[:2] == ("w", (9, 33))
+
+
 # -- the registry ------------------------------------------------------------------------------------------------------
 
 

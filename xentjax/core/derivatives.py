@@ -195,6 +195,7 @@ class Group:
         self, case: Case, dtype: str, got: Any, truth: Any, sizes: Any, tallies: dict[Any, Derivatives]
     ) -> None:
         entries = max([1, *(d for v in jax.tree.leaves(case.arrays) for d in np.shape(v))])
+        flushed = self.record.underflow * entries
         for order in ORDERS:
             for argument in got[order]:
                 tally = tallies[argument, order, dtype]
@@ -216,7 +217,7 @@ class Group:
                         known = known & (np.isfinite(leaf) | (not infinite))
                     true = (np.where(known, true[0], np.nan), true[1])
                     place = f"{case.situation}{shown(case.options)}{jax.tree_util.keystr(path)}"
-                    tally.add(place, leaf, true, size, entries, dtype, STEPS[order])
+                    tally.add(place, leaf, true, size, flushed, dtype, STEPS[order])
 
     def compare_oracles(
         self, case: Case, automatic: Any, truth: Any, sizes: Any, tallies: dict[Any, Derivatives]

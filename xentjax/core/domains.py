@@ -63,6 +63,7 @@ class Kind:
         return tuple(int(d) if d.isdigit() else sizes[d] for d in self.shape.split())
 
     def draw(self, situation: str, rng: np.random.Generator, sizes: Mapping[str, int], drawn: dict[str, Any]) -> Any:
+        """One argument; ``drawn`` holds those of the same kind that were drawn before it."""
         raise NotImplementedError
 
 
@@ -88,14 +89,17 @@ class Logits(Kind):
 
 
 class Logit(Logits):
-    """Real numbers, each one a logit by itself: 0, both signs, 1e-3 to 1e3, and infinities in the corner."""
+    """Real numbers, each one a logit by itself: both signs, 1e-3 to 1e3, 0 among the ties, infinities in the corner."""
 
     def draw(self, situation: str, rng: np.random.Generator, sizes: Mapping[str, int], drawn: dict[str, Any]) -> Any:
         if situation in ("dominant", "near"):
             return np.where(rng.random(self.dims(sizes)) < 0.5, -1, 1) * rng.uniform(5, 60, self.dims(sizes))
         z = np.array(super().draw("unit" if situation == "corner" else situation, rng, sizes, {}))
-        if situation == "corner" and z.size:
-            z.reshape(-1)[: z.size // 2] = 0.0
+        flat = z.reshape(-1)
+        if situation == "ties" and z.ndim:
+            flat[: max(z.size // 2, 1)] = 0.0
+        if situation == "corner" and z.ndim:
+            flat[:1], flat[1:2] = -np.inf, np.inf
         return z
 
 
@@ -217,7 +221,8 @@ class Domain:
         known = SIZES | sizes
         arrays: dict[str, Any] = {}
         for name, kind in self.kinds.items():
-            arrays[name] = _drawn(kind, situation, rng, known, arrays)
+            alike = {n: v for n, v in arrays.items() if type(self.kinds[n]) is type(kind)}
+            arrays[name] = _drawn(kind, situation, rng, known, alike)
         plain = {}
         for name, value in dict(options or {}).items():
             if isinstance(value, Kind):

@@ -40,7 +40,8 @@ def check_gradient(
     gradient under test runs in the arguments' dtype and in float64.  An element of true size t may be off by
     4 + \|ln t\| ULP (4 where t > 1) and by eight times the rounding error that the gradient and the oracle make in that
     element, as measured by disturbing each of their operations by its own rounding error.  No other element and no
-    size of an array enters the tolerance.
+    size of an array enters the tolerance. Where the oracle has NaN or an infinity, so must the gradient under test;
+    a report without any finite derivative is not one that passed.
 
     Args:
       fn: a function of arrays or pytrees of them. Where its value is not a scalar, the gradient is that of the sum of
@@ -58,7 +59,9 @@ def check_gradient(
       A report: ``.passed``, ``.max_ulp``, ``.worst`` (argument, index, got, expected), ``.raise_if_failed()``.
 
     Raises:
-      TypeError: where ``wrt`` names no argument, or one without floats; where an argument or the value is complex.
+      TypeError: where ``wrt`` names no argument, one twice, or one without floats; where an argument or the value is
+        complex, or the value has no floats.
+      ValueError: for another order.
 
     Example:
       >>> import jax.numpy as jnp, xentjax as xj
@@ -70,6 +73,10 @@ def check_gradient(
       >>> print(xj.check_gradient(loss, w, x, y, wrt="w", gradient=lambda *a: -by_hand(*a)).worst.argument)
       w
     """
+    if not callable(fn):
+        raise TypeError(f"check_gradient: fn must be a function, got {type(fn).__name__}")
+    if order not in (1, 2):
+        raise ValueError(f"check_gradient: order must be 1 or 2, got {order!r}")
     return _Check(fn, Target(fn, args, wrt), gradient, order, seed, directions).report()
 
 
@@ -91,7 +98,7 @@ class _Check:
         """The weighted sum of the function's outputs."""
 
         def scalar(moving: Any, weights: Any) -> Any:
-            outputs = jax.tree.leaves(fn(*self.target.arguments(moving, dtype)))
+            outputs = _floats(fn(*self.target.arguments(moving, dtype)))
             products = [jnp.sum(w.astype(v.dtype) * v) for w, v in zip(weights, outputs, strict=True)]
             return sum(products[1:], products[0])
 
@@ -140,10 +147,14 @@ class _Check:
         """Everything that is compared in float64. Returns the outputs' weights, and for each of them the oracle's
         gradient and its rounding error."""
         wide = [jnp.asarray(np.asarray(leaf, np.float64)) for leaf in native]
-        shapes = jax.tree.leaves(jax.eval_shape(self.plain, *self.target.arguments(wide, np.float64)))
-        for shape in shapes:
+        value = jax.eval_shape(self.plain, *self.target.arguments(wide, np.float64))
+        for shape in jax.tree.leaves(value):
             if jnp.issubdtype(shape.dtype, jnp.complexfloating):
                 raise TypeError(f"check_gradient: fn must have a real value, got dtype {shape.dtype}")
+        shapes = _floats(value)
+        if not shapes:
+            got = ", ".join(str(v.dtype) for v in jax.tree.leaves(value)) or "None"
+            raise TypeError(f"check_gradient: fn must return floats, got {got}")
         weights = [[np.ones(s.shape) for s in shapes]]
         if self.gradient is None and any(s.shape for s in shapes):
             weights += [[self.rng.choice([-1.0, 1.0], s.shape) for s in shapes] for _ in range(2)]
@@ -187,9 +198,12 @@ class _Check:
             units = ulp.spacing(true, leaf) + ESTIMATES * error / 4
             limit = ulp.allowed(true) * ulp.spacing(true, leaf) + ESTIMATES * error + 2 * float(jnp.finfo(leaf).tiny)
             off = ulp.deviation(own, true, np.zeros_like(true), leaf)
-            known = np.isfinite(true) | (off == 0)
+            # By an argument that is infinite itself a formula may have no derivative; elsewhere NaN and infinities
+            # are to be the same.
+            known = np.isfinite(true)
+            undefined = np.isnan(true) & ~np.isfinite(np.asarray(moving, np.float64)) if kinks else ~known
             with np.errstate(invalid="ignore"):
-                ratio = np.where(known, off / limit, 0)
+                ratio = np.where(undefined, 0, off / limit)
             at_kink = kinks & self.kinks(ratio, np.asarray(own, np.float64), limit, start)
             ratio, known = np.where(at_kink, 0, ratio), known & np.logical_not(at_kink)
             self.compared += int(np.sum(known))
@@ -343,3 +357,8 @@ class _Check:
             compared=self.compared,
             skipped=self.skipped,
         )
+
+
+def _floats(value: Any) -> list[Any]:
+    """The leaves of a function's value that have derivatives."""
+    return [leaf for leaf in jax.tree.leaves(value) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)]

@@ -71,6 +71,7 @@ def op(
     bounded: tuple[str, ...] = (),
     public: bool = True,
     own: tuple[str, ...] = (),
+    underflow: float = 1,
     through: OpFunction[..., Any] | None = None,
 ) -> Callable[[Callable[P, R]], OpFunction[P, R]]:
     """Make a record of a textbook formula, and enter it in the registry.
@@ -92,6 +93,7 @@ def op(
         the others a tangent of 0 gives 0 next to an infinite partial too, at the price of a second product.
       own: names of shared keywords that here mean something of the function's own and reach it as they are (weights of
         an average that it takes in closed form).
+      underflow: how many of the smallest normal numbers flushing to zero may cost the value for each entry of a sum.
       through: the building block that the function continues as once its arguments are prepared; then it has no
         value and no partials of its own, and whatever ``prepare`` does is differentiated by its parts.
       public: whether users see it (tables, README); a building block says False and is checked all the same.
@@ -104,7 +106,9 @@ def op(
 
     def decorate(definition: Callable[P, R]) -> OpFunction[P, R]:
         texts = (group, formula, gradient, source)
-        record = Record(definition, wrt, domain, texts, fill or {}, axes, upcast, bounded, public, own, through)
+        record = Record(
+            definition, wrt, domain, texts, fill or {}, axes, upcast, bounded, public, own, underflow, through
+        )
         if record.name in _REGISTRY:
             other = _REGISTRY[record.name].definition.__module__
             raise ValueError(

@@ -34,6 +34,7 @@ class Record:
         bounded: tuple[str, ...],
         public: bool,
         own: tuple[str, ...],
+        underflow: float,
         through: Any,
     ):
         self.name: str = definition.__name__
@@ -41,7 +42,8 @@ class Record:
         self.signature = inspect.signature(definition)
         self.wrt, self.domain = wrt, domain
         self.group, self.formula_text, self.gradient_text, self.source = texts
-        self.fill, self.upcast, self.bounded, self.public = fill, upcast, bounded, public
+        self.fill, self.upcast, self.bounded = fill, upcast, bounded
+        self.public, self.underflow = public, underflow
         names = tuple(self.signature.parameters)
         # The array arguments are those that the domain draws; any other is an option (an order, a number of classes).
         self.inputs = tuple(

@@ -30,7 +30,7 @@ class GradientReport:
       problems: each disagreement in one line; empty where the check passed.
       notes: what could not be compared, and why.
       compared: how many elements were compared with an oracle.
-      skipped: how many have no finite derivative to compare with.
+      skipped: how many have no finite derivative to compare with, or lie on a kink.
     """
 
     passed: bool

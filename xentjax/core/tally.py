@@ -29,7 +29,7 @@ class Tally:
         self.compared = self.skipped = 0
         self.problems: list[str] = []
 
-    def add(self, place: str, got: Any, truth: Any, size: Any, entries: int, dtype: Any, steps: int = 1) -> None:
+    def add(self, place: str, got: Any, truth: Any, size: Any, flushed: float, dtype: Any, steps: int = 1) -> None:
         """Compare an array elementwise.
 
         Args:
@@ -37,7 +37,7 @@ class Tally:
           got: the array.
           truth: a pair of float64 arrays whose sum is the truth.
           size: the size of the terms whose difference each element is.
-          entries: how many entries the function sums over.
+          flushed: how many of the smallest normal numbers underflow may cost.
           dtype: what ``got`` was computed in.
           steps: how many times the contract's tolerance is allowed.
         """
@@ -48,7 +48,7 @@ class Tally:
             return
         error = ulp.deviation(got, high, low, dtype)
         size = np.maximum(np.abs(high), np.where(np.isfinite(size), size, 0))
-        limit = steps * ulp.tolerance(high, size, entries, dtype)
+        limit = steps * ulp.tolerance(high, size, flushed, dtype)
         unit = ulp.spacing(high if jnp.finfo(dtype).bits == 16 else size, dtype)
         known = np.isfinite(high) | ((error == 0) & ~np.isnan(high))
         self.compared += int(np.sum(known))

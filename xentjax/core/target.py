@@ -114,12 +114,17 @@ def _choose(names: list[str], args: tuple[Any, ...], wrt: Any) -> list[int]:
             raise TypeError(f"{_NAME}: none of the arguments {', '.join(names)} holds floats")
         return floats
     chosen = []
-    for one in (wrt,) if isinstance(wrt, (int, str)) else wrt:
+    several = isinstance(wrt, Sequence) and not isinstance(wrt, str)
+    for one in wrt if several else (wrt,):
         position = names.index(one) if isinstance(one, str) and one in names else one
-        if isinstance(position, str) or not -len(args) <= position < len(args):
+        if not isinstance(position, (int, np.integer)) or not -len(args) <= position < len(args):
             raise TypeError(f"{_NAME}: wrt names {one!r}, but the arguments are {', '.join(names)}")
         position %= len(args)
         if position not in floats:
             raise TypeError(f"{_NAME}: wrt names {names[position]!r}, which holds no floats")
-        chosen.append(position)
+        if position in chosen:
+            raise TypeError(f"{_NAME}: wrt names {names[position]!r} twice")
+        chosen.append(int(position))
+    if not chosen:
+        raise TypeError(f"{_NAME}: wrt names no argument; there are {', '.join(names)}")
     return chosen

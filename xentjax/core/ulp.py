@@ -1,8 +1,9 @@
 """Errors in units in the last place, and the number of them that the library allows.
 
 The accuracy contract: a result of true size t is within K ULP of the truth, K = 4 + |ln t| below 1 and 4 above (an
-argument that is rounded once before exp costs |ln t|/2), plus ``UNDERFLOW``·V·tiny for sums over V entries, tiny being
-the smallest normal number.  Results in 16 bits are computed in float32 and rounded once: 0.51 ULP.
+argument that is rounded once before exp costs |ln t|/2), plus tiny, the smallest normal number, for each of the V
+entries that it sums over: a term below it may be flushed to zero (of an entropy 200·tiny: p log p is that much larger).
+  Results in 16 bits are computed in float32 and rounded once: 0.51 ULP.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-#: Smallest normal numbers per entry of a sum that underflow and flushing to zero may cost.
-UNDERFLOW = 200
 #: ULP allowed where a 16-bit result is a float32 result, rounded.
 ROUNDED_ONCE = 0.51
 
@@ -36,18 +35,18 @@ def allowed(size: Any) -> np.ndarray:
     return 4 + np.maximum(0, -np.log(np.where(np.isfinite(size), size, 1)))
 
 
-def tolerance(truth: Any, size: Any, entries: int, dtype: Any) -> np.ndarray:
+def tolerance(truth: Any, size: Any, flushed: float, dtype: Any) -> np.ndarray:
     """The error allowed for each element, absolute.
 
     Args:
       truth: the true results.
       size: their sizes: the truth's own, or that of the terms whose difference it is.
-      entries: V, how many entries the function sums over.
+      flushed: how many of the smallest normal numbers may be missing: ``underflow`` for each entry of a sum.
       dtype: what the results are given in.
     """
     narrow = jnp.finfo(dtype).bits == 16
     compute = jnp.float32 if narrow else dtype
-    wide = allowed(truth) * spacing(size, compute) + UNDERFLOW * entries * float(jnp.finfo(compute).tiny)
+    wide = allowed(truth) * spacing(size, compute) + flushed * float(jnp.finfo(compute).tiny)
     return wide + ROUNDED_ONCE * spacing(truth, dtype) if narrow else wide
 
 

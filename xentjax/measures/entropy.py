@@ -32,6 +32,7 @@ Axis = int | tuple[int, ...] | None
     gradient="-log p - 1",
     source="Shannon 1948",
     fill={"p": 0.0},
+    underflow=200,
 )
 def entropy(
     p: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None, base: float | None = None, keepdims: bool = False

@@ -32,6 +32,7 @@ MEASURE_OPTIONS: tuple[dict[str, Any], ...] = (
     fill={"logits": -jnp.inf},
     upcast=False,
     bounded=("logits",),
+    underflow=200,
 )
 def entropy_from_logits(
     logits: ArrayLike,
