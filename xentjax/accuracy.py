@@ -228,7 +228,7 @@ class _Sweep:
             truth = self.exact(cotangents, wide)
         else:
             return
-        entries = max([1, *(d for v in jax.tree.leaves(arrays) for d in np.shape(v))])
+        entries = self.record.underflow * max([1, *(d for v in jax.tree.leaves(arrays) for d in np.shape(v))])
         self.add("xentjax", label, dtype, self.run(self.function, cotangents, arrays, dtype), truth, size, entries)
         if dtype == "float32":
             for library, function in self.others.items():
