@@ -4,6 +4,8 @@ import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+import contextlib
+
 import jax
 import pytest
 
@@ -18,9 +20,25 @@ def strict_dtypes():
 @pytest.fixture
 def compiled_fast(request):
     """Programs are compiled fast, which takes most of the time, but for tests that ask for ``optimized`` ones."""
-    jax.config.update("jax_disable_most_optimizations", "optimized" not in request.fixturenames)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with _compiled_fast("optimized" not in request.fixturenames):
+        yield
+
+
+@pytest.fixture(scope="module")
+def module_compiled_fast():
+    """The same for a whole file, fixtures of the file included."""
+    with _compiled_fast(True):
+        yield
+
+
+@contextlib.contextmanager
+def _compiled_fast(fast):
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", fast)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ from xentjax import LogisticObjective, LogisticParams
 N, D, K = 7, 3, 4
 
 
+pytestmark = pytest.mark.usefixtures("compiled_fast", "strict_dtypes")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _float64():
-    """Float64, and programs that are compiled fast: they are small and run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def problem(kind: str, scale: float = 1.0, weighted: bool = False) -> Any:
@@ -46,6 +46,7 @@ def plain_loss(params, x, y, l2=0.0, weights=None):
     """The textbook formula in plain JAX, nothing of the library in it."""
     z = x @ params.weights + params.bias
     if z.ndim == 1:
+        y = y.astype(z.dtype)
         loss = -(y * jnp.log(1 / (1 + jnp.exp(-z))) + (1 - y) * jnp.log(1 / (1 + jnp.exp(z))))
     else:
         target = y if y.ndim == 2 else jnp.eye(K)[y]
@@ -137,6 +138,7 @@ def test_gradient_and_hvp_equal_central_differences(kind):
 def test_the_textbook_steps_lead_to_the_gradient():
     """∂L/∂ŷ ∂ŷ/∂β is (1/n) Xᵀ(ŷ - y): the factor ŷ(1-ŷ) cancels."""
     params, x, y, _ = problem("binary")
+    y = y.astype(x.dtype)
     prediction = xj.predict_proba(params, x)
     assert_close(xj.logistic_derivative(xj.predict_logits(params, x)), prediction * (1 - prediction))
     step = xj.prediction_gradient(params, x)
@@ -291,7 +293,7 @@ def test_gradient_error_tells_the_size_of_the_rounding_error():
             wide = jax.tree.map(lambda p: p.astype(jnp.float64), params)
             exact = gradient(wide, x.astype(np.float64), y)
             got = gradient(params, x, y)
-            largest = max(float(jnp.max(jnp.abs(g - e))) for g, e in zip(got, exact, strict=True))
+            largest = max(float(jnp.max(jnp.abs(g.astype(e.dtype) - e))) for g, e in zip(got, exact, strict=True))
             ratios.append(largest / float(error(LogisticObjective(jnp.asarray(x), y), params)))
     assert max(ratios) < 4
     assert np.median(ratios) > 0.05
@@ -305,3 +307,41 @@ def test_init_has_the_shapes_of_the_problem():
     assert LogisticObjective(x, jnp.array([0, 1, 1, 0]), num_classes=2).init().bias.shape == (2,)
     with pytest.raises(ValueError, match="'hand' or 'auto', got 'automatic'"):
         LogisticObjective(x, jnp.zeros(4), gradient="automatic")
+
+
+def test_data_that_do_not_fit_are_told_where_a_fit_begins():
+    x = np.zeros((4, 3))
+
+    def message(y, **options):
+        with pytest.raises(ValueError) as error:
+            LogisticObjective(x, y, **options).init()
+        return str(error.value)
+
+    assert "y has shape (3,), but needs (4,)" in message(np.zeros(3))
+    assert message([0, 1, -1, 1]) == "LogisticObjective: y[2] is -1, but needs to be 0, 1 or a probability between them"
+    assert "y[1] is -1, but needs to be a class index from 0 to 2" in message(jnp.array([0, -1, 2, -5]))
+    assert "y[3] is 3, but needs to be a class index from 0 to 2" in message([0, 1, 2, 3], num_classes=3)
+    assert "y[0] is nan, but" in message([np.nan, 0.0, 2.0, 1.0])
+    assert "y[1] is [ 2. -1.], but needs to be masses of 0 or more" in message([[0, 1.0], [2, -1], [0, 1], [0, 1]])
+    with pytest.raises(ValueError, match=r"x has shape \(3,\), but needs \[n, 3\]"):
+        LogisticObjective(np.zeros(3), [0, 1, 1]).init()
+    # Rows of weight 0 may hold any label, and what is traced is not looked at.
+    assert LogisticObjective(x, [0, 9, -7, 1], weights=np.array([1.0, 0, 0, 1])).init().weights.shape == (3,)
+    assert jax.jit(lambda y: LogisticObjective(x, y).init())(jnp.array([0, 1, -1, 1])).bias == 0
+    many = LogisticObjective(np.zeros((2, 4, 3)), np.zeros((2, 4), int), l2=np.ones(2))
+    assert jax.vmap(LogisticObjective.init)(many).weights.shape == (2, 3)
+
+
+@pytest.mark.parametrize("params", [(np.zeros(3), 0.0), 3, None])
+def test_parameters_are_of_their_type(params):
+    x, y = np.zeros((4, 3)), np.zeros(4)
+    for function in (xj.predict_logits, xj.predict_proba, xj.predict, xj.prediction_gradient):
+        with pytest.raises(
+            TypeError, match=rf"{function.__name__}: params must be LogisticParams\(weights, bias\), got"
+        ):
+            function(params, x)
+    for function in (xj.logistic_gradient, xj.logistic_hessian):
+        with pytest.raises(TypeError, match=r"params must be LogisticParams\(weights, bias\), got"):
+            function(params, x, y)
+    with pytest.raises(TypeError, match=r"direction must be LogisticParams\(weights, bias\), got"):
+        xj.logistic_hvp(xj.LogisticParams(np.zeros(3), 0.0), params, x, y)

@@ -12,6 +12,8 @@ import pytest
 
 import xentjax as xj
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 N, D = 11, 3
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((N, D)), jnp.float32)

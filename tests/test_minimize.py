@@ -41,7 +41,7 @@ DATA = LogisticObjective(jnp.asarray(X, jnp.float32), jnp.asarray(Y), L2)
 ZERO = DATA.init()
 
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
+pytestmark = pytest.mark.usefixtures("compiled_fast", "strict_dtypes")
 
 
 def gradient64(params, x=X, y=Y, l2=L2):
@@ -388,7 +388,8 @@ def test_a_step_that_changes_dtypes_or_shapes_is_told_with_the_name_of_its_solve
         return minimize(square, init, kind(jnp.float32(0.1)), max_steps=5)
 
     def plain(self, objective, point, state):
-        return evaluate(objective, point.params - self.rate * point.gradient), state
+        params = point.params.astype(jnp.float32) - self.rate * point.gradient.astype(jnp.float32)
+        return evaluate(objective, params), state
 
     with pytest.raises(TypeError, match=r"Mine.step changed point.params from bfloat16\[2\] to float32\[2\]"):
         run(jnp.zeros(2, jnp.bfloat16), plain)

@@ -1,6 +1,5 @@
 """Pictures: written whole, not empty, the same each time, and drawn from the numbers that they show."""
 
-import jax
 import matplotlib
 import numpy as np
 import pytest
@@ -14,11 +13,7 @@ from xentjax.training.evaluation import calibration
 CONFIG = TutorialConfig()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("module_compiled_fast")
 
 
 def pixels(figure, path):
@@ -38,7 +33,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def drawn(folder):
+def drawn(folder, module_compiled_fast):
     """Every figure, as it was when it was written."""
     kept = {}
 

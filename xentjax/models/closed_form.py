@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike
 
 from xentjax.core import policy
 from xentjax.models import _rows
-from xentjax.models.logistic import LogisticParams, check_arguments
+from xentjax.models.logistic import LogisticParams, check_arguments, params_as_arrays
 
 
 class _Arguments(NamedTuple):
@@ -89,7 +89,7 @@ def logistic_hvp(
       LogisticParams(weights=Array([0.5], dtype=float32), bias=Array(0.25, dtype=float32))
     """
     arguments, dtype = prepare("logistic_hvp", params, x, y, l2, weights)
-    direction = LogisticParams(*(policy.as_array("logistic_hvp", "direction", d) for d in direction))
+    direction = params_as_arrays("logistic_hvp", "direction", direction)
     for name, got, needed in zip(direction._fields, direction, arguments.params, strict=True):
         policy.require_shape("logistic_hvp", f"direction.{name}", got.shape, needed.shape, f"that of params.{name}")
     direction = LogisticParams(*(d.astype(p.dtype) for d, p in zip(direction, arguments.params, strict=True)))
@@ -181,9 +181,7 @@ def _products(x: Any, curvature: Any) -> Any:
 
 def prepare(function: str, params: Any, x: Any, y: Any, l2: Any, weights: Any) -> tuple[_Arguments, Any]:
     """The arguments, checked, in the dtype of computation, and the dtype of the result."""
-    params = LogisticParams(
-        *(policy.as_array(function, f"params.{n}", v) for n, v in zip(LogisticParams._fields, params, strict=True))
-    )
+    params = params_as_arrays(function, "params", params)
     x, y, l2 = (policy.as_array(function, n, v) for n, v in (("x", x), ("y", y), ("l2", l2)))
     weights = None if weights is None else policy.as_array(function, "weights", weights)
     check_arguments(function, params, x, y, l2, weights)

@@ -48,6 +48,7 @@ def predict_logits(params: LogisticParams, x: ArrayLike) -> jax.Array:
       Logits ``[...]`` or ``[..., K]`` in the promoted float dtype; 16-bit inputs are computed in float32.
 
     Raises:
+      TypeError: params are no ``LogisticParams``.
       ValueError: a shape does not fit; the error names the argument, its shape and the shape it needs.
 
     Example:
@@ -100,8 +101,8 @@ def predict(params: LogisticParams, x: ArrayLike) -> jax.Array:
     params, x, _ = _operands("predict", params, x)
     z = _rows.logits(params, x)
     if params.weights.ndim == 1:
-        return jnp.where(jnp.isnan(z), -1, z > 0).astype(jnp.int32)
-    return jnp.where(jnp.any(jnp.isnan(z), axis=-1), -1, jnp.argmax(z, axis=-1)).astype(jnp.int32)
+        return jnp.where(jnp.isnan(z), -1, (z > 0).astype(jnp.int32))
+    return jnp.where(jnp.any(jnp.isnan(z), axis=-1), -1, jnp.argmax(z, axis=-1).astype(jnp.int32))
 
 
 # -- the textbook steps ------------------------------------------------------------------------------------------------
@@ -323,9 +324,11 @@ def _(rows: _rows.Rows, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -
 def _targets(y: Any, z: Any) -> Any:
     """Labels as probabilities of class 1, or as distributions; NaN where they are out of range."""
     if y.ndim == z.ndim:
+        y = policy.as_float(y, z.dtype)
         return jnp.where((y >= 0) & (y <= 1 if y.ndim == 1 else True), y, jnp.nan)
     y = policy.class_indices(y, z.shape[1])[:, None]
-    return jnp.where((y >= 0) & (y < z.shape[1]), jnp.arange(z.shape[1]) == y, jnp.nan)
+    is_class = jnp.arange(z.shape[1], dtype=y.dtype) == y
+    return jnp.where((y >= 0) & (y < z.shape[1]), is_class.astype(z.dtype), jnp.nan)
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
@@ -333,7 +336,7 @@ def _targets(y: Any, z: Any) -> Any:
 
 def _operands(function: str, params: LogisticParams, x: Any) -> tuple[LogisticParams, Any, Any]:
     """Parameters and features in the dtype of computation, and the dtype of the result."""
-    params = LogisticParams(*(policy.as_array(function, n, v) for n, v in zip(params._fields, params, strict=True)))
+    params = params_as_arrays(function, "params", params)
     x = policy.as_array(function, "x", x)
     _check_model(function, params, x)
     dtype = policy.result_dtype((params, x))
@@ -341,7 +344,21 @@ def _operands(function: str, params: LogisticParams, x: Any) -> tuple[LogisticPa
     return LogisticParams(*(p.astype(compute) for p in params)), x.astype(compute), dtype
 
 
+def params_as_arrays(function: str, name: str, params: Any) -> LogisticParams:
+    """The parameters as arrays, or TypeError for anything but :class:`LogisticParams`."""
+    _require_params(function, name, params)
+    return LogisticParams(
+        *(policy.as_array(function, f"{name}.{n}", v) for n, v in zip(params._fields, params, strict=True))
+    )
+
+
+def _require_params(function: str, name: str, params: Any) -> None:
+    if not isinstance(params, LogisticParams):
+        raise TypeError(f"{function}: {name} must be LogisticParams(weights, bias), got {type(params).__name__}")
+
+
 def _check_model(function: str, params: LogisticParams, x: Any) -> None:
+    _require_params(function, "params", params)
     weights, bias = params
     if weights.ndim not in (1, 2):
         raise ValueError(f"{function}: params.weights has shape {weights.shape}, but needs [d] or [d, K]")

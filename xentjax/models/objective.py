@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from xentjax.core import policy
 from xentjax.models import _rows, closed_form
-from xentjax.models.logistic import LogisticParams, logistic_derivative, logistic_loss
+from xentjax.models.logistic import LogisticParams, check_arguments, logistic_derivative, logistic_loss
 
 #: Beyond this size the Gram matrix of the features is not formed for the Lipschitz constant.
 _GRAM_LIMIT = 2048
@@ -55,20 +56,46 @@ class LogisticObjective:
         """Parameters 0 of the right shapes, in float32 for 16-bit data.
 
         K classes if ``num_classes`` says so, y is ``[n, K]``, or y holds integers above 1 that are not traced.
-        """
-        dtype = policy.compute_dtype(policy.result_dtype((jnp.asarray(self.x),)))
-        d, shape = jnp.shape(self.x)[-1], self._classes()
-        return LogisticParams(jnp.zeros((d, *shape), dtype), jnp.zeros(shape, dtype))
 
-    def _classes(self) -> tuple[int, ...]:
+        Raises:
+          ValueError: x is not ``[n, d]``, y has not a label for each row, or a label that is not traced is out of
+            range in a row that is not of weight 0. (The constructor raises nothing of the kind: under ``vmap`` the
+            fields have one axis more, and JAX makes objectives of things that are no arrays.)
+        """
+        x, y = (policy.as_array("LogisticObjective", n, v) for n, v in (("x", self.x), ("y", self.y)))
+        dtype, d, shape = policy.compute_dtype(policy.result_dtype((x,))), x.shape[-1:], self._classes(y)
+        params = LogisticParams(jnp.zeros((*(d or (0,)), *shape), dtype), jnp.zeros(shape, dtype))
+        check_arguments("LogisticObjective", params, x, y, jnp.zeros(()), None)
+        if not any(isinstance(known, jax.core.Tracer) for known in (y, self.weights)):
+            self._require_labels(np.asarray(y), *shape)
+        return params
+
+    def _classes(self, y: jax.Array) -> tuple[int, ...]:
         if self.num_classes is not None:
             return (self.num_classes,)
-        if jnp.ndim(self.y) == 2:
-            return (jnp.shape(self.y)[1],)
-        if isinstance(self.y, jax.core.Tracer):
+        if y.ndim == 2:
+            return (y.shape[1],)
+        if isinstance(y, jax.core.Tracer) or not jnp.issubdtype(y.dtype, jnp.integer):
             return ()
-        y = np.asarray(self.y)
-        return (int(y.max()) + 1,) if np.issubdtype(y.dtype, np.integer) and y.size and y.max() > 1 else ()
+        highest = int(np.max(np.asarray(y), where=self._counted(y), initial=0))
+        return (highest + 1,) if highest > 1 else ()
+
+    def _counted(self, y: Any) -> Any:
+        """Which rows have a weight, as far as that is known."""
+        if isinstance(self.weights, jax.core.Tracer) or np.shape(self.weights) != y.shape[:1]:
+            return np.ones(y.shape[:1], bool)
+        return np.asarray(self.weights) != 0
+
+    def _require_labels(self, y: Any, num_classes: int | None = None) -> None:
+        if y.ndim == 2:
+            good, needed = np.all(y >= 0, axis=1), "masses of 0 or more"
+        elif num_classes is not None:
+            good, needed = (y >= 0) & (y < num_classes), f"a class index from 0 to {num_classes - 1}"
+        else:
+            good, needed = (y >= 0) & (y <= 1), "0, 1 or a probability between them"
+        bad = np.flatnonzero(~good & self._counted(y))
+        if bad.size:
+            raise ValueError(f"LogisticObjective: y[{bad[0]}] is {y[bad[0]]}, but needs to be {needed}")
 
     def value(self, params: LogisticParams) -> jax.Array:
         """The loss; JAX differentiates it as ``gradient`` says."""
@@ -107,7 +134,7 @@ class LogisticObjective:
         share = _rows.shares(weights)
         x = x if weights is None else _rows.only(weights != 0, x)
         x = jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], axis=1)
-        x = x / np.sqrt(max(x.shape[0], 1)) if share is None else x * jnp.sqrt(share)[:, None]
+        x = x / math.sqrt(max(x.shape[0], 1)) if share is None else x * jnp.sqrt(share)[:, None]
         largest = _trace_bound(x) if min(x.shape) <= _GRAM_LIMIT else _matrix_free_bound(x)
         factor = 0.25 if params.bias.ndim == 0 else 0.5
         # The margin covers the rounding of the products.
@@ -132,7 +159,7 @@ class LogisticObjective:
         columns = jnp.sum(terms[:, None] * x * x, axis=0)
         error = jnp.sqrt(jnp.maximum(jnp.max(columns, initial=0), jnp.sum(terms)))
         gradient = jnp.abs(_rows.back(rows.share, rows.residual, x)[0])
-        error = error + jnp.max(gradient, initial=0) * np.sqrt(1 + x.shape[0] / 64)
+        error = error + jnp.max(gradient, initial=0) * math.sqrt(1 + x.shape[0] / 64)
         return jnp.finfo(x.dtype).eps * (error + a.l2 * jnp.max(largest, initial=0))
 
 

@@ -215,7 +215,7 @@ def _steps(objective: Any, solver: Solver, state: State, tol: Any, max_steps: An
         point, inside = made
         norm = largest_component(point.gradient)
         # By comparison: under vmap an indexed update would be a scatter.
-        here = jnp.arange(chunk) == state.step - first
+        here = jnp.arange(chunk, dtype=jnp.int32) == state.step - first
         history = History(jnp.where(here, point.value, history.value), jnp.where(here, norm, history.gradient_norm))
         better = (point.value < state.best_value) | (norm < state.best_norm)
         idle = jnp.where(better | _moved(state.point.params, point.params), 0, state.idle + 1)

@@ -39,12 +39,8 @@ class Optax:
 
     def step(self, objective: Any, point: Point, state: Any) -> tuple[Point, Any]:
         update = optax.with_extra_args_support(self.transformation).update
-        updates, state = update(
-            point.gradient,
-            state,
-            point.params,
-            value=point.value,
-            grad=point.gradient,
-            value_fn=value_function(objective),
-        )
-        return evaluate(objective, optax.apply_updates(point.params, updates)), state
+        line = {"value": point.value, "grad": point.gradient, "value_fn": value_function(objective)}
+        with jax.numpy_dtype_promotion("standard"):  # optax counts on it
+            updates, state = update(point.gradient, state, point.params, **line)
+            params = optax.apply_updates(point.params, updates)
+        return evaluate(objective, params), state

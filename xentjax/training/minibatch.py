@@ -183,8 +183,10 @@ def _epochs(static: Any, state: MinibatchResult, data: Any, weights: Any, limit:
             return loss(p, *here, weights=weight)
 
         value, gradient = jax.value_and_grad(of)(params)
-        updates, inside = update(gradient, inside, params, value=value, grad=gradient, value_fn=of)
-        return (optax.apply_updates(params, updates), inside), (value, jnp.sum(weight))
+        with jax.numpy_dtype_promotion("standard"):  # optax counts on it
+            updates, inside = update(gradient, inside, params, value=value, grad=gradient, value_fn=of)
+            params = optax.apply_updates(params, updates)
+        return (params, inside), (value, jnp.sum(weight))
 
     def one_epoch(state: MinibatchResult) -> MinibatchResult:
         order = jax.random.permutation(jax.random.fold_in(state.key, state.epochs), n)
