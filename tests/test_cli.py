@@ -21,7 +21,7 @@ import xentjax as xj
 from xentjax import plots
 from xentjax.cli import main, report
 from xentjax.core.op import ops
-from xentjax.training import job, many
+from xentjax.training import job, many, prepared, steps
 from xentjax.training.config_file import read_config
 from xentjax.training.data import load_examples
 from xentjax.training.errors import UserError
@@ -102,7 +102,7 @@ def test_a_run_is_whole_and_its_numbers_are_right(call, pictures, optimized):
 
     # The objective, its gradient and the metrics again, in float64 from what the folder says.
     config = read_config(folder / "config.toml")
-    data = job.prepare(load_examples(config.data), config, config.seed)
+    data = prepared.split_and_encode(load_examples(config.data), config, config.seed)
     params = {name: array.astype(float) for name, array in load_file(folder / "params.safetensors").items()}
 
     def mean_loss(x, y):
@@ -203,7 +203,7 @@ def test_a_grid_of_an_optax_transformation_has_its_own_step_sizes():
         [
             "data.source=iris",
             "stop.max_steps=30",
-            'solver={name="optax", transformation="adam", learning_rate=9.0}',
+            'solver={name="optax", transformation="adam"}',
             "many={step_sizes=[0.001, 0.1], seeds=[0]}",
         ],
     )
@@ -233,7 +233,7 @@ def test_ctrl_c_leaves_a_usable_run_folder(call, pictures, monkeypatch, extra):
         return contextlib.nullcontext(progress)
 
     monkeypatch.setattr(report, "training_progress", interrupted)
-    monkeypatch.setattr(job, "_CHUNK_WORK", 150 * 4 * 3 * 10)
+    monkeypatch.setattr(steps, "_CHUNK_WORK", 150 * 4 * 3 * 10)
     set_ = ("--set", "stop.tol=0", "--set", "stop.max_steps=100000")
     status, out, _ = call("fit", CONFIGS / "digits.toml", *QUICK, *set_, *extra)
     assert status == 130
@@ -253,7 +253,7 @@ def test_ctrl_c_leaves_a_usable_run_folder(call, pictures, monkeypatch, extra):
 
 
 def test_ctrl_c_leaves_a_usable_grid(call, pictures, monkeypatch):
-    monkeypatch.setattr(job, "_CHUNK_WORK", 2 * 2 * 120 * 4 * 3 * 10)
+    monkeypatch.setattr(steps, "_CHUNK_WORK", 2 * 2 * 120 * 4 * 3 * 10)
     fit_grid = many.fit_grid
 
     def interrupted(config, progress):
@@ -267,11 +267,11 @@ def test_ctrl_c_leaves_a_usable_grid(call, pictures, monkeypatch):
 
     monkeypatch.setattr("xentjax.cli.app.fit_grid", interrupted)
     set_ = ("--set", "stop.tol=0", "--set", "stop.max_steps=100000000", "--set", MANY)
-    status, out, err = call("fit", CONFIGS / "digits.toml", *QUICK, *set_)
+    status, out, err = call("fit", CONFIGS / "many.toml", *QUICK, *set_)
     assert (status, err.count("\n")) == (130, 1)
     assert "stopping" in err
     assert "2 interrupted" in out
-    folder = Path("runs/digits")
+    folder = Path("runs/many")
     assert (folder / "grid.png").exists()
     assert read_json(folder / "summary.json")["status"] == "interrupted"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -461,7 +461,7 @@ def test_a_damaged_run_folder(mistake):
     assert told() == "run: is not a run folder"
     (run / "summary.json").write_text("{}")
     assert told() == "run/model.json: cannot be read: No such file or directory"
-    (run / "grid.png").touch()
+    (run / "summary.json").write_text('{"kind": "grid"}')
     assert told() == "run: is a grid of many fits, but one fit is needed to predict"
     for text in (b"", b"{", b"\xff", b"[1]", b"null"):
         (run / "model.json").write_bytes(text)

@@ -15,7 +15,7 @@ from xentjax.training.config import DataConfig, FitConfig, TutorialConfig
 from xentjax.training.config_file import read_config, to_toml, validate
 from xentjax.training.data import CategoricalColumn, Encoder, NumericColumn, load_examples, split
 from xentjax.training.errors import UserError
-from xentjax.training.solver import make_solver
+from xentjax.training.solver import SOLVER_NAMES
 from xentjax.training.table import open_table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -56,7 +56,7 @@ def test_tutorial_config_is_the_defaults():
     ],
 )
 def test_set_overrides_a_key_with_a_toml_value(override, key, value):
-    config = read_config(CONFIGS / "digits.toml", [override])
+    config = read_config(CONFIGS / ("many.toml" if key[0] == "many" else "digits.toml"), [override])
     for part in key:
         config = getattr(config, part)
     assert config == value
@@ -93,6 +93,10 @@ def test_set_overrides_a_key_with_a_toml_value(override, key, value):
         ("data.features=[]", "--set: data.features must have at least 1 item, got []"),
         ("model.init_scale=1e300", "--set: model.init_scale must be less than or equal to 1000000, got 1e+300"),
         ("stop.max_steps=99999999999", "--set: stop.max_steps must be less than 2147483648, got 99999999999"),
+        (
+            "many={step_sizes=[1, 2], seeds=[0]}",
+            "digits.toml: solver takes its step_size from many.step_sizes: leave it out",
+        ),
         ("many={step_sizes=[1, 1], seeds=[0]}", "--set: many lists 1.0 twice in step_sizes"),
         ('solver={name="optax", transformation="noisy_sgd", learning_rate=1}', "got 'noisy_sgd'"),
         ("solver.step_size", "--set solver.step_size: needs key=value, such as solver.step_size=0.5"),
@@ -117,17 +121,36 @@ def test_what_is_wrong_with_a_config_file(tmp_path):
     assert told(read_config, file) == f"{file}: solver.steps is an unknown key; did you mean step_size?"
 
 
+def test_a_grid_has_the_only_step_sizes():
+    adam = 'solver={name="optax", transformation="adam"}'
+    assert read_config(CONFIGS / "many.toml", [adam]).solver.learning_rate is None
+    for rate in ("solver.step_size=0.1", "solver.step_size=lipschitz"):
+        line = "--set: solver takes its step_size from many.step_sizes: leave it out"
+        assert told(read_config, CONFIGS / "many.toml", [rate]) == line
+    line = told(read_config, CONFIGS / "many.toml", [adam.replace("}", ", learning_rate=1}")])
+    assert line == "--set: solver takes its learning_rate from many.step_sizes: leave it out"
+    assert told(read_config, None, ["solvers=[{name='optax', transformation='adam'}]"], TutorialConfig).endswith(
+        "solvers needs learning_rate"
+    )
+
+
+def test_the_names_of_solvers_are_those_of_the_union():
+    assert SOLVER_NAMES == ("gradient_descent", "optax")
+    message = told(read_config, CONFIGS / "digits.toml", ["solver={}"])
+    assert message == "--set: solver needs a name: 'gradient_descent' or 'optax'"
+
+
 def test_every_optimizer_with_a_learning_rate_can_be_made():
     for name in ("sgd", "adam", "adamw", "rmsprop", "adagrad", "lion", "lamb", "yogi", "lbfgs"):
         solver = f'solver={{name="optax", transformation="{name}", learning_rate=0.1}}'
-        make_solver(read_config(CONFIGS / "digits.toml", [solver]).solver, 100)
+        read_config(CONFIGS / "digits.toml", [solver]).solver.build(100)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "exponential"])
 def test_schedules_rise_and_fall_to_their_final_value(kind):
     schedule = f'{{name="{kind}", warmup_steps=10, final=0.1}}'
     solver = f'solver={{name="optax", transformation="sgd", learning_rate=2.0, schedule={schedule}}}'
-    made = make_solver(read_config(CONFIGS / "digits.toml", [solver]).solver, 110)
+    made = read_config(CONFIGS / "digits.toml", [solver]).solver.build(110)
     state = made.transformation.init(np.zeros(1, np.float32))
     rates = []
     for _ in range(120):

@@ -21,7 +21,6 @@ from xentjax.plots import BLUE, GREEN, INK, PALETTE, QUIET, VERMILION, bits_axis
 from xentjax.training.config import ModelsConfig, TutorialConfig
 from xentjax.training.errors import UserError
 from xentjax.training.run_folder import whole_file
-from xentjax.training.solver import label, make_solver
 
 LOG2 = float(np.log(2))
 #: One object: another equal one would be compiled again.
@@ -162,7 +161,7 @@ def loss_surface(config: TutorialConfig) -> Figure:
     filled = axes.contourf(intercepts, slopes, values, levels, cmap="YlGnBu_r")
     axes.contour(intercepts, slopes, values, levels, colors="white", linewidths=0.5, alpha=0.6)
     axes.grid(False)
-    axes.plot(*path.T, color=VERMILION, marker="o", markersize=3.5, linewidth=1.6, label=label(config.solvers[0]))
+    axes.plot(*path.T, color=VERMILION, marker="o", markersize=3.5, linewidth=1.6, label=config.solvers[0].label())
     axes.plot(*path[0], "o", color="white", markeredgecolor=VERMILION, markersize=9, markeredgewidth=2, label="start")
     axes.plot(*best, "*", color="white", markeredgecolor=INK, markersize=15, label="minimum")
     axes.set_title(f"{len(path) - 1} steps on the loss surface of {config.surface.examples} examples", pad=30)
@@ -182,13 +181,13 @@ def loss_against_step(config: TutorialConfig) -> Figure:
     lowest = float(objective.value(_params(*_minimum(objective))))
     start = _params(*config.surface.start)
     for i, solver in enumerate(config.solvers):
-        made = make_solver(solver, config.stop.max_steps)
+        made = solver.build(config.stop.max_steps)
         solution = xj.minimize(objective, start, made, tol=config.stop.tol, max_steps=config.stop.max_steps)
         above = np.asarray(solution.history.value)[: int(solution.steps) + 1] - lowest
         above[above <= 1e-15] = np.nan
         style = "-" if i < len(PALETTE) else "--"
         axes.plot(
-            above, color=PALETTE[i % len(PALETTE)], linestyle=style, marker="o", markersize=2.5, label=label(solver)
+            above, color=PALETTE[i % len(PALETTE)], linestyle=style, marker="o", markersize=2.5, label=solver.label()
         )
     axes.set_yscale("log")
     axes.set(xlabel="step", ylabel="loss above its minimum [nats]", xlim=(0, config.stop.max_steps))
@@ -270,7 +269,7 @@ def _objective(config: TutorialConfig) -> Any:
 
 def _path(config: TutorialConfig, objective: Any) -> Array:
     """(β₀, β₁) before the first step and after each."""
-    solver = make_solver(config.solvers[0], config.stop.max_steps)
+    solver = config.solvers[0].build(config.stop.max_steps)
     start = _params(*config.surface.start)
     chunks = xj.iterate(objective, start, solver, tol=config.stop.tol, max_steps=config.stop.max_steps, chunk=1)
     return np.asarray([(float(s.params.bias), float(s.params.weights[0])) for s in chunks])

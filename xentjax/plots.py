@@ -135,7 +135,7 @@ def draw_run(fitted: Fitted, folder: Path) -> None:
 def draw_grid(grid: Grid, folder: Path) -> None:
     """The picture of a grid of runs: ``grid.png``."""
     train, test = grid.cross_entropy(grid.train), grid.cross_entropy(grid.test) if grid.test else None
-    title = f"{grid.config.name}: {grid.status.size} fits"
+    title = f"{grid.config.name}: {grid.steps.size} fits"
     step_sizes = grid.many.step_sizes
     names = [f"{s:g} (diverged)" if "diverged" in grid.ends(i) else f"{s:g}" for i, s in enumerate(step_sizes)]
     save(grid_of_fits(step_sizes, names, grid.history, train, test, title=title), folder / "grid.png")

@@ -19,11 +19,11 @@ from xentjax.core.op import ops
 from xentjax.training.config import FitConfig, TutorialConfig
 from xentjax.training.config_file import read_config
 from xentjax.training.errors import UserError, did_you_mean
-from xentjax.training.job import Progress
 from xentjax.training.job import fit as run_fit
 from xentjax.training.many import fit_grid
 from xentjax.training.predict import write_predictions
 from xentjax.training.run_folder import reserve, whole_folder
+from xentjax.training.steps import Progress
 
 INTERRUPTED = 130
 
@@ -84,7 +84,7 @@ def fit(
             result.write(temporary)
             (plots.draw_grid if settings.many else plots.draw_run)(result, temporary)
     show(result, folder)
-    return INTERRUPTED if "interrupted" in result.status else 0  # one status, or an array of them
+    return INTERRUPTED if result.interrupted else 0
 
 
 @contextlib.contextmanager

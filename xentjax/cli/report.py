@@ -19,8 +19,8 @@ from rich.table import Table
 import xentjax as xj
 from xentjax.training.evaluation import Evaluation
 from xentjax.training.job import Fitted
-from xentjax.training.job import Progress as Step
 from xentjax.training.many import Grid
+from xentjax.training.steps import Progress as Step
 
 #: The extras of the package, and the distributions by which one can tell that they are installed.
 EXTRAS = {
@@ -104,17 +104,17 @@ def print_fit(fitted: Fitted, folder: Path) -> None:
     _print(table)
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     precision = fitted.config.precision
-    facts.add_row("status", fitted.status)
+    facts.add_row("status", str(fitted.status))
     facts.add_row("steps", str(fitted.steps[-1]))
     facts.add_row("objective", f"{_number(fitted.value[-1])} nats, with l2 = {fitted.config.model.l2:g}")
     facts.add_row("largest gradient component", _number(fitted.gradient_norm[-1]))
     facts.add_row("hand-derived − automatic gradient", f"at most {_number(fitted.gradient_deviation)} ({precision})")
-    facts.add_row("compile time", _seconds(fitted.compile_seconds))
-    facts.add_row("run time", _seconds(fitted.run_seconds))
-    facts.add_row("device", fitted.device)
+    facts.add_row("compile time", _seconds(fitted.cost.compile_seconds))
+    facts.add_row("run time", _seconds(fitted.cost.run_seconds))
+    facts.add_row("device", fitted.cost.device)
     facts.add_row("run folder", str(folder))
     _print(facts)
-    _print(f"[dim]{fitted.status}: {fitted.message}.[/]")
+    _print(f"[dim]{fitted.status}: {fitted.status.message}.[/]")
     note = "The calibration error is the mean difference between confidence (the probability of the predicted class) "
     _print(f"[dim]{note}and accuracy, over {len(fitted.train.calibration.count)} bins of confidence.[/]")
 
@@ -122,7 +122,7 @@ def print_fit(fitted: Fitted, folder: Path) -> None:
 def print_grid(grid: Grid, folder: Path) -> None:
     """The table at the end of a grid: one row for each step size, medians over the seeds."""
     seeds = len(grid.many.seeds)
-    table = _table(f"{grid.config.name}: {grid.status.size} fits in one program, medians of {seeds} seeds")
+    table = _table(f"{grid.config.name}: {grid.steps.size} fits in one program, medians of {seeds} seeds")
     headers = ["step size", "ended", "steps", "training \\[nats]"]
     if grid.test:
         headers += ["test \\[nats]", "test accuracy (lowest, highest)"]
@@ -143,9 +143,9 @@ def print_grid(grid: Grid, folder: Path) -> None:
         table.add_row(*cells)
     _print(table)
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    facts.add_row("compile time", _seconds(grid.compile_seconds))
-    facts.add_row("run time", f"{_seconds(grid.run_seconds)} for all {grid.status.size} fits")
-    facts.add_row("device", grid.device)
+    facts.add_row("compile time", _seconds(grid.cost.compile_seconds))
+    facts.add_row("run time", f"{_seconds(grid.cost.run_seconds)} for all {grid.steps.size} fits")
+    facts.add_row("device", grid.cost.device)
     facts.add_row("run folder", str(folder))
     _print(facts)
 

@@ -1,4 +1,4 @@
-"""Every way in which a minimization can stand or end, by name."""
+"""Every way in which a minimization or a training run can stand or end, by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-RUNNING, CONVERGED, MAX_STEPS, STALLED, DIVERGED, NOT_FINITE = range(6)
+RUNNING, CONVERGED, MAX_STEPS, STALLED, DIVERGED, NOT_FINITE, COMPLETED, INTERRUPTED = range(8)
 
 #: Name and advice, in the order of the codes.
 _MEANINGS = (
@@ -33,6 +33,8 @@ _MEANINGS = (
         "the value or gradient at the initial parameters is not finite: look for NaN or infinite data, labels out of "
         "range, or initial parameters that are too large",
     ),
+    ("completed", "all epochs are done, with a gradient above tol"),
+    ("interrupted", "stopped by the user before it ended"),
 )
 NAMES = tuple(name for name, _ in _MEANINGS)
 
@@ -44,7 +46,8 @@ class Status:
 
     Under ``jit`` and ``vmap`` it is an array of codes: ``status == "converged"`` is then an array of booleans, and
     ``status[3]`` the status of run 3.  The names are ``running`` (only from the iterator), ``converged``,
-    ``max_steps``, ``stalled``, ``diverged`` and ``not_finite``; ``message`` says what each means and what to do.
+    ``max_steps``, ``stalled``, ``diverged`` and ``not_finite``, and for training runs ``completed`` and
+    ``interrupted``; ``message`` says what each means and what to do.
 
     Example:
       >>> from xentjax.solvers.status import Status

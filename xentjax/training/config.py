@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import optax
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationInfo
 from pydantic import field_validator as check_field
 from pydantic import model_validator as check_model
 
-from xentjax.training.errors import did_you_mean
+from xentjax.training.config_table import Table
+from xentjax.training.solver import SolverConfig
 
-Number = int | float | bool
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -26,12 +23,6 @@ def delimits(text: str) -> str:
 
 
 Delimiter = Annotated[str, AfterValidator(delimits)]
-
-
-class Table(BaseModel):
-    """A table of the config: unknown keys, wrong types, NaN and infinity are refused, nothing is converted."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 # -- what to fit -------------------------------------------------------------------------------------------------------
@@ -49,7 +40,7 @@ class DataConfig(Table):
     path: str | None = None
     target: str | None = None
     features: list[str] | None = Field(default=None, min_length=1)
-    categorical: list[str] = []
+    categorical: list[str] = Field(default=[])
     classes: list[str] | None = Field(default=None, min_length=2)
     delimiter: Delimiter = ","
     standardize: bool = True
@@ -85,77 +76,6 @@ class ModelConfig(Table):
 # -- how to fit it -----------------------------------------------------------------------------------------------------
 
 
-class GradientDescentConfig(Table):
-    """Gradient descent by a fixed step, or by the step 1/L of the Lipschitz constant L of the gradient."""
-
-    name: Literal["gradient_descent"]
-    step_size: PositiveFloat | Literal["lipschitz"] = "lipschitz"
-
-
-class ScheduleConfig(Table):
-    """How the learning rate changes: over ``steps`` (default: all of them) to ``final`` times its first value."""
-
-    name: Literal["cosine", "linear", "exponential"]
-    steps: PositiveInt | None = None
-    warmup_steps: int = Field(default=0, ge=0)
-    final: float = Field(default=0.01, ge=0, le=1)
-
-    @check_model(mode="after")
-    def _exponential_has_a_limit(self) -> ScheduleConfig:
-        if self.name == "exponential" and self.final == 0:
-            raise ValueError("an exponential schedule never reaches final = 0.0")
-        if self.steps is not None and self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be less than steps ({self.steps})")
-        return self
-
-
-class OptaxConfig(Table):
-    """Any optax optimizer by its name, with its own options: ``{name="optax", transformation="adam", ...}``."""
-
-    name: Literal["optax"]
-    transformation: str
-    learning_rate: PositiveFloat | None = None
-    schedule: ScheduleConfig | None = None
-    clip_norm: PositiveFloat | None = None
-    options: dict[str, Number] = {}
-
-    @check_field("transformation")
-    @classmethod
-    def _exists(cls, name: str) -> str:
-        if name not in (names := _optimizers()):
-            raise ValueError(f"must be an optimizer of optax, got {name!r}{did_you_mean(name, names)}")
-        return name
-
-    @check_model(mode="after")
-    def _options_exist(self) -> OptaxConfig:
-        allowed = _optimizers()[self.transformation]
-        for key in self.options:
-            if key not in allowed:
-                raise ValueError(f"optax.{self.transformation} has no option {key!r}{did_you_mean(key, allowed)}")
-        if self.transformation == "lbfgs" and (self.schedule or self.clip_norm):
-            raise ValueError("transformation 'lbfgs' searches along a line: it takes neither schedule nor clip_norm")
-        if self.learning_rate is None and self.transformation != "lbfgs":
-            raise ValueError("needs learning_rate")
-        return self
-
-
-@functools.cache
-def _optimizers() -> dict[str, list[str]]:
-    """The optimizers of optax that have a learning rate, with the other numbers that each can be given."""
-    found = {}
-    for name in dir(optax):
-        function = getattr(optax, name)
-        if name.islower() and inspect.isfunction(function):
-            parameters = list(inspect.signature(function).parameters)
-            # sm3 wants arrays of two axes, noisy_sgd a random key.
-            if parameters[:1] == ["learning_rate"] and name not in ("sm3", "noisy_sgd"):
-                found[name] = parameters[1:]
-    return found
-
-
-SolverConfig = Annotated[GradientDescentConfig | OptaxConfig, Field(discriminator="name")]
-
-
 class StopConfig(Table):
     """When to stop: the largest gradient component is at most ``tol``, or ``max_steps`` are done."""
 
@@ -171,7 +91,10 @@ class BatchesConfig(Table):
 
 
 class ManyConfig(Table):
-    """A grid of fits in one vmapped program: every step size with every seed (split and initial values)."""
+    """A grid of fits in one vmapped program: every step size with every seed (split and initial values).
+
+    The step sizes, or learning rates, are those of the grid: the table ``solver`` gives none.
+    """
 
     step_sizes: list[PositiveFloat] = Field(min_length=1)
     seeds: list[Seed] = Field(min_length=1)
@@ -192,22 +115,25 @@ class FitConfig(Table):
     precision: Literal["float32", "float64"] = "float32"
     data: DataConfig
     model: ModelConfig = ModelConfig()
+    many: ManyConfig | None = None
     solver: SolverConfig
     stop: StopConfig = StopConfig()
     batches: BatchesConfig | None = None
-    many: ManyConfig | None = None
+
+    @check_field("solver")
+    @classmethod
+    def _one_rate(cls, solver: SolverConfig, info: ValidationInfo) -> SolverConfig:
+        solver.require_rate(given_elsewhere=info.data.get("many") is not None)
+        return solver
 
     @check_model(mode="after")
     def _fits_together(self) -> FitConfig:
         if self.many is not None and self.batches is not None:
             raise ValueError("many fits the whole training set in each step: it cannot go with batches")
-        if isinstance(self.solver, OptaxConfig) and self.solver.transformation == "lbfgs":
-            if self.batches is not None:
-                raise ValueError(
-                    "solver.transformation 'lbfgs' needs the whole training set: it cannot go with batches"
-                )
-            if self.many is not None:
-                raise ValueError("solver.transformation 'lbfgs' has no step size: it cannot go with many")
+        if self.solver.searches and self.batches is not None:
+            raise ValueError(f"{self.solver.searches} needs the whole training set: it cannot go with batches")
+        if self.solver.searches and self.many is not None:
+            raise ValueError(f"{self.solver.searches} has no step size: it cannot go with many")
         return self
 
 
@@ -255,6 +181,13 @@ class TutorialConfig(Table):
     surface: SurfaceConfig = SurfaceConfig()
     stop: StopConfig = StopConfig(tol=1e-5, max_steps=60)
     solvers: list[SolverConfig] = Field(default=list(_CURVES), min_length=1, max_length=8, validate_default=True)
+
+    @check_field("solvers")
+    @classmethod
+    def _rates(cls, solvers: list[SolverConfig]) -> list[SolverConfig]:
+        for solver in solvers:
+            solver.require_rate()
+        return solvers
 
 
 def _repeated(values: Sequence[Any]) -> Any:

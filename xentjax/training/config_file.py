@@ -11,10 +11,15 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
-from xentjax.training.config import FitConfig, Table
+from xentjax.training.config import FitConfig
+from xentjax.training.config_table import Table
 from xentjax.training.errors import UserError, did_you_mean
+from xentjax.training.solver import SOLVER_NAMES
 
 Config = TypeVar("Config", bound=Table)
+
+#: Of the tables, only that of the solver is known by its name.
+_alternatives = " or ".join(map(repr, SOLVER_NAMES))
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 
@@ -114,9 +119,9 @@ def _problem(problem: Any, kind: type[Table], key: str) -> str:
         case "missing":
             return "is missing, but required"
         case "union_tag_not_found":
-            return "needs a name: 'gradient_descent' or 'optax'"
+            return f"needs a name: {_alternatives}"
         case "union_tag_invalid":
-            return f"must have the name 'gradient_descent' or 'optax', got {problem['input'].get('name')!r}"
+            return f"must have the name {_alternatives}, got {problem['input'].get('name')!r}"
         case "string_pattern_mismatch":
             return "must be made of letters, digits and . _ + -"
         case "model_type" | "model_attributes_type" | "dict_type":

@@ -95,7 +95,7 @@ class Evaluation:
         }
 
 
-def evaluate(params: LogisticParams, parts: Sequence[tuple[Array, Array]], num_classes: int) -> list[Evaluation]:
+def evaluations(params: LogisticParams, parts: Sequence[tuple[Array, Array]], num_classes: int) -> list[Evaluation]:
     """Evaluate a model on parts of the examples, each of features ``[n, d]`` and class indices ``[n]``.
 
     One program predicts for all of them: what takes time is to compile it.

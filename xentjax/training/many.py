@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +13,16 @@ import numpy as np
 
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
+from xentjax.solvers import status as codes
 from xentjax.solvers.minimize import Solution, advance, in_chunks, start
+from xentjax.solvers.status import Status
 from xentjax.training import run_folder
 from xentjax.training.config import FitConfig, ManyConfig
 from xentjax.training.data import load_examples
-from xentjax.training.evaluation import Evaluation, evaluate
-from xentjax.training.job import (
-    Progress,
-    compile_clock,
-    device_name,
-    follow,
-    initial_params,
-    prepare,
-    steps_in_chunk,
-    versions,
-)
-from xentjax.training.solver import make_solver
+from xentjax.training.evaluation import Evaluation, evaluations
+from xentjax.training.machine import Cost, timed
+from xentjax.training.prepared import Prepared, initial_params, split_and_encode
+from xentjax.training.steps import Progress, ended, follow, steps_in_chunk
 
 Array = np.ndarray[Any, Any]
 
@@ -40,16 +33,19 @@ class Grid:
 
     config: FitConfig
     params: LogisticParams
-    status: Array
+    status: Status
     steps: Array
     value: Array
     gradient_norm: Array
     history: Array
     train: list[list[Evaluation]]
     test: list[list[Evaluation]]
-    compile_seconds: float
-    run_seconds: float
-    device: str
+    cost: Cost
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user stopped it before every fit had ended."""
+        return bool(np.any(self.status == "interrupted"))
 
     @property
     def many(self) -> ManyConfig:
@@ -61,7 +57,7 @@ class Grid:
 
     def ends(self, part: Any) -> dict[str, int]:
         """How the fits of a part of the grid have ended, and how many of them so."""
-        names, counts = np.unique(self.status[part], return_counts=True)
+        names, counts = np.unique(self.status.names[part], return_counts=True)
         return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -85,14 +81,12 @@ class Grid:
         run_folder.write_params(folder, self.params)
         run_folder.write_json_lines(folder / "metrics.jsonl", self.rows())
         summary = {
+            "kind": run_folder.GRID,
             "name": self.config.name,
-            "status": "interrupted" if np.any(self.status == "interrupted") else "completed",
-            "fits": self.status.size,
+            "status": str(Status(codes.INTERRUPTED if self.interrupted else codes.COMPLETED)),
+            "fits": self.steps.size,
             "ended": self.ends(slice(None)),
-            "compile_seconds": self.compile_seconds,
-            "run_seconds": self.run_seconds,
-            "device": self.device,
-            "versions": versions(),
+            **self.cost.summary(),
         }
         run_folder.write_json(folder / run_folder.MARK, summary)
 
@@ -103,67 +97,66 @@ def fit_grid(config: FitConfig, progress: Callable[[Progress], None] = lambda pr
     A KeyboardInterrupt while steps are made, from the callback too, ends them with what there is: fits that have not
     ended have the status ``interrupted``.
     """
-    many = config.many
-    assert many is not None
+    assert config.many is not None
     with jax.enable_x64(config.precision == "float64"):
         examples = load_examples(config.data)
-        prepared = [prepare(examples, config, seed) for seed in many.seeds]
-        inits = [
-            initial_params(data, config.model.init_scale, seed) for data, seed in zip(prepared, many.seeds, strict=True)
-        ]
-        init = jax.tree.map(lambda *leaves: jnp.stack(leaves), *inits)
-        x, y = (jnp.asarray(np.stack([getattr(data, name) for data in prepared])) for name in ("x", "y"))
-        step_sizes = jnp.asarray(many.step_sizes, x.dtype)
-        total = config.stop.max_steps
-        chunk = steps_in_chunk(x.size * max(init.bias[0].size, 1) * len(step_sizes))
-
-        def problem(step_size: Any, x: Any, y: Any) -> tuple[Any, Any]:
-            objective = LogisticObjective(
-                x, y, l2=config.model.l2, gradient=config.model.gradient, num_classes=prepared[0].num_classes
-            )
-            return objective, make_solver(config.solver, total, step_size)
-
-        @over_the_grid
-        def begin(step_size: Any, x: Any, y: Any, init: Any, _: None) -> Any:
-            objective, solver = problem(step_size, x, y)
-            return start(objective, init, solver, tol=config.stop.tol, max_steps=total)
-
-        @over_the_grid
-        def go_on(step_size: Any, x: Any, y: Any, _: None, state: Any) -> Any:
-            return advance(*problem(step_size, x, y), state, tol=config.stop.tol, max_steps=total, chunk=chunk)
-
-        histories: list[Array] = []
-
-        def see(solution: Solution) -> None:
-            histories.append(np.asarray(solution.history.value))
-            progress(_progress(solution, total))
-
-        with compile_clock() as clock:
-            started = time.perf_counter()
-            state = begin(step_sizes, x, y, init, None)
-            solution = follow(in_chunks(state, lambda state: go_on(step_sizes, x, y, None, state)), see)
-            elapsed = time.perf_counter() - started
-        names = solution.status.names
-        history = np.concatenate(histories, axis=-1)[..., : int(np.max(solution.steps)) + 1]
+        prepared = [split_and_encode(examples, config, seed) for seed in config.many.seeds]
+        with timed() as watch:
+            solution, history = _minimize_all(config, config.many, prepared, progress)
         params = jax.tree.map(np.asarray, solution.params)
         fits = [[LogisticParams(w, b) for w, b in zip(*row, strict=True)] for row in zip(*params, strict=True)]
         k = len(examples.classes)
-        evaluations = [[evaluate(fit, data.parts, k) for fit, data in zip(row, prepared, strict=True)] for row in fits]
-
+        parts = [[evaluations(fit, data.parts, k) for fit, data in zip(row, prepared, strict=True)] for row in fits]
         return Grid(
             config=config,
             params=params,
-            status=np.where(names == "running", "interrupted", names),
+            status=ended(solution.status),
             steps=np.asarray(solution.steps),
             value=np.asarray(solution.value),
             gradient_norm=np.asarray(solution.gradient_norm),
-            history=_filled(history),
-            train=[[parts[0] for parts in row] for row in evaluations],
-            test=[[parts[1] for parts in row] for row in evaluations] if len(prepared[0].parts) > 1 else [],
-            compile_seconds=clock.seconds(),
-            run_seconds=max(elapsed - clock.seconds(), 0.0),
-            device=device_name(),
+            history=_filled(history[..., : int(np.max(solution.steps)) + 1]),
+            train=[[of[0] for of in row] for row in parts],
+            test=[[of[1] for of in row] for row in parts] if len(prepared[0].parts) > 1 else [],
+            cost=watch.cost(),
         )
+
+
+def _minimize_all(
+    config: FitConfig, many: ManyConfig, prepared: list[Prepared], progress: Callable[[Progress], None]
+) -> tuple[Solution, Array]:
+    """Where the fits end, and the history of their objectives; every field ``[step sizes, seeds, ...]``."""
+    pairs = zip(prepared, many.seeds, strict=True)
+    inits = [initial_params(data, config.model.init_scale, seed) for data, seed in pairs]
+    init = jax.tree.map(lambda *leaves: jnp.stack(leaves), *inits)
+    x, y = (jnp.asarray(np.stack([getattr(data, name) for data in prepared])) for name in ("x", "y"))
+    step_sizes = jnp.asarray(many.step_sizes, x.dtype)
+    tol, max_steps = config.stop.tol, config.stop.max_steps
+    chunk = steps_in_chunk(x.size * max(init.bias[0].size, 1) * len(step_sizes))
+
+    def problem(step_size: Any, x: Any, y: Any) -> tuple[Any, Any]:
+        objective = LogisticObjective(
+            x, y, l2=config.model.l2, gradient=config.model.gradient, num_classes=prepared[0].num_classes
+        )
+        return objective, config.solver.build(max_steps, step_size)
+
+    @over_the_grid
+    def begin(step_size: Any, x: Any, y: Any, init: Any, _: None) -> Any:
+        objective, solver = problem(step_size, x, y)
+        return start(objective, init, solver, tol=tol, max_steps=max_steps)
+
+    @over_the_grid
+    def go_on(step_size: Any, x: Any, y: Any, _: None, state: Any) -> Any:
+        return advance(*problem(step_size, x, y), state, tol=tol, max_steps=max_steps, chunk=chunk)
+
+    histories: list[Array] = []
+
+    def see(solution: Solution) -> None:
+        histories.append(np.asarray(solution.history.value))
+        progress(_progress(solution, max_steps))
+
+    state = begin(step_sizes, x, y, init, None)
+    solution = follow(in_chunks(state, lambda state: go_on(step_sizes, x, y, None, state)), see)
+    return solution, np.concatenate(histories, axis=-1)
 
 
 def over_the_grid(one: Callable[..., Any]) -> Callable[..., Any]:

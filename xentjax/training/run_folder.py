@@ -6,7 +6,8 @@ A run folder holds
 - ``model.json``: the columns with their means, scales and categories, and the classes: what ``predict`` needs;
 - ``params.safetensors``: the parameters, ``weights`` and ``bias``;
 - ``metrics.jsonl``: one line a step with the objective's value and the largest gradient component;
-- ``summary.json``: status, metrics on the training and test examples, times, device and versions;
+- ``summary.json``: the folder's kind (``fit`` or ``grid``), status, metrics on the training and test examples, times,
+  device and versions;
 - pictures.
 """
 
@@ -30,8 +31,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from xentjax.models.logistic import LogisticParams
-from xentjax.training.config import FitConfig, Table
+from xentjax.training.config import FitConfig
 from xentjax.training.config_file import to_toml
+from xentjax.training.config_table import Table
 from xentjax.training.data import Encoder
 from xentjax.training.errors import UserError
 
@@ -39,6 +41,9 @@ Array = np.ndarray[Any, Any]
 
 #: What tells a run folder from any other: without it, ``force`` replaces nothing.
 MARK = "summary.json"
+
+#: What ``summary.json`` calls a folder: that of one fit, or that of a grid of fits.
+FIT, GRID = "fit", "grid"
 
 
 def reserve(out: Path, force: bool) -> None:
@@ -183,7 +188,7 @@ def read_model(folder: Path) -> Model:
     if not (folder / MARK).is_file():
         raise UserError(f"{folder}: {'is not a run folder' if folder.exists() else 'no such folder'}")
     path = folder / "model.json"
-    if not path.exists() and (folder / "grid.png").exists():
+    if not path.exists() and _kind(folder) == GRID:
         raise UserError(f"{folder}: is a grid of many fits, but one fit is needed to predict")
     text = _read(path, Path.read_bytes)
     try:
@@ -204,6 +209,11 @@ def read_model(folder: Path) -> Model:
         if array.dtype != encoder.dtype or not np.all(np.isfinite(array)):
             raise UserError(f"{folder}: params.safetensors: {name} must hold finite numbers of {encoder.dtype}")
     return Model(encoder, described.classes, LogisticParams(**arrays))
+
+
+def _kind(folder: Path) -> Any:
+    summary = _read(folder / MARK, lambda path: json.loads(path.read_bytes()))
+    return summary.get("kind") if isinstance(summary, dict) else None
 
 
 def _read(path: Path, read: Callable[[Path], Any]) -> Any:

@@ -1,0 +1,55 @@
+"""From examples to what is fitted: training and test arrays, and initial parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from xentjax.models.logistic import LogisticParams
+from xentjax.training.config import FitConfig
+from xentjax.training.data import Encoder, Examples, split
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Training and test examples as arrays, and how they were encoded."""
+
+    encoder: Encoder
+    classes: tuple[str, ...]
+    x: Array
+    y: Array
+    x_test: Array
+    y_test: Array
+
+    @property
+    def parts(self) -> list[tuple[Array, Array]]:
+        """The training examples, and the test examples if there are any."""
+        parts = [(self.x, self.y), (self.x_test, self.y_test)]
+        return parts if len(self.y_test) else parts[:1]
+
+    @property
+    def num_classes(self) -> int | None:
+        """The K of the objective: None for a binary model."""
+        return None if len(self.classes) == 2 else len(self.classes)
+
+
+def split_and_encode(examples: Examples, config: FitConfig, seed: int) -> Prepared:
+    """Split the examples by the seed, and encode them by what the training examples say."""
+    train, test = split(examples, config.data.test_fraction, seed)
+    encoder = Encoder.learn(examples, train, config.data, config.precision)
+    matrix = encoder.matrix(examples)
+    labels = examples.labels
+    return Prepared(encoder, examples.classes, matrix[train], labels[train], matrix[test], labels[test])
+
+
+def initial_params(data: Prepared, scale: float, seed: int) -> LogisticParams:
+    """Weights from the normal distribution with this standard deviation, and bias 0."""
+    classes = () if data.num_classes is None else (data.num_classes,)
+    # Another stream than that of the split, which has the same seed.
+    weights = np.random.default_rng([seed, 1]).standard_normal((data.x.shape[1], *classes)) * scale
+    return LogisticParams(jnp.asarray(weights, data.x.dtype), jnp.zeros(classes, data.x.dtype))
