@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -16,6 +15,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from xentjax.training.machine import versions
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = ("xentjax", "jax", "jaxlib", "optax", "numpy", "torch")
@@ -53,7 +54,7 @@ def measure_machine(device: jax.Device, quick: bool = False) -> Machine:
             cores=os.cpu_count() or 1,
             copy_bytes_per_s=copy_rate(device, quick),
             matmul_flop_per_s={name: matmul_rate(device, name, quick) for name in ("float32", "bfloat16")},
-            versions=versions(),
+            versions=versions(*PACKAGES),
             python=platform.python_version(),
             commit=commit(),
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -120,16 +121,6 @@ def _median_seconds(function: Any, arguments: tuple[Any, ...], rounds: int) -> f
         jax.block_until_ready(function(*arguments))
         times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def commit() -> str:

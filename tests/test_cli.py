@@ -2,11 +2,16 @@
 
 import ast
 import contextlib
+import email.message
+import importlib.metadata
+import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -19,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 
 import xentjax as xj
 from xentjax import plots
-from xentjax.cli import main, report
+from xentjax.cli import extras, main, report
 from xentjax.core.op import ops
 from xentjax.training import job, many, prepared, steps
 from xentjax.training.config_file import read_config
@@ -292,6 +297,15 @@ def test_ctrl_c_before_the_first_step_or_after_the_last(call, monkeypatch):
     assert read_json(Path("late/summary.json"))["steps"] == 40
 
 
+@pytest.mark.parametrize("module", ["jax", "typer"])
+def test_ctrl_c_while_the_library_loads_is_one_line(tmp_path, module):
+    (tmp_path / f"{module}.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT); print('loaded')")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    code = "import sys, _xentjax_main; sys.exit(_xentjax_main.main())"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "xentjax: interrupted\n")
+
+
 # -- whole or not at all -----------------------------------------------------------------------------------------------
 
 
@@ -317,6 +331,27 @@ def test_a_folder_or_file_appears_whole_or_not_at_all(tmp_path):
     mask = os.umask(0)
     os.umask(mask)
     assert out.stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+def test_what_a_killed_process_has_left_is_cleared_and_nothing_else(tmp_path):
+    killed = """
+        import os, pathlib, signal, sys
+        from xentjax.training.run_folder import whole_file, whole_folder
+        with whole_folder(pathlib.Path("run"), force=False) as folder, whole_file(pathlib.Path("run.csv")):
+            (folder / "summary.json").write_text("{}")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(killed)], env=environment, cwd=tmp_path, check=False)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert len(left) == 2
+    living = tmp_path / re.sub(r"-\d+-\w+$", f"-{os.getppid()}-abc", left[0])
+    others = [living, *(tmp_path / name for name in (".run-1-a", ".running", ".run-previous-abc", "run-more"))]
+    for other in others:
+        other.mkdir()
+    with whole_folder(tmp_path / "run", force=False):
+        pass
+    assert set(tmp_path.iterdir()) == {*others, tmp_path / "run"}
 
 
 def test_an_existing_folder_is_replaced_only_by_force_and_only_if_it_is_a_run(call, mistake):
@@ -529,10 +564,24 @@ def test_info_shows_devices_versions_and_extras(call):
     assert status == 0
     for said in ("python", "jax ", "jaxlib", "optax", "numpy", "xentjax", "x64", "devices", jax.__version__):
         assert said in out
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for extra in report.EXTRAS:
+    for extra in extras():
         assert f"extra {extra}" in out
-    assert set(extras) - set(report.EXTRAS) == {"all"}
+
+
+def test_extras_are_those_that_the_package_declares(monkeypatch):
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    own = [f'{line}; extra == "{extra}"' for extra, lines in declared.items() for line in lines]
+    of_jax = ['jax-cuda12-plugin[with-cuda]<=1; extra == "cuda12"', 'libtpu==1; extra == "tpu"', "scipy>=1"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: {"xentjax": own, "jax": of_jax}.get(name))
+    package = email.message.Message()
+    for extra in declared:
+        package["Provides-Extra"] = extra
+    monkeypatch.setattr(importlib.metadata, "metadata", lambda name: package)
+    found = extras()
+    assert found["bench"] == ["matplotlib"]
+    assert found["cuda12"] == ["jax", "jax-cuda12-plugin"]
+    assert {"typer", "pyarrow", "safetensors", "mpmath", "scikit-learn"} < set(found["cli"]) < set(found["dev"])
+    assert set(found["all"]) == {name for extra in ("cli", "sklearn", "checkpoint", "bench") for name in found[extra]}
 
 
 def test_help_of_every_command(call):
@@ -563,12 +612,10 @@ def test_accuracy_of_one_function(call, mistake):
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch, capsys):
-    import importlib.util
-
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("typer", "pyarrow") else found(name))
     assert main(["info"]) == 2
-    assert capsys.readouterr().err == 'xentjax: the command line needs typer, pyarrow: pip install "xentjax[cli]"\n'
+    assert capsys.readouterr().err == 'xentjax: the command line needs pyarrow, typer: pip install "xentjax[cli]"\n'
 
 
 def test_module_entry_point_and_that_import_stays_light():

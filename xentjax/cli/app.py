@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import jax
 import typer
 
-from xentjax.cli import report
+from xentjax.cli import INTERRUPTED, report
 from xentjax.core.check import check_records
 from xentjax.core.op import ops
 from xentjax.training.config import FitConfig, TutorialConfig
@@ -24,8 +24,6 @@ from xentjax.training.many import fit_grid
 from xentjax.training.predict import write_predictions
 from xentjax.training.run_folder import reserve, whole_folder
 from xentjax.training.steps import Progress
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     help="Cross-entropy for JAX: exact, with every derivative derived by hand and proved.",

@@ -17,22 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import xentjax as xj
+from xentjax.cli import extras
 from xentjax.training.evaluation import Evaluation
 from xentjax.training.job import Fitted
 from xentjax.training.many import Grid
 from xentjax.training.steps import Progress as Step
-
-#: The extras of the package, and the distributions by which one can tell that they are installed.
-EXTRAS = {
-    "cli": ("typer", "rich", "pydantic", "matplotlib", "pyarrow", "safetensors", "scikit-learn", "mpmath"),
-    "sklearn": ("scikit-learn",),
-    "checkpoint": ("orbax-checkpoint",),
-    "cuda12": ("jax-cuda12-plugin",),
-    "cuda13": ("jax-cuda13-plugin",),
-    "tpu": ("libtpu",),
-    "bench": ("scipy",),
-    "dev": ("pytest", "pytest-xdist", "scipy", "ruff", "mypy", "build"),
-}
 
 
 def say(text: str) -> None:
@@ -163,7 +152,7 @@ def print_info() -> None:
     facts.add_row("cpu cores", str(os.cpu_count()))
     wide = jnp.result_type(float) == jnp.float64
     facts.add_row("float64 (x64)", "on" if wide else 'off; precision = "float64" in a config turns it on')
-    for extra, needed in EXTRAS.items():
+    for extra, needed in extras().items():
         missing = [name for name in needed if _installed(name) is None]
         found = ", ".join(f"{name} {_installed(name)}" for name in needed)
         facts.add_row(f"extra {extra}", f"not installed: needs {', '.join(missing)}" if missing else found)

@@ -16,6 +16,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -51,7 +53,7 @@ def reserve(out: Path, force: bool) -> None:
     _may_appear(out, force)
     parent = next(p for p in out.absolute().parents if p.exists())
     try:
-        Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=parent)).rmdir()
+        Path(tempfile.mkdtemp(prefix=_prefix(out.name), dir=parent)).rmdir()
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from error
 
@@ -76,12 +78,13 @@ def whole_folder(out: Path, force: bool) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        _clear_stale(out.parent, out.name)
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(out.name), dir=out.parent))
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         _may_appear(out, force)
         if out.is_dir() and any(out.iterdir()):
-            previous = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+            previous = Path(tempfile.mkdtemp(prefix=f".{out.name}-previous-", dir=out.parent))
             out.rename(previous)  # onto the empty folder
             temporary.rename(out)
             shutil.rmtree(previous)
@@ -99,7 +102,8 @@ def whole_file(out: Path) -> Iterator[Path]:
     """A temporary file beside ``out`` that takes its place when the block ends well, and vanishes otherwise."""
     temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{out.stem}-", suffix=out.suffix, dir=out.absolute().parent)
+        _clear_stale(out.absolute().parent, out.stem)
+        handle, name = tempfile.mkstemp(prefix=_prefix(out.stem), suffix=out.suffix, dir=out.absolute().parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -110,6 +114,34 @@ def whole_file(out: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _prefix(name: str) -> str:
+    """How the names of temporary files and folders begin: with the machine and the process whose they are."""
+    return f".{name}-{platform.node()}-{os.getpid()}-"
+
+
+def _clear_stale(parent: Path, name: str) -> None:
+    """Remove what processes of this machine that are no more have left half-written."""
+    of_this_machine = re.compile(re.escape(f".{name}-{platform.node()}-") + r"(\d+)-\w+(\.\w+)?")
+    for path in parent.iterdir():
+        left = of_this_machine.fullmatch(path.name)
+        if left is None or _is_running(int(left[1])):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _umask() -> int:
