@@ -13,7 +13,8 @@ from typing import Any
 import optax
 
 import xentjax.peers
-from xentjax.core.domains import Probabilities
+from xentjax.core.domains import Logits, Probabilities
+from xentjax.core.op import ops
 
 Function = Callable[..., Any]
 
@@ -30,8 +31,11 @@ class Variant:
     batches: tuple[str, ...] = ("plain",)
 
 
-#: The losses and measures of logits, where a row that one class dominates takes the careful path.
-BOTH = ("plain", "dominated")
+def batches(name: str) -> tuple[str, ...]:
+    """What a record is measured on: one of logits on rows that one class dominates too, where it takes more care."""
+    record = next(record for record in ops() if record.name == name)
+    of_logits = any(isinstance(kind, Logits) for kind in record.domain.kinds.values())
+    return ("plain", "dominated") if of_logits else ("plain",)
 
 
 def variants(name: str) -> tuple[Variant, ...]:
@@ -40,6 +44,7 @@ def variants(name: str) -> tuple[Variant, ...]:
     torch = offered.pop("torch", None)
     first = "optax" if "optax" in offered else "jax"
     peers = {first: offered[first]} if offered else {}
+    on = batches(name)
     if name == "softmax_cross_entropy":
         soft = Variant(
             "soft labels",
@@ -47,11 +52,8 @@ def variants(name: str) -> tuple[Variant, ...]:
             wrt=("logits",),
             peers={"optax": optax.losses.softmax_cross_entropy},
             torch=torch,
-            batches=BOTH,
+            batches=on,
         )
-        return Variant("integer labels", wrt=("logits",), peers=peers, torch=torch, batches=BOTH), soft
-    if name == "sigmoid_cross_entropy":
-        return (Variant(wrt=("logits",), peers=peers, torch=torch, batches=BOTH),)
-    if name in ("entropy_from_logits", "kl_divergence_from_logits"):
-        return (Variant(peers=peers, torch=torch, batches=BOTH),)
-    return (Variant(peers=peers, torch=torch),)
+        return Variant("integer labels", wrt=("logits",), peers=peers, torch=torch, batches=on), soft
+    wrt = ("logits",) if name == "sigmoid_cross_entropy" else None
+    return (Variant(wrt=wrt, peers=peers, torch=torch, batches=on),)

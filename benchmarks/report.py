@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import readme
 from benchmarks.machine import ROOT
+from xentjax.core.op import ops
 
 Row = dict[str, Any]
 
@@ -161,7 +162,7 @@ def mebibytes(count: float) -> str:
 def readme_section(results: Results) -> str:
     """The README's part for one device: what exactness costs against the function that it replaces."""
     compared, others = split(results)
-    parts = [f"**{results.machine['device']}**: {machine_line(results.machine)}"]
+    parts = [f"**{results.machine['device']}**: {machine_line(results.machine)} {extent(results)}"]
     for batch, rows in by(compared, "batch"):
         parts.append(f"{batch[0].capitalize()} batches, our time over the peer's, value / value_and_grad:")
         parts.append(ratio_table(rows))
@@ -175,6 +176,13 @@ def readme_section(results: Results) -> str:
         f"All rows, with times, shares of the machine's rates and memory: [{folder}/core.md]({folder}/core.md)."
     )
     return "\n\n".join(parts)
+
+
+def extent(results: Results) -> str:
+    """How many of the public functions there are rows of."""
+    public = {record.name for record in ops() if record.public}
+    measured = public & {row["record"] for row in results.rows}
+    return f"{len(measured)} of {len(public)} functions."
 
 
 def ratio_table(rows: list[Row]) -> str:

@@ -345,7 +345,9 @@ def test_what_a_killed_process_has_left_is_cleared_and_nothing_else(tmp_path):
     subprocess.run([sys.executable, "-c", textwrap.dedent(killed)], env=environment, cwd=tmp_path, check=False)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert len(left) == 2
-    living = tmp_path / re.sub(r"-\d+-\w+$", f"-{os.getppid()}-abc", left[0])
+    living = tmp_path / re.sub(
+        r"-\d+-\w+$", f"-{os.getppid()}-abc", next(name for name in left if not name.endswith(".csv"))
+    )
     others = [living, *(tmp_path / name for name in (".run-1-a", ".running", ".run-previous-abc", "run-more"))]
     for other in others:
         other.mkdir()
