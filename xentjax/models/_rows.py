@@ -18,7 +18,7 @@ from xentjax.losses.softmax import softmax_cross_entropy
 PRECISION = jax.lax.Precision.HIGHEST
 
 
-class Rows(NamedTuple):
+class RowTerms(NamedTuple):
     """Everything per row, with zeros in the rows left out, and the weighted mean loss."""
 
     x: Any
@@ -36,7 +36,7 @@ def logits(params: Any, x: Any) -> Any:
     return jnp.matmul(x, params.weights, precision=PRECISION) + params.bias
 
 
-def evaluate(params: Any, x: Any, y: Any, weights: Any) -> Rows:
+def row_terms(params: Any, x: Any, y: Any, weights: Any) -> RowTerms:
     """Logits, loss and residual of every row, and the mean loss."""
     if policy.is_float(y) and y.ndim == 2:
         y = jnp.where(y >= 0, y, jnp.nan)
@@ -48,7 +48,7 @@ def evaluate(params: Any, x: Any, y: Any, weights: Any) -> Rows:
     z = logits(params, x)
     loss, residual, by_target = _slopes(z, y)
     total = jnp.asarray(x.shape[0], z.dtype) if weights is None else jnp.sum(weights)
-    return Rows(x, y, z, loss, residual, by_target, share, total, jnp.sum(scale(share, loss)))
+    return RowTerms(x, y, z, loss, residual, by_target, share, total, jnp.sum(scale(share, loss)))
 
 
 def _slopes(z: Any, y: Any) -> tuple[Any, Any, Any]:

@@ -25,7 +25,7 @@ def logistic_value_and_gradient(
     params: LogisticParams, x: ArrayLike, y: ArrayLike, *, l2: ArrayLike = 0.0, weights: ArrayLike | None = None
 ) -> tuple[jax.Array, LogisticParams]:
     """:func:`logistic_loss` and :func:`logistic_gradient` from one pass over the rows."""
-    arguments, dtype = prepare("logistic_value_and_gradient", params, x, y, l2, weights)
+    arguments, dtype = checked("logistic_value_and_gradient", params, x, y, l2, weights)
     value, gradient = _value_and_gradient(arguments)
     return value.astype(dtype), _cast(gradient, dtype)
 
@@ -53,7 +53,7 @@ def logistic_gradient(
       >>> xj.logistic_gradient(params, jnp.array([[1.0], [3.0]]), jnp.array([1, 1]))
       LogisticParams(weights=Array([-1.], dtype=float32), bias=Array(-0.5, dtype=float32))
     """
-    arguments, dtype = prepare("logistic_gradient", params, x, y, l2, weights)
+    arguments, dtype = checked("logistic_gradient", params, x, y, l2, weights)
     return _cast(_value_and_gradient(arguments)[1], dtype)
 
 
@@ -88,7 +88,7 @@ def logistic_hvp(
       >>> xj.logistic_hvp(params, params._replace(bias=1.0), jnp.array([[1.0], [3.0]]), jnp.array([0, 1]))
       LogisticParams(weights=Array([0.5], dtype=float32), bias=Array(0.25, dtype=float32))
     """
-    arguments, dtype = prepare("logistic_hvp", params, x, y, l2, weights)
+    arguments, dtype = checked("logistic_hvp", params, x, y, l2, weights)
     direction = params_as_arrays("logistic_hvp", "direction", direction)
     for name, got, needed in zip(direction._fields, direction, arguments.params, strict=True):
         policy.require_shape("logistic_hvp", f"direction.{name}", got.shape, needed.shape, f"that of params.{name}")
@@ -121,7 +121,7 @@ def logistic_hessian(
       >>> xj.logistic_hessian(params, jnp.array([[1.0], [3.0]]), jnp.array([0, 1])).weights.weights
       Array([[1.25]], dtype=float32)
     """
-    arguments, dtype = prepare("logistic_hessian", params, x, y, l2, weights)
+    arguments, dtype = checked("logistic_hessian", params, x, y, l2, weights)
     hessian = _binary_hessian(arguments) if arguments.params.weights.ndim == 1 else _multiclass_hessian(arguments)
     return _cast(hessian, dtype)
 
@@ -130,21 +130,21 @@ def logistic_hessian(
 
 
 def _value_and_gradient(a: _Arguments) -> tuple[Any, LogisticParams]:
-    rows = _rows.evaluate(a.params, a.x, a.y, a.weights)
+    rows = _rows.row_terms(a.params, a.x, a.y, a.weights)
     weights, bias = _rows.back(rows.share, rows.residual, rows.x)
     value = rows.mean + a.l2 / 2 * jnp.sum(a.params.weights**2)
     return value, LogisticParams(weights + a.l2 * a.params.weights, bias)
 
 
 def _hvp(a: _Arguments, direction: LogisticParams) -> LogisticParams:
-    rows = _rows.evaluate(a.params, a.x, a.y, a.weights)
+    rows = _rows.row_terms(a.params, a.x, a.y, a.weights)
     moved = _rows.curved(rows.logits, rows.y, _rows.logits(direction, rows.x))
     weights, bias = _rows.back(rows.share, moved, rows.x)
     return LogisticParams(weights + a.l2 * direction.weights, bias)
 
 
 def _binary_hessian(a: _Arguments) -> LogisticParams:
-    rows = _rows.evaluate(a.params, a.x, a.y, a.weights)
+    rows = _rows.row_terms(a.params, a.x, a.y, a.weights)
     x = rows.x
     curvature = _rows.scale(rows.share, _rows.curved(rows.logits, rows.y, jnp.ones_like(rows.logits)))
     both = jnp.matmul((x * curvature[:, None]).T, x, precision=_rows.PRECISION)
@@ -154,7 +154,7 @@ def _binary_hessian(a: _Arguments) -> LogisticParams:
 
 
 def _multiclass_hessian(a: _Arguments) -> LogisticParams:
-    rows = _rows.evaluate(a.params, a.x, a.y, a.weights)
+    rows = _rows.row_terms(a.params, a.x, a.y, a.weights)
     x, z = rows.x, rows.logits
     (d, k) = x.shape[1], z.shape[1]
 
@@ -179,7 +179,7 @@ def _products(x: Any, curvature: Any) -> Any:
     return jnp.matmul(x.T, weighted, precision=_rows.PRECISION).reshape(x.shape[1], curvature.shape[1], x.shape[1])
 
 
-def prepare(function: str, params: Any, x: Any, y: Any, l2: Any, weights: Any) -> tuple[_Arguments, Any]:
+def checked(function: str, params: Any, x: Any, y: Any, l2: Any, weights: Any) -> tuple[_Arguments, Any]:
     """The arguments, checked, in the dtype of computation, and the dtype of the result."""
     params = params_as_arrays(function, "params", params)
     x, y, l2 = (policy.as_array(function, n, v) for n, v in (("x", x), ("y", y), ("l2", l2)))

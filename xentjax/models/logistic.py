@@ -290,33 +290,33 @@ def _(bound: dict[str, Any], keep: None) -> dict[str, Any]:
 
 @logistic_loss.value
 def _(params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
-    rows = _rows.evaluate(params, x, y, weights)
+    rows = _rows.row_terms(params, x, y, weights)
     return rows.mean + l2 / 2 * jnp.sum(params.weights**2), rows
 
 
 @logistic_loss.partial("params")
-def _(rows: _rows.Rows, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
+def _(rows: _rows.RowTerms, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
     w, b = _rows.back(rows.share, rows.residual, rows.x)
     return LogisticParams(w + l2 * params.weights, b)
 
 
 @logistic_loss.partial("x")
-def _(rows: _rows.Rows, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
+def _(rows: _rows.RowTerms, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
     return _rows.outer(_rows.scale(rows.share, rows.residual), params.weights)
 
 
 @logistic_loss.partial("y")
-def _(rows: _rows.Rows, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
+def _(rows: _rows.RowTerms, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
     return _rows.scale(rows.share, rows.by_target)
 
 
 @logistic_loss.partial("l2")
-def _(rows: _rows.Rows, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
+def _(rows: _rows.RowTerms, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
     return jnp.sum(params.weights**2) / 2
 
 
 @logistic_loss.partial("weights")
-def _(rows: _rows.Rows, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
+def _(rows: _rows.RowTerms, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
     difference = policy.from_mean(rows.loss, rows.share)
     return jnp.where(rows.total == 0, 0, difference / _rows.one_for_zero(rows.total))
 

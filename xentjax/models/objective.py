@@ -147,8 +147,8 @@ class LogisticObjective:
         prediction hands on; u in each term :math:`p_i r_i x_{ij}` of the sum over the rows, and in its partial sums
         (64 of them, each over n/64 rows). Twice the sum of those: a tolerance below it cannot be tested.
         """
-        a, _ = closed_form.prepare("gradient_error", params, self.x, self.y, self.l2, self.weights)
-        rows = _rows.evaluate(a.params, a.x, a.y, a.weights)
+        a, _ = closed_form.checked("gradient_error", params, self.x, self.y, self.l2, self.weights)
+        rows = _rows.row_terms(a.params, a.x, a.y, a.weights)
         x, z = rows.x, rows.logits
         largest = jnp.abs(a.params.weights) if z.ndim == 1 else jnp.max(jnp.abs(a.params.weights), axis=1)
         logits_squared = jnp.sum((x * largest) ** 2, axis=1) + _over_classes(z**2 + a.params.bias**2)

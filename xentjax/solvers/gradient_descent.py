@@ -27,8 +27,8 @@ class GradientDescent:
       >>> import jax, jax.numpy as jnp, xentjax as xj
       >>> def run(step_size):
       ...     return xj.minimize(lambda p: (p - 1) ** 2, jnp.zeros(()), xj.GradientDescent(step_size), max_steps=50)
-      >>> jax.vmap(run)(jnp.array([0.5, 0.25, 0.001])).status.names
-      array(['converged', 'converged', 'max_steps'], dtype='<U10')
+      >>> jax.vmap(run)(jnp.array([0.5, 0.25, 0.001])).status.names.tolist()
+      ['converged', 'converged', 'max_steps']
     """
 
     step_size: Any = None
@@ -36,12 +36,14 @@ class GradientDescent:
     def init(self, objective: Any, point: Point) -> Any:
         if self.step_size is not None:
             return jnp.asarray(self.step_size)
-        if not hasattr(objective, "lipschitz"):
+        bound = objective.lipschitz() if hasattr(objective, "lipschitz") else None
+        if bound is None:
             raise ValueError(
                 "GradientDescent: step_size is None, which means 1 / objective.lipschitz(), but the objective "
-                f"({type(objective).__name__}) has no lipschitz(): pass GradientDescent(step_size=...)"
+                f"({type(objective).__name__}) has no such bound: pass GradientDescent(step_size=...) or "
+                "Objective(value, lipschitz_constant=...)"
             )
-        return 1 / objective.lipschitz()
+        return 1 / bound
 
     def step(self, objective: Any, point: Point, state: Any) -> tuple[Point, Any]:
         params = jax.tree.map(lambda p, g: p - (state * g).astype(p.dtype), point.params, point.gradient)

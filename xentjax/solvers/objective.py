@@ -49,13 +49,8 @@ class Objective:
             return jax.value_and_grad(lambda p: _real_scalar(self.value(p)))(params)
         return self.value(params), self.gradient(params)
 
-    def lipschitz(self) -> Any:
-        if self.lipschitz_constant is None:
-            raise ValueError(
-                "GradientDescent: step_size is None, which means 1 / Lipschitz constant, but the objective has none: "
-                "pass GradientDescent(step_size=...) or Objective(value, lipschitz_constant=...)"
-            )
-        return jnp.asarray(self.lipschitz_constant)
+    def lipschitz(self) -> jax.Array | None:
+        return None if self.lipschitz_constant is None else jnp.asarray(self.lipschitz_constant)
 
 
 def as_objective(objective: Any) -> Any:
