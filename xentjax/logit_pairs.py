@@ -40,7 +40,7 @@ def near_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -
     q_at_largest = row_max(
         lambda a, b, m: jnp.minimum(up(b), limit) + jnp.minimum(up(a) - m, 0) * limit, entries, [m_a], axis
     )
-    centre, remainder = exact_difference(m_a, q_at_largest)
+    centre, remainder = _bounded_difference(m_a, q_at_largest)
     reachable = jnp.abs(centre) < jnp.inf
     centre = jnp.where(reachable, centre, m_a - m_b)
     gap = jnp.where(reachable, m_b - q_at_largest, jnp.inf)
@@ -48,7 +48,7 @@ def near_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -
 
     def moment(a: Any, b: Any, m_a: Any, m_b: Any, centre: Any, remainder: Any) -> Any:
         e = jnp.exp(jnp.minimum(up(a) - m_a, 0))
-        return jnp.where(e == 0, 0, e * _delta(a, b, centre, remainder))
+        return jnp.where(up(a) == -jnp.inf, 0, e * _delta(a, b, centre, remainder))
 
     mean = row_sum(moment, *apart(entries, rows), axis) / of_p.total
     scale = jnp.exp(gap + mean)  # p e^u = q e^(gap + μ)
@@ -61,7 +61,7 @@ def near_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -
     ) -> Any:
         e, other = (jnp.exp(jnp.minimum(up(z) - m, 0)) for z, m in ((a, m_a), (b, m_b)))
         u = mean - _delta(a, b, centre, remainder)
-        far = other * scale - jnp.where(e == 0, 0, e * (1 + (1 + growth) * u))
+        far = other * scale - jnp.where(up(a) == -jnp.inf, 0, e * (1 + (1 + growth) * u))
         return jnp.where((u > _SERIES[0]) & (u < _SERIES[1]), e * (expm1_minus(u) - growth * u), far)
 
     value = _log1p(row_sum(surplus, *apart(entries, rows), axis) / of_p.total)
@@ -104,24 +104,29 @@ def far_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) ->
     return LogitPair(of_p, of_q, rows[0] - rows[1], jnp.zeros_like(mean), mean, none, none), value
 
 
-def far(dtype: Any, total: Any) -> Any:
-    """The divergence from which on ``far_pair`` is right: where many classes share p, the roundings cancel."""
-    return jnp.where(total < 6, 0.5, 0.125) if jnp.finfo(dtype).bits > 16 else 0.01
+def far(dtype: Any) -> float:
+    """The divergence from which on ``far_pair`` is right."""
+    return 0.25 if jnp.finfo(dtype).bits > 16 else 0.01
 
 
 def exact_difference(a: Any, b: Any) -> tuple[Any, Any]:
-    """a - b rounded, and what the rounding left; 0 where the difference is beyond 1e30."""
+    """a - b rounded, and what the rounding left; 0 where the difference is infinite."""
     difference = a - b
     rounded = difference - a
     remainder = (a - (difference - rounded)) - (b + rounded)
-    return difference, jnp.where(jnp.abs(difference) < 1e30, remainder, 0)
+    return difference, jnp.where(jnp.abs(difference) < jnp.inf, remainder, 0)
+
+
+def _bounded_difference(a: Any, b: Any) -> tuple[Any, Any]:
+    """``exact_difference`` of numbers up to a quarter of the largest: none of what follows from it overflows."""
+    quarter = huge(a.dtype) / 4
+    return exact_difference(jnp.clip(a, -quarter, quarter), jnp.where(b == -jnp.inf, b, jnp.clip(b, -quarter, quarter)))
 
 
 def _delta(a: Any, b: Any, centre: Any, remainder: Any) -> Any:
     """δ = (a - b) - centre with all its digits, however large the logits; 0 where both are -inf."""
-    limit = huge(centre.dtype)
-    difference, rest = exact_difference(jnp.clip(up(a), -limit / 4, limit / 4), jnp.clip(up(b), -limit, limit / 4))
-    difference = jnp.where(up(b) == -jnp.inf, jnp.where(up(a) == -jnp.inf, centre, jnp.inf), difference)
+    difference, rest = _bounded_difference(up(a), up(b))
+    difference = jnp.where((up(a) == -jnp.inf) & (up(b) == -jnp.inf), centre, difference)
     return (difference - centre) + (rest - remainder)
 
 

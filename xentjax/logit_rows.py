@@ -138,6 +138,14 @@ def depths(logits: Any, maximum: Any, axis: int) -> Any:
     return jnp.maximum(depth(logits, jnp.expand_dims(finite(maximum), axis)), 0)
 
 
+def at_limit(logits: Any, rows: Rows, axis: int) -> tuple[Any, Rows]:
+    """A row with one +inf as the limit that it stands for, a class of probability one: 0 there, -inf elsewhere."""
+    is_limit = rows.maximum == jnp.inf
+    point = jnp.where(logits == jnp.inf, jnp.zeros_like(logits), -jnp.inf)
+    maximum = jnp.where(is_limit, 0, rows.maximum)
+    return jnp.where(jnp.expand_dims(is_limit, axis), point, logits), rows._replace(maximum=maximum)
+
+
 # -- sums of exponentials ----------------------------------------------------------------------------------------------
 
 

@@ -136,7 +136,9 @@ def in_pieces(function: Callable[..., Any], *arrays: Any) -> Any:
             bits = jax.lax.dynamic_slice_in_dim(as_bits(array), start, size)
             return of_bits(bits, array.dtype)
 
-        return function(*jax.tree.map(part, arrays))
+        # Behind a barrier with the start, so that nothing is made of the whole arrays before the loop.
+        whole, start = jax.lax.optimization_barrier((arrays, start))
+        return function(*jax.tree.map(part, whole))
 
     # The last piece starts where it is whole, and overlaps the one before.
     done = jax.lax.map(piece, np.minimum(np.arange(0, length, size), length - size))
@@ -149,7 +151,8 @@ def in_pieces(function: Callable[..., Any], *arrays: Any) -> Any:
 
 def as_bits(array: Any) -> Any:
     """16-bit floats as integers: XLA:CPU slices no 16-bit floats, but would widen them all first and store them."""
-    return jax.lax.bitcast_convert_type(array, jnp.uint16) if jnp.finfo(array.dtype).bits == 16 else array
+    is_narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize == 2
+    return jax.lax.bitcast_convert_type(array, jnp.uint16) if is_narrow else array
 
 
 def of_bits(array: Any, dtype: Any) -> Any:

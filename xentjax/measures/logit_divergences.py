@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +16,18 @@ from xentjax.core.domains import Domain, Logits
 from xentjax.core.op import op
 from xentjax.core.policy import up
 from xentjax.logit_pairs import LogitPair, deltas, expm1_minus, far, far_pair, near_pair, probabilities
-from xentjax.logit_rows import Rows, apart, finite, huge, is_dominated, is_narrow, row_sum, rows_of
+from xentjax.logit_rows import (
+    Rows,
+    apart,
+    at_limit,
+    finite,
+    huge,
+    is_dominated,
+    is_narrow,
+    row_max,
+    row_sum,
+    rows_of,
+)
 from xentjax.measures.logits import MEASURE_OPTIONS, checked_logits
 from xentjax.numerics import anywhere, in_pieces
 from xentjax.pairs import artanh_series
@@ -99,14 +111,11 @@ def _quickly(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) ->
     Among many rows of few classes some always are.
     """
     pair, value = far_pair(p_logits, q_logits, of_p, of_q, axis)
-    needed = ~((value >= far(p_logits.dtype, of_p.total)) & (value < jnp.inf)) | is_dominated(of_p.total)
+    needed = ~((value >= far(p_logits.dtype)) & (value < jnp.inf)) | is_dominated(of_p.total)
 
     def careful(p_logits: Any, q_logits: Any, value: Any, pair: LogitPair) -> tuple[Any, LogitPair]:
-        def of_rows(p_logits: Any, q_logits: Any, pair: LogitPair) -> tuple[Any, LogitPair]:
-            return _with_care(p_logits, q_logits, pair.of_p, pair.of_q, axis)
-
-        run = of_rows if axis == 0 else functools.partial(in_pieces, of_rows)
-        return run(p_logits, q_logits, pair)
+        of_rows = functools.partial(_with_care, axis=axis)
+        return _by_rows(of_rows, axis)(p_logits, q_logits, pair.of_p, pair.of_q)
 
     def keep(p_logits: Any, q_logits: Any, value: Any, pair: LogitPair) -> tuple[Any, LogitPair]:
         return value, pair
@@ -114,29 +123,44 @@ def _quickly(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) ->
     return jax.lax.cond(anywhere(needed), careful, keep, p_logits, q_logits, value, pair)
 
 
+def _by_rows(function: Callable[..., Any], axis: int) -> Callable[..., Any]:
+    """The function of whole rows, which goes through them in pieces where the first axis is not that of the classes."""
+    return function if axis == 0 else functools.partial(in_pieces, function)
+
+
 def _with_care(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[Any, LogitPair]:
-    """As of distributions that are near, and the plain sum where that is beyond the format."""
+    """As of distributions that are near; again where that is not finite, or a logit is +inf."""
     pair, value = near_pair(p_logits, q_logits, of_p, of_q, axis)
+    needed = ~(jnp.isfinite(value) & (of_p.maximum < jnp.inf) & (of_q.maximum < jnp.inf))
 
-    def beyond(p_logits: Any, q_logits: Any, value: Any) -> Any:
-        return jnp.where(jnp.isnan(value), _plain_sum(p_logits, q_logits, axis), value)
+    def beyond(p_logits: Any, q_logits: Any, value: Any, needed: Any) -> Any:
+        of_rows = functools.partial(_of_extremes, axis=axis)
+        return jnp.where(needed, _by_rows(of_rows, axis)(p_logits, q_logits), value)
 
-    def within(p_logits: Any, q_logits: Any, value: Any) -> Any:
+    def within(p_logits: Any, q_logits: Any, value: Any, needed: Any) -> Any:
         return value
 
-    return jax.lax.cond(anywhere(jnp.isnan(value)), beyond, within, p_logits, q_logits, value), pair
+    return jax.lax.cond(anywhere(needed), beyond, within, p_logits, q_logits, value, needed), pair
 
 
-def _plain_sum(p_logits: Any, q_logits: Any, axis: int) -> Any:
-    """Σ p log(p/q) as it stands."""
-    of_p, of_q = rows_of(p_logits, axis), rows_of(q_logits, axis)
+def _of_extremes(p_logits: Any, q_logits: Any, axis: int) -> Any:
+    """KL of rows with infinities, and Σ p log(p/q) as it stands where e^KL is beyond the format."""
+    p_logits, of_p = at_limit(p_logits, rows_of(p_logits, axis), axis)
+    q_logits, of_q = at_limit(q_logits, rows_of(q_logits, axis), axis)
 
-    def term(a: Any, b: Any, m_a: Any, m_b: Any, log_scale: Any) -> Any:
-        a, b = up(a) - m_a, up(b) - m_b
-        return jnp.exp(a) * ((jnp.maximum(a, -huge(a.dtype)) - b) + log_scale)
+    def is_impossible(a: Any, b: Any) -> Any:
+        return jnp.where((up(a) > -jnp.inf) & (up(b) == -jnp.inf), 1.0, 0.0)
 
-    rows = [finite(of_p.maximum), finite(of_q.maximum), jnp.log(of_q.total / of_p.total)]
-    return row_sum(term, *apart([p_logits, q_logits], rows), axis) / of_p.total
+    def information(a: Any, b: Any, m_a: Any, m_b: Any, log_scale: Any) -> Any:
+        depth_a, depth_b = jnp.maximum(up(a) - m_a, -huge(m_a.dtype)), up(b) - m_b
+        return jnp.where(up(a) == -jnp.inf, 0, jnp.exp(depth_a) * ((depth_a - depth_b) + log_scale))
+
+    entries, rows = [p_logits, q_logits], [of_p.maximum, of_q.maximum, jnp.log(of_q.total / of_p.total)]
+    plain = row_sum(information, *apart(entries, rows), axis) / of_p.total
+    _, value = near_pair(p_logits, q_logits, of_p, of_q, axis)
+    value = jnp.where(jnp.isnan(value), plain, value)
+    value = jnp.where(row_max(is_impossible, *apart(entries, []), axis) > 0, jnp.inf, value)
+    return jnp.where(jnp.isnan(of_p.total + of_q.total), jnp.nan, value)
 
 
 @kl_divergence_from_logits.partial("p_logits")
@@ -240,7 +264,8 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 
 @js_divergence_from_logits.value
 def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
-    of_p, of_q = rows_of(p_logits, axis), rows_of(q_logits, axis)
+    p_logits, of_p = at_limit(p_logits, rows_of(p_logits, axis), axis)
+    q_logits, of_q = at_limit(q_logits, rows_of(q_logits, axis), axis)
     p, q = probabilities(p_logits, of_p, axis), probabilities(q_logits, of_q, axis)
     log_ratio, are_far = _log_ratio(p_logits, q_logits, of_p, of_q, axis)
     value = jnp.sum(_midpoint_terms(p, q, log_ratio), axis=axis, keepdims=True)
@@ -263,7 +288,8 @@ def _(saved: Any, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
 def _(tangents: Any, active: Any, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     # ∂a = p∘(l - ⟨p, l⟩)/2 moves by half of dp∘(l - ⟨p, l⟩) - p⟨dp, l - ⟨p, l⟩⟩ + p∘(dl - ⟨p, dl⟩), with λ = log(q/p),
     # l = log 2 - log(1 + e^λ) and dl = -σ(λ)dλ.
-    of_p, of_q = rows_of(p_logits, axis), rows_of(q_logits, axis)
+    p_logits, of_p = at_limit(p_logits, rows_of(p_logits, axis), axis)
+    q_logits, of_q = at_limit(q_logits, rows_of(q_logits, axis), axis)
     p, q = probabilities(p_logits, of_p, axis), probabilities(q_logits, of_q, axis)
     log_ratio, are_far = _log_ratio(p_logits, q_logits, of_p, of_q, axis)
     a_dot, b_dot = (tangents.get(n, jnp.zeros_like(p)).astype(p.dtype) for n in ("p_logits", "q_logits"))
