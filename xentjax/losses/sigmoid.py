@@ -13,7 +13,7 @@ from xentjax.core import policy
 from xentjax.core.domains import BinaryLabels, Domain, Logit, Mask, Probability
 from xentjax.core.op import op
 from xentjax.logit_rows import huge
-from xentjax.losses.shaping import shaped_logits
+from xentjax.losses.shaping import hyperparameter, shaped_logits
 
 
 @op(
@@ -28,9 +28,16 @@ from xentjax.losses.shaping import shaped_logits
     public=False,
 )
 def binary_loss(
-    logits: ArrayLike, labels: ArrayLike, pos_weight: ArrayLike, *, where: ArrayLike | None = None
+    logits: ArrayLike,
+    labels: ArrayLike,
+    pos_weight: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    complement: ArrayLike | None = None,
 ) -> jax.Array:
     """The loss of logits x against probabilities t, the positive term weighted by w.
+
+    ``complement`` is 1 - t, for a t that has rounded it away.
 
     >>> from xentjax.losses.sigmoid import binary_loss
     >>> print(f"{binary_loss(0.0, 1.0, 2.0):.4f}")
@@ -43,10 +50,10 @@ def binary_loss(
 
 
 @binary_loss.value
-def _(logits: Any, labels: Any, pos_weight: Any) -> Any:
+def _(logits: Any, labels: Any, pos_weight: Any, *, complement: Any) -> Any:
     size = jnp.abs(logits)
     e = jnp.exp(-size)
-    positive, negative = pos_weight * labels, 1 - labels
+    positive, negative = pos_weight * labels, 1 - labels if complement is None else complement
     against = jnp.where(logits >= 0, negative, positive)
     mass = positive + negative
     loss = jnp.where(against == 0, 0, against * size) + mass * jnp.log1p(e)
@@ -56,14 +63,14 @@ def _(logits: Any, labels: Any, pos_weight: Any) -> Any:
 
 
 @binary_loss.partial("logits")
-def _(saved: Any, logits: Any, labels: Any, pos_weight: Any) -> Any:
+def _(saved: Any, logits: Any, labels: Any, pos_weight: Any, *, complement: Any) -> Any:
     e, against, mass = saved
     difference = against - mass * (e / (1 + e))
     return jnp.where(logits >= 0, difference, -difference)
 
 
 @binary_loss.partial("labels")
-def _(saved: Any, logits: Any, labels: Any, pos_weight: Any) -> Any:
+def _(saved: Any, logits: Any, labels: Any, pos_weight: Any, *, complement: Any) -> Any:
     # w softplus(-x) - softplus(x), with softplus(x) = max(x, 0) + log1p(e).
     e, x = saved[0], logits
     surplus = jnp.where(pos_weight == 1, 0, (pos_weight - 1) * jnp.log1p(e))
@@ -71,17 +78,18 @@ def _(saved: Any, logits: Any, labels: Any, pos_weight: Any) -> Any:
 
 
 @binary_loss.partial("pos_weight")
-def _(saved: Any, logits: Any, labels: Any, pos_weight: Any) -> Any:
+def _(saved: Any, logits: Any, labels: Any, pos_weight: Any, *, complement: Any) -> Any:
     return jnp.where(labels == 0, 0, labels * _softplus(-logits, saved[0]))
 
 
 @binary_loss.second
-def _(tangents: Any, active: Any, logits: Any, labels: Any, pos_weight: Any) -> Any:
+def _(tangents: Any, active: Any, logits: Any, labels: Any, pos_weight: Any, *, complement: Any) -> Any:
     e = jnp.exp(-jnp.abs(logits))
     x_dot, t_dot, w_dot = (tangents.get(n, jnp.zeros_like(e)) for n in ("logits", "labels", "pos_weight"))
     p, q = logistic(logits), logistic(-logits)
     # Capped, so that a tangent of 0 gives 0 at x = -inf.
-    mass, loss = pos_weight * labels + (1 - labels), jnp.minimum(_softplus(-logits, e), huge(e.dtype))
+    mass = pos_weight * labels + (1 - labels if complement is None else complement)
+    loss = jnp.minimum(_softplus(-logits, e), huge(e.dtype))
     slope_by_label = -p - pos_weight * q
     along = {
         "logits": mass * (e / ((1 + e) * (1 + e))) * x_dot + slope_by_label * t_dot - labels * q * w_dot,
@@ -179,14 +187,19 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
     dtype = policy.compute_dtype(policy.result_dtype((logits, labels)))
     t = labels.astype(dtype)
     t = jnp.where((t >= 0) & (t <= 1), t, jnp.nan)
+    complement = None
     if policy.is_given(bound["label_smoothing"], 0.0):
-        smoothing = jnp.asarray(bound["label_smoothing"], dtype)
-        t = t * (1 - smoothing) + smoothing / 2
+        for kept in (keep, bound["where"]):  # what stands elsewhere reaches no derivative
+            t = t if kept is None else jnp.where(kept, t, 0)
+        smoothing = hyperparameter(name, "label_smoothing", bound, dtype)
+        t, complement = ((1 - smoothing) * share + smoothing / 2 for share in (t, 1 - t))
+        complement = jax.lax.stop_gradient(complement)
     pos_weight = jnp.asarray(1 if bound["pos_weight"] is None else bound["pos_weight"], dtype)
     if pos_weight.ndim:
         policy.require_shape(name, "pos_weight", pos_weight.shape, logits.shape[-1:], "one for each class, or ()")
     return {
-        "logits": shaped_logits(bound, keep, dtype),
+        "logits": shaped_logits(name, bound, keep, dtype),
         "labels": t,
         "pos_weight": jnp.broadcast_to(pos_weight, t.shape),
+        "complement": complement,
     }

@@ -11,7 +11,7 @@ from jaxtyping import ArrayLike
 from xentjax.core import policy
 from xentjax.core.domains import Domain, Labels, Logits, Mask, Probabilities, Real
 from xentjax.core.op import op
-from xentjax.losses.shaping import shaped_logits
+from xentjax.losses.shaping import hyperparameter, shaped_logits
 from xentjax.losses.targets import one_hot, target_loss
 
 
@@ -136,27 +136,34 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
     else:
         policy.require_shape(name, "labels", labels.shape, examples, "the shape of logits without its class axis")
         labels = policy.class_indices(labels, logits.shape[axis])
-    smoothing, class_weights = bound["label_smoothing"], bound["class_weights"]
-    if policy.is_given(smoothing, 0.0) or class_weights is not None:
-        labels = _masses(bound, labels, axis, dtype)
-    shaped = shaped_logits(bound, keep, dtype, axis)
-    return {"logits": shaped, "labels": labels, "axis": axis, "z_loss": bound["z_loss"]}
+    if policy.is_float(labels) and bound["where"] is not None:
+        labels = jnp.where(bound["where"], labels, 0)
+    if policy.is_given(bound["label_smoothing"], 0.0) or bound["class_weights"] is not None:
+        labels = _masses(bound, labels, keep, axis, dtype)
+    shaped = shaped_logits(name, bound, keep, dtype, axis)
+    z_loss = hyperparameter(name, "z_loss", bound, dtype) if policy.is_given(bound["z_loss"], 0.0) else 0.0
+    return {"logits": shaped, "labels": labels, "axis": axis, "z_loss": z_loss}
 
 
-def _masses(bound: dict[str, Any], labels: Any, axis: int, dtype: Any) -> Any:
-    """a_i = w_i·((1-ε)·t_i + ε·Σt/K): what each class counts for, over the K classes that the mask keeps."""
-    logits, where, smoothing = bound["logits"], bound["where"], bound["label_smoothing"]
+def _masses(bound: dict[str, Any], labels: Any, keep: Any, axis: int, dtype: Any) -> Any:
+    """a_i = w_i·((1-ε)·t_i + ε·Σt/K): what each class counts for, over the K classes that the mask keeps.
+
+    Examples that are left out get the label 0, so that what stands there reaches no derivative.
+    """
+    logits, where = bound["logits"], bound["where"]
     if policy.is_float(labels):
-        target = labels.astype(dtype) if where is None else jnp.where(where, labels.astype(dtype), 0)
+        target = labels.astype(dtype)
+        target = target if keep is None else jnp.where(policy.expand(keep, axis), target, 0)
         mass = jnp.sum(target, axis=axis, keepdims=True)
     else:
+        labels = labels if keep is None else jnp.where(keep, labels, 0)
         in_range = jnp.expand_dims((labels >= 0) & (labels < logits.shape[axis]), axis)
         target = jnp.where(in_range, one_hot(labels, logits, axis).astype(dtype), jnp.nan)
         mass = jnp.ones((), dtype)
-    if policy.is_given(smoothing, 0.0):
+    if policy.is_given(bound["label_smoothing"], 0.0):
         kept = jnp.ones((), dtype) if where is None else where.astype(dtype)
         count = logits.shape[axis] if where is None else jnp.sum(kept, axis=axis, keepdims=True)
-        smoothing = jnp.asarray(smoothing, dtype)
+        smoothing = hyperparameter("softmax_cross_entropy", "label_smoothing", bound, dtype)
         target = target * (1 - smoothing) + smoothing * mass * kept / jnp.maximum(count, 1)
     if bound["class_weights"] is not None:
         class_weights = jnp.asarray(bound["class_weights"], dtype)

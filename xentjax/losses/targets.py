@@ -44,7 +44,7 @@ from xentjax.numerics import anywhere
     formula="Σ_i t_i (lse(z) - z_i) + ζ lse(z)²",
     gradient="(Σt + 2ζ lse(z)) softmax(z) - t",
     source="masked sum without cancellation",
-    fill={"logits": -jnp.inf, "labels": 0.0},
+    fill={"logits": -jnp.inf},
     upcast=False,
     bounded=("logits",),
     public=False,
@@ -181,7 +181,10 @@ def _value_for_masses(logits: Any, masses: Any, axis: int) -> tuple[Any, Rows, A
 
         mass = row_sum(up, *apart([masses], []), axis)
         below = row_sum(below_maximum, [masses, logits], [finite(maximum)], axis)
-        clipped = row_sum(lambda t, z, m: up(t) * depth(z, m), *apart([masses, logits], [finite(maximum)]), axis)
+        # By halves, so that the depth of a finite logit does not overflow.
+        half = jnp.asarray(0.5, limit.dtype)
+        halves = [finite(maximum) * half]
+        clipped = 2 * row_sum(lambda t, z, m: up(t) * depth(up(z) * half, m), *apart([masses, logits], halves), axis)
         impossible = row_sum(has_mass_at_minus_infinity, *apart([masses, logits], []), axis) > 0
         spread = jnp.where(jnp.isfinite(spread), spread, jnp.where(impossible, jnp.inf, clipped))
         spread = jnp.where(maximum == jnp.inf, jnp.where(below == 0, 0, below * jnp.inf), spread)
