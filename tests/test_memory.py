@@ -24,9 +24,11 @@ CASES = [
 ]
 
 
-#: Where ours still takes more: rows of two logits, too short for a fused sum, as newer XLA compiles them.
+#: Where ours still takes more: rows of few logits in the branch for extremes, of which XLA stores the bits (and, from
+#: jax 0.11 on, more than that).
 EXCEPTIONS = {
-    ("kl_divergence_from_logits", 10, dtype, "value") for dtype in core.DTYPES if jax.__version_info__ >= (0, 11)
+    ("kl_divergence_from_logits", 10, dtype, "value")
+    for dtype in (core.DTYPES if jax.__version_info__ >= (0, 11) else ("bfloat16",))
 }
 
 
