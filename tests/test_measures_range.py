@@ -208,3 +208,47 @@ def test_counts_beyond_32_bits_are_not_wrapped(counts: list[int]) -> None:
         assert why_wrong(xj.entropy_of_counts(given), true, np.float32) is None
     assert np.isnan(xj.entropy_of_labels(np.array([2**32 + 1, 1]), 2))
     assert np.isnan(xj.entropy_of_labels([2**32, 1], 2))
+
+
+# -- orders ------------------------------------------------------------------------------------------------------------
+
+
+def _true_renyi(p: Vector, order: Any) -> tuple[Any, list[Any]]:
+    exact = _exact(p)
+    power_sum = mp.fsum(x**order for x in exact)
+    return mp.log(power_sum) / (1 - order), [order / (1 - order) * x ** (order - 1) / power_sum for x in exact]
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.5, 2.0, 3.0, 5.0, 40.0])
+def test_gradient_of_renyi_entropy_where_powers_leave_the_range(alpha: float) -> None:
+    rng = np.random.default_rng(15)
+    rows = rng.dirichlet(np.ones(60), 6)
+    rows[1, 0], rows[2, :30] = 1e-10, 1e-20
+    rows[3] *= 1e-18
+    rows[4] *= 1e6
+    rows[5] = rng.permutation(np.r_[np.full(59, 1.1e-8), 2e-8])
+    rows = rows.astype(np.float32)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(xj.renyi_entropy(p, alpha))))(rows)
+    for row, slopes in zip(rows, np.asarray(gradient), strict=True):
+        for got, true in zip(slopes, _true_renyi(row, mp.mpf(alpha))[1], strict=True):
+            assert why_wrong(got, true, np.float32) is None
+
+
+def test_gradient_of_renyi_entropy_of_a_rare_class_among_many() -> None:
+    p = np.full(32_000, 1 / 32_000, np.float32)
+    p[0] = 1e-10
+    gradient = jax.grad(lambda p: xj.renyi_entropy(p, 5.0))(p)
+    power_sum = 31_999 * mp.mpf(float(p[1])) ** 5 + mp.mpf(float(p[0])) ** 5
+    for i in (0, 1):
+        assert why_wrong(gradient[i], -mp.mpf("1.25") * mp.mpf(float(p[i])) ** 4 / power_sum, np.float32) is None
+
+
+@pytest.mark.parametrize("alpha", [1.5, 3.0, 5.0])
+def test_gradient_of_renyi_entropy_of_many_distributions(alpha: float) -> None:
+    rows = np.maximum(np.random.default_rng(16).dirichlet(np.full(50, 0.3), 2000), 1e-9).astype(np.float32)
+    got = np.asarray(jax.jit(jax.grad(lambda p: jnp.sum(xj.renyi_entropy(p, alpha))))(rows), np.longdouble)
+    exact = rows.astype(np.longdouble)
+    true = alpha / (1 - alpha) * exact ** (alpha - 1) / np.sum(exact**alpha, -1, keepdims=True)
+    size = np.maximum(np.abs(true).astype(np.float64), float(np.finfo(np.float32).tiny))
+    allowed = (4 + np.maximum(0, -np.log(size))) * 2.0 ** (np.floor(np.log2(size)) - 23)
+    assert np.all(np.abs(got - true) <= allowed + rows.shape[1] * float(np.finfo(np.float32).tiny))

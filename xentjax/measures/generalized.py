@@ -7,13 +7,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import ArrayLike
 
 from xentjax.core.domains import Domain, Mask, Probabilities
 from xentjax.core.op import op
 from xentjax.measures.entropy import Axis, entropy_gradient, entropy_sum
-from xentjax.numerics import along, corrected, log, sum_along, total, xlogx
-from xentjax.pairs import Pair, add, as_pair, log_ratio, multiply, pair_sum, rounded, select, two_sum
+from xentjax.numerics import along, anywhere, corrected, log, sum_along, xlogx
+from xentjax.pairs import (
+    FORMATS,
+    Pair,
+    add,
+    as_pair,
+    full_log_ratio,
+    is_positive_and_finite,
+    log_ratio,
+    mantissa_and_exponent,
+    multiply,
+    pair_sum,
+    rounded,
+    scaled,
+    select,
+    two_sum,
+)
 
 _DOMAIN = Domain(
     p=Probabilities("B K"),
@@ -94,7 +110,10 @@ def renyi_value(p: Any, alpha: Any, *, axis: Any) -> Any:
     b, info = excess_order[0], jnp.finfo(p.dtype)
     power = _power_less_one(p, alpha)
     power_sum, excess = _power_sum(p, power, alpha, axis)
-    in_range = (power_sum > 4 * info.tiny) & (power_sum < info.max / 4) & jnp.isfinite(b)
+    entries = p.size / max(power_sum.size, 1)
+    in_range = (power_sum > entries * info.tiny / info.eps) & (power_sum < info.max / 4) & jnp.isfinite(b)
+    # p^(α-1) may be too small for the format where it is not over S.
+    lost = (power < info.tiny) & (entries * power_sum < 1) & is_positive_and_finite(p)
     whole = two_sum(jnp.ones_like(excess), excess)
     log_power_sum = jnp.where(_is_close_to_one(power_sum), log(whole), jnp.log(jnp.where(in_range, power_sum, 1)))
 
@@ -102,13 +121,17 @@ def renyi_value(p: Any, alpha: Any, *, axis: Any) -> Any:
         # Where S leaves the range the largest entry M is taken out of it, and out of p^(α-1):
         # log S/(1-α) = -(log M + (log M + log Σ (p/M)^α)/(α-1)).
         largest = jnp.max(p, axis=axis, keepdims=True)
-        below = log_ratio(p, largest + jnp.zeros_like(p))
-        share_sum = total(jnp.where(p == 0, 0, _exp(_times(order, below))), axis)
+        below = full_log_ratio(p, largest + jnp.zeros_like(p))
+        share_sum = rounded(pair_sum(jnp.where(p == 0, 0, _exp(_times(order, below))), axis))
         far = -(log(largest) + (log(largest) + jnp.log(share_sum)) / b)
-        return jnp.where(in_range, value, far), _exp(_times(excess_order, below)), share_sum * largest
+        share, exponent = _exp_parts(_times(excess_order, below))
+        mantissa, unit = mantissa_and_exponent(largest)
+        return jnp.where(in_range, value, far), _joined(share, exponent - unit), share_sum * mantissa
 
     value, power, divisor = jax.lax.cond(
-        jnp.all(in_range), lambda p, *others: others, by_shares, *(p, -log_power_sum / b, power, power_sum)
+        anywhere(lost | ~in_range),
+        *(by_shares, lambda p, *others: others),
+        *(p, -log_power_sum / b, power, power_sum),
     )
     return _for_order(b, entropy_sum(p, log(p), axis), value), (power, divisor)
 
@@ -251,10 +274,22 @@ def _times(order: Pair, logarithm: Pair) -> Pair:
     return select(logarithm[0] == 0, as_pair(jnp.zeros_like(plain)), product)
 
 
+def _exp_parts(x: Pair) -> tuple[Any, Any]:
+    """exp of a pair as m·2^k, with m close to 1 unless k is beyond all formats' exponents."""
+    form = FORMATS[x[0].dtype]
+    k = jnp.round(jnp.clip(x[0] * np.log2(np.e).astype(x[0].dtype), -4000, 4000))
+    rest = ((x[0] - k * form.log_two) - k * form.log_two_rest) + x[1]
+    return jnp.exp(rest), jnp.where(jnp.isnan(k), 0, k).astype(jnp.int32)
+
+
+def _joined(mantissa: Any, exponent: Any) -> Any:
+    """m·2^k."""
+    return scaled((mantissa, jnp.zeros_like(mantissa)), exponent)[0]
+
+
 def _exp(x: Pair) -> Any:
-    """exp of a pair: e^high·(1 + low)."""
-    value = jnp.exp(x[0])
-    return jnp.where(jnp.isfinite(value), value + value * x[1], value)
+    """exp of a pair."""
+    return _joined(*_exp_parts(x))
 
 
 def _expm1(x: Pair) -> Any:
@@ -263,11 +298,17 @@ def _expm1(x: Pair) -> Any:
     return jnp.where(jnp.isfinite(value), value + (value + 1) * x[1], value)
 
 
+def _log(p: Any, alpha: Any) -> Pair:
+    """log p as a pair. A power multiplies what it lacks, which a power over their sum can show from the order 3 on."""
+    is_low = isinstance(alpha, (int, float)) and abs(alpha - 1) <= 2
+    return log_ratio(p) if is_low else full_log_ratio(p)
+
+
 def _power_less_one(p: Any, alpha: Any) -> Any:
     """p^(α-1)."""
     if isinstance(alpha, (int, float)) and alpha == 2:
         return p
-    return _exp(_times(_order(alpha, p.dtype)[1], log_ratio(p)))
+    return _exp(_times(_order(alpha, p.dtype)[1], _log(p, alpha)))
 
 
 def _less_one_more(power: Any, p: Any, b: Any) -> Any:
@@ -288,11 +329,11 @@ def _power_sum(p: Any, power: Any, alpha: Any, axis: Any) -> tuple[Any, Any]:
     """
 
     def apart(p: Any, power: Any) -> Any:
-        exponent = _times(_order(alpha, p.dtype)[1], log_ratio(p))
+        exponent = _times(_order(alpha, p.dtype)[1], _log(p, alpha))
         close = jnp.abs(exponent[0]) < 0.75
         terms = jnp.where(p == 0, 0, p * jnp.where(close, _expm1(exponent), power))
         less_one = add(pair_sum(jnp.where(close, p, 0), axis), as_pair(jnp.full((), -1, p.dtype)))
         return rounded(add(less_one, pair_sum(terms, axis)))
 
-    power_sum = total(jnp.where(p == 0, 0, p * power), axis)
+    power_sum = rounded(pair_sum(jnp.where(p == 0, 0, p * power), axis))
     return power_sum, corrected(power_sum - 1, _is_close_to_one(power_sum), apart, p, power)
