@@ -193,6 +193,14 @@ def deviance(a: Any, b: Any, logarithm: Any, b_low: Any = 0) -> Any:
     return jnp.where((a < 0) | (b < 0), jnp.nan, jnp.where(close, near, far))
 
 
+def midpoint_series(square: Any, terms: int) -> Any:
+    """½·((1 + v) log(1 + v) + (1 - v) log(1 - v)) = v²/2 + v⁴/12 + ... + v^2n/(2n(2n - 1)) + ..., from v²."""
+    series = jnp.zeros_like(square)
+    for n in range(terms, 0, -1):
+        series = (series + 1 / (2 * n * (2 * n - 1))) * square
+    return series
+
+
 def midpoint_deviance(a: Any, b: Any, of_a: Any, of_b: Any) -> Any:
     r"""½·a·log(a/m) + ½·b·log(b/m) with m = (a + b)/2, given the logarithms: never negative, and of second order in
     a - b.
@@ -202,9 +210,7 @@ def midpoint_deviance(a: Any, b: Any, of_a: Any, of_b: Any) -> Any:
     m, half_difference = 0.5 * a + 0.5 * b, 0.5 * a - 0.5 * b
     close = jnp.abs(half_difference) <= 0.75 * m
     v = jnp.where(close, half_difference / jnp.where(m == 0, 1, m), 0)
-    series = jnp.zeros_like(v)
-    for n in range(_SERIES_TERMS[a.dtype][1], 0, -1):
-        series = (series + 1 / (2 * n * (2 * n - 1))) * (v * v)
+    series = midpoint_series(v * v, _SERIES_TERMS[a.dtype][1])
     far = [jnp.where(x == 0, 0, 0.5 * x * log) for x, log in ((a, of_a), (b, of_b))]
     return jnp.where((a < 0) | (b < 0), jnp.nan, jnp.where(close, m * series, far[0] + far[1]))
 

@@ -28,8 +28,9 @@ from xentjax.logit_rows import (
     row_sum,
     rows_of,
 )
-from xentjax.measures.logits import MEASURE_OPTIONS, checked_logits
-from xentjax.numerics import anywhere, in_pieces
+from xentjax.measures.entropy import DISTRIBUTION_OPTIONS
+from xentjax.measures.logits import checked_logits
+from xentjax.numerics import anywhere, in_pieces, midpoint_series
 from xentjax.pairs import artanh_series
 
 # -- Kullback-Leibler --------------------------------------------------------------------------------------------------
@@ -37,7 +38,7 @@ from xentjax.pairs import artanh_series
 
 @op(
     wrt=("p_logits", "q_logits"),
-    domain=Domain(p_logits=Logits("B K"), q_logits=Logits("B K"), options=MEASURE_OPTIONS),
+    domain=Domain(p_logits=Logits("B K"), q_logits=Logits("B K"), options=DISTRIBUTION_OPTIONS),
     group="pairs",
     formula="Σ p log(p/q),  p = softmax(a), q = softmax(b)",
     gradient="p (log(p/q) - KL);  q - p",
@@ -201,7 +202,7 @@ def _(tangents: Any, active: Any, p_logits: Any, q_logits: Any, *, axis: int) ->
 
 @op(
     wrt=("p_logits", "q_logits"),
-    domain=Domain(p_logits=Logits("B K"), q_logits=Logits("B K"), options=MEASURE_OPTIONS),
+    domain=Domain(p_logits=Logits("B K"), q_logits=Logits("B K"), options=DISTRIBUTION_OPTIONS),
     group="pairs",
     formula="(KL(p‖m) + KL(q‖m)) / 2,  m = (p + q) / 2",
     gradient="p (l - ⟨p, l⟩) / 2,  l = log(p/m)",
@@ -346,13 +347,10 @@ def _log_of_share(log_ratio: Any) -> Any:
 def _midpoint_terms(p: Any, q: Any, log_ratio: Any) -> Any:
     r"""(p log(p/m) + q log(q/m))/2 = m/2·((1+r)log(1+r) + (1-r)log(1-r)), m = (p + q)/2, r = tanh(λ/2), λ = log(q/p).
 
-    Where r is small, the series Σ_n r^{2n}/(n(2n-1)) in place of the bracket.
+    Where r is small, the series Σ_n r^{2n}/(2n(2n-1)) in place of half the bracket.
     """
     r = jnp.tanh(log_ratio / 2)
-    square = jnp.minimum(r * r, 0.25)
-    series = jnp.zeros_like(square)
-    for n in range(12 if square.dtype == jnp.float32 else 27, 0, -1):
-        series = series * square + 1 / (n * (2 * n - 1))
+    series = midpoint_series(jnp.minimum(r * r, 0.25), 12 if r.dtype == jnp.float32 else 27)
     shares = ((p, log_ratio), (q, -log_ratio))
     far = sum(jnp.where(x == 0, 0, x / 2 * _log_of_share(ratio)) for x, ratio in shares)
-    return jnp.where(jnp.abs(r) < 0.5, (p + q) / 4 * (series * square), far)
+    return jnp.where(jnp.abs(r) < 0.5, (p + q) / 2 * series, far)

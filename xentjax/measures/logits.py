@@ -10,21 +10,17 @@ from jaxtyping import ArrayLike
 
 from xentjax.activations import softmax, softmax_tangent
 from xentjax.core import policy
-from xentjax.core.domains import Domain, Logits, Mask
+from xentjax.core.domains import Domain, Logits
 from xentjax.core.op import op
 from xentjax.core.policy import up
 from xentjax.logit_rows import apart, depth, depths, exponentials, finite, row_maximum, row_sum, rows_of
+from xentjax.measures.entropy import DISTRIBUTION_OPTIONS
 from xentjax.numerics import anywhere
-
-MEASURE_OPTIONS: tuple[dict[str, Any], ...] = (
-    {},
-    {"axis": 0, "base": 2, "keepdims": True, "where": Mask("B K")},
-)
 
 
 @op(
     wrt=("logits",),
-    domain=Domain(logits=Logits("B K"), options=MEASURE_OPTIONS),
+    domain=Domain(logits=Logits("B K"), options=DISTRIBUTION_OPTIONS),
     group="entropy",
     formula="-Σ p log p,  p = softmax(z)",
     gradient="-p (log p + H)",
