@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xentjax.core.rule import along
 from xentjax.pairs import (
     FORMATS,
     artanh_series,
@@ -216,17 +217,6 @@ def midpoint_deviance(a: Any, b: Any, of_a: Any, of_b: Any) -> Any:
 
 
 # -- infinite derivatives ----------------------------------------------------------------------------------------------
-
-
-def along(derivative: Any, tangent: Any) -> Any:
-    """derivative·tangent, where an infinite derivative times 0 is 0; it is linear in the tangent.
-
-    ±inf is applied as two factors, the largest number and the largest number again, so that 0 stays 0 and any other
-    tangent gives ±inf, in forward and in reverse mode.
-    """
-    largest = float(jnp.finfo(derivative.dtype).max)
-    again = jnp.where(jnp.isinf(derivative), largest, 1).astype(derivative.dtype)
-    return tangent * jnp.clip(derivative, -largest, largest) * again
 
 
 def sum_along(derivative: Any, tangent: Any, axis: Any) -> Any:

@@ -241,7 +241,7 @@ class Record:
     def _contract(self, name: str, partial: Any, tangent: Any, value: Any, options: dict[str, Any]) -> Any:
         if name in self._pushforwards:
             return self._pushforwards[name](partial, tangent, **options)
-        times = rule.product if name in self.bounded else rule.product_with_infinite
+        times = rule.product if name in self.bounded else rule.along
         products = jax.tree.leaves(jax.tree.map(times, partial, tangent))
         axes = self._reduced(options)
         if axes == ():

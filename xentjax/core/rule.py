@@ -87,7 +87,7 @@ def product(partial: Any, tangent: Any) -> Any:
     return partial * policy.up(tangent)
 
 
-def product_with_infinite(partial: Any, tangent: Any) -> Any:
+def along(partial: Any, tangent: Any) -> Any:
     """partial * tangent, with ±inf * 0 = 0. Infinity is a product of two numbers, so that this is linear too."""
     largest = jnp.asarray(jnp.finfo(partial.dtype).max, partial.dtype)
     return jnp.clip(partial, -largest, largest) * policy.up(tangent) * jnp.where(jnp.isinf(partial), largest, 1)

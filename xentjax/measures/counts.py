@@ -12,8 +12,9 @@ from jaxtyping import ArrayLike
 from xentjax.core.domains import Counts, Domain, Labels, Mask
 from xentjax.core.op import op
 from xentjax.core.policy import class_indices
+from xentjax.core.rule import along
 from xentjax.measures.entropy import DISTRIBUTION_OPTIONS, Axis
-from xentjax.numerics import along, log_quotient, sum_along, total, xlogx
+from xentjax.numerics import log_quotient, sum_along, total, xlogx
 from xentjax.pairs import is_positive_and_finite, largest_of, mantissa_and_exponent, scaled, two_sum
 
 # -- of a distribution -------------------------------------------------------------------------------------------------

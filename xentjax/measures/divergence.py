@@ -11,9 +11,9 @@ from jaxtyping import ArrayLike
 from xentjax.core.domains import Domain, Probabilities
 from xentjax.core.op import op
 from xentjax.core.policy import require_same_shape
+from xentjax.core.rule import along
 from xentjax.measures.entropy import DISTRIBUTION_OPTIONS, Axis
 from xentjax.numerics import (
-    along,
     corrected,
     deviance,
     log,

@@ -11,7 +11,8 @@ from jaxtyping import ArrayLike
 
 from xentjax.core.domains import Domain, Logit, Mask, Probabilities, Probability
 from xentjax.core.op import op
-from xentjax.numerics import along, corrected, log, log_e_times, log_quotient, sum_along, total, xlogx
+from xentjax.core.rule import along
+from xentjax.numerics import corrected, log, log_e_times, log_quotient, sum_along, total, xlogx
 from xentjax.pairs import Pair, full_log_ratio, negative, pair_sum, rounded, scaled, two_sum, weighted
 
 DISTRIBUTION_OPTIONS: tuple[dict[str, Any], ...] = (

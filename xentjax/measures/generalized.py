@@ -12,8 +12,9 @@ from jaxtyping import ArrayLike
 
 from xentjax.core.domains import Domain, Mask, Probabilities
 from xentjax.core.op import op
+from xentjax.core.rule import along
 from xentjax.measures.entropy import Axis, entropy_gradient, entropy_sum
-from xentjax.numerics import along, anywhere, corrected, log, sum_along, xlogx
+from xentjax.numerics import anywhere, corrected, log, sum_along, xlogx
 from xentjax.pairs import (
     FORMATS,
     Pair,

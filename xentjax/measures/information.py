@@ -11,8 +11,9 @@ from jaxtyping import ArrayLike
 
 from xentjax.core.domains import Domain, JointTable, Mask
 from xentjax.core.op import op
+from xentjax.core.rule import along
 from xentjax.measures.joint import TABLE_OPTIONS, require_two_axes, variables
-from xentjax.numerics import along, deviance, log, log_quotient, total, xlogx, xlogy
+from xentjax.numerics import deviance, log, log_quotient, total, xlogx, xlogy
 from xentjax.pairs import Pair, as_pair, divide, mantissa_and_exponent, multiply, pair_sum, scaled, select
 
 

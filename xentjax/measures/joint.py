@@ -11,8 +11,9 @@ from jaxtyping import ArrayLike
 from xentjax.core.domains import Domain, JointTable, Mask
 from xentjax.core.op import op
 from xentjax.core.policy import require_axis
+from xentjax.core.rule import along
 from xentjax.measures.entropy import entropy_gradient, entropy_sum
-from xentjax.numerics import along, log, log_quotient, total, xlogx, xlogy
+from xentjax.numerics import log, log_quotient, total, xlogx, xlogy
 from xentjax.pairs import pair_sum
 
 TABLE_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"base": 2, "keepdims": True, "where": Mask("B J K")})
