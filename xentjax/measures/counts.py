@@ -101,7 +101,7 @@ def _surprise(counts: Any, axis: Any) -> tuple[tuple[Any, Any], Any, Any, Any]:
     (mantissa, exponent), (largest, unit) = mantissa_and_exponent(counts), mantissa_and_exponent(largest)
     counts, _ = scaled((mantissa, jnp.zeros_like(mantissa)), exponent - unit)
     others = total(jnp.where(below > 0, counts, 0), axis)
-    ties = jnp.sum(below == 0, axis=axis, keepdims=True)
+    ties = jnp.sum(below == 0, axis=axis, keepdims=True, dtype=counts.dtype)
     others = others + jnp.maximum(ties - 1, 0) * largest
     number = others + largest
     above = log_quotient(two_sum(largest, others), largest)
