@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import ulp as independent
 
-from xentjax import accuracy, peers
+from xentjax import accuracy, peers, sweep
 from xentjax.core import ulp
 from xentjax.core.domains import Domain, Logit, Logits, Probabilities
 from xentjax.core.op import ops
@@ -84,7 +84,7 @@ def test_the_library_is_within_its_contract_on_a_few_inputs(table):
 def test_peers_stand_beside_it_on_the_same_inputs(table):
     cells = {(r.record, r.library, r.quantity): r for r in table.rows if r.dtype == "float32"}
     own, jax_idiom = (cells["entropy_from_logits", library, "value"] for library in ("xentjax", "jax"))
-    assert own.compared + own.skipped == jax_idiom.compared + jax_idiom.skipped
+    assert own.compared + own.skipped > jax_idiom.compared + jax_idiom.skipped > 0  # it alone is run with options, too
     assert own.within
     assert not jax_idiom.within
 
@@ -98,15 +98,45 @@ def test_tables_for_people_and_machines(table):
     assert "entropy_from_logits" in str(table)
 
 
+def test_every_option_set_is_swept_and_float32_is_compared_with_arbitrary_precision(monkeypatch):
+    labels, exact = [], []
+    add, truth = sweep.Sweep.add, sweep.Sweep.exact
+    monkeypatch.setattr(sweep.Sweep, "exact", lambda self, *a: exact.append(self.number) or truth(self, *a))
+    monkeypatch.setattr(
+        sweep.Sweep, "add", lambda self, lib, label, *rest: labels.append(label) or add(self, lib, label, *rest)
+    )
+    monkeypatch.setattr(sweep, "SITUATIONS", ("unit",))
+    assert accuracy.measure("tsallis_entropy", ("float32",), quick=True).passed
+    assert set(exact) == {0, 1, 2, 3}
+    for option in ("alpha=2.0", "alpha=0.5, keepdims=True", "alpha=1.0", "alpha=5.0, axis=0"):
+        assert any(option in label for label in labels), option
+
+
+def test_many_entries_are_compared_with_arbitrary_precision_by_a_row():
+    (record,) = (r for r in ops() if r.name == "entropy_from_logits")
+    worst: dict = {}
+    swept = sweep.Sweep(record, 0, ("float64",), 0, False, worst)
+    case = record.domain.case(np.random.default_rng(0), "unit", K=2000, B=1)
+    swept.of_case("unit", case)
+    assert worst["xentjax", "gradient", "float64"].compared == 2000
+    assert 0 < worst["xentjax", "gradient", "float64"].ratio <= 1
+
+
+def test_what_is_not_measured_is_said_to_be():
+    row = accuracy.AccuracyRow("f", "xentjax", "value", "float64", 1.0, 4.0, True, 3, 0, "")
+    lines = accuracy.AccuracyTable([row], 0.0).to_markdown().splitlines()
+    assert lines[2] == "| `f` | 1 / not measured |"
+
+
 def test_sixteen_bit_numbers_are_taken_exhaustively():
     (record,) = (r for r in ops() if r.name == "logistic")
-    sweep = accuracy._Sweep(record, ("float16",), 0, quick=False)
+    worst = {}
+    swept = sweep.Sweep(record, 0, ("float16",), 0, False, worst)
     (kind,) = record.domain.kinds.values()
-    numbers = accuracy._every("float16", kind)
+    numbers = sweep.every("float16", kind)
     assert numbers.size == 2**16 - 2 * 2**10  # all but infinities and NaN
-    sweep.one("every number", "float16", {"z": numbers})
-    worst = sweep.worst["xentjax", "value", "float16"]
-    assert worst.ratio <= 1
+    swept.one("every number", ["float16"], {"z": numbers}, exactly=False)
+    assert worst["xentjax", "value", "float16"].ratio <= 1
     x = np.float16(-5.3)
     with mpmath.workdps(30):
         true = float(1 / (1 + mpmath.exp(-float(x))))

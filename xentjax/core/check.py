@@ -15,8 +15,6 @@ already does to a result, no formula can undo.  The size of other elements, and 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +25,9 @@ import jax
 import jax.numpy as jnp
 
 from xentjax.core.derivatives import ORDERS, Derivatives, Timing, groups
-from xentjax.core.op import Record, ops
+from xentjax.core.op import ops
+from xentjax.core.record import Record
+from xentjax.core.tables import chosen, to_json
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -66,8 +66,7 @@ class CheckTable:
 
     def to_json(self) -> str:
         """The rows as a JSON array; infinities and NaN as strings."""
-        rows = [{k: _json_number(v) for k, v in dataclasses.asdict(row).items()} for row in self.rows]
-        return json.dumps({"passed": self.passed, "seconds": self.seconds, "rows": rows}, indent=1)
+        return to_json(self.rows, self.passed, self.seconds)
 
     def __str__(self) -> str:
         head = (
@@ -128,20 +127,16 @@ def check_records(
     Raises:
       ValueError: where ``only`` names no record.
     """
-    names = [only] if isinstance(only, str) else list(only or [record.name for record in ops()])
-    records = {record.name: record for record in ops()}
-    unknown = sorted(set(names) - set(records))
-    if unknown:
-        raise ValueError(f"only: no record is named {unknown[0]!r}; there are {', '.join(records)}")
+    records = chosen(only, {record.name: record for record in ops()})
     start, rows = time.perf_counter(), []
-    chosen = jax.devices(device)[0] if device else jax.devices()[0]
+    where = jax.devices(device)[0] if device else jax.devices()[0]
     kinds = [jnp.dtype(d).name for d in dtypes]
     # Nearly all of the time goes to compiling: the programs are made beside the arithmetic of the truths.
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
         # A record without an argument to differentiate by has nothing to check.
-        differentiable = [records[name] for name in names if records[name].wrt]
-        checks = [_Check(record, seed, pool, chosen, kinds, timed) for record in differentiable]
+        differentiable = [record for record in records if record.wrt]
+        checks = [_Check(record, seed, pool, where, kinds, timed) for record in differentiable]
         for check in checks:
             found = check.rows()
             rows.append(found)
@@ -197,10 +192,6 @@ def _with_times(row: CheckRow, hand: float | None, automatic: float | None) -> C
     if (row.order, row.dtype) != ("gradient", "float32"):
         return row
     return dataclasses.replace(row, hand_seconds=hand, automatic_seconds=automatic)
-
-
-def _json_number(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 
 from xentjax.core import ulp
 from xentjax.core.domains import Case
-from xentjax.core.inputs import inward, moved, signs
-from xentjax.core.op import Record
+from xentjax.core.inputs import edges, largest_moves, signs
+from xentjax.core.record import Record
 from xentjax.core.reference import Formula
 from xentjax.core.tally import Tally
 
@@ -31,7 +31,7 @@ TIMED = {"B": 16, "K": 512, "J": 3, "D": 32}
 ORACLES_AGREE = 1e-9
 #: How to compile in less time: no less is computed, but by slower machine code. For the formulas that are compared
 #: with, and for 16 bits, where what counts is which numbers are rounded, and when.
-_COMPILED_FAST = {"xla_backend_optimization_level": 0}
+COMPILED_FAST = {"xla_backend_optimization_level": 0}
 
 
 class Derivatives(Tally):
@@ -101,10 +101,10 @@ class Group:
         hand, formula = self.record.function, self.record.oracle
         self.hand = {}
         for dtype in dict.fromkeys((*dtypes, "float64")):
-            options = _COMPILED_FAST if jnp.finfo(dtype).bits == 16 else {}
+            options = COMPILED_FAST if jnp.finfo(dtype).bits == 16 else {}
             self.hand[dtype] = pool.submit(self.compiled, hand, dtype, options)
         if self.main and "float64" in dtypes:
-            self.automatic = pool.submit(self.compiled, formula, "float64", _COMPILED_FAST)
+            self.automatic = pool.submit(self.compiled, formula, "float64", COMPILED_FAST)
 
     def compiled(self, function: Any, dtype: str, options: dict[str, Any]) -> Any:
         with jax.enable_x64(dtype == "float64"), jax.default_device(self.device):
@@ -133,9 +133,8 @@ class Group:
     def truth(self, moving: Any, rest: Any, tangents: Any) -> Any:
         """Gradients and Hessians by automatic differentiation of the formula, JVPs by finite differences, exactly."""
         value, derivatives = self.formulas
-        edges = {n: jax.tree.map(lambda v, n=n: inward(self.record, n, v), v) for n, v in {**moving, **rest}.items()}
-        at_edge = any(d is not None and np.any(d) for d in jax.tree.leaves(edges))
-        inside = ({n: edges[n] for n in moving}, {n: edges[n] for n in rest}) if at_edge else None
+        at = edges(self.record, {**moving, **rest})
+        inside = at and ({n: at[n] for n in moving}, {n: at[n] for n in rest})
         unmoved = jax.tree.map(lambda c: None, self.cotangents)
         found = derivatives.truth(self.cotangents, moving, rest, inward=inside and (unmoved, *inside))
         still = jax.tree.map(lambda v: None, rest)
@@ -146,23 +145,17 @@ class Group:
         return {**found, "jvp": slopes}
 
     def sizes(self, moving: Any, rest: Any, tangents: Any, base: Any) -> Any:
-        """How far each result moves, at most, for moves of every number by one part, tangents and cotangents too: 4
-        patterns of signs.
+        """How far each result moves, at most, for moves of every number by one part, tangents and cotangents too.
 
         A JVP is at least of the size of the terms that it sums up: of the JVP along the tangents with the gradient's
         signs.
         """
-        step, rng = 2.0**-20, np.random.default_rng(1)
-        largest = jax.tree.map(np.zeros_like, base)
-        for _ in range(4):
-            shifted = {n: moved(self.record, n, v, step, rng) for n, v in moving.items()}
-            along, against = (
-                jax.tree.map(lambda v: v * (1 + step * rng.choice([-1.0, 1.0], np.shape(v))), tree)
-                for tree in (tangents, self.cotangents)
-            )
-            found = self.run(self.hand["float64"], shifted, rest, along, "float64", against)
-            with np.errstate(all="ignore"):
-                largest = jax.tree.map(lambda m, a, b: np.fmax(m, np.abs(a - b) / step), largest, found, base)
+
+        def run(moving: Any, factors: Any) -> Any:
+            along, against = factors
+            return self.run(self.hand["float64"], moving, rest, along, "float64", against)
+
+        largest = largest_moves(self.record, run, base, moving, (tangents, self.cotangents))
         with np.errstate(all="ignore"):
             directions = {n: jax.tree.map(np.sign, base["gradient"][n]) for n in tangents}
             aligned = jax.tree.map(lambda t, s: np.abs(t) * np.where(np.isnan(s), 0, s), tangents, directions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentjax.core.domains import Logit, Logits, Probability, Real
-from xentjax.core.op import Record
+from xentjax.core.record import Record
+
+#: By how much numbers move, relatively, and in how many patterns of signs.
+STEP = 2.0**-20
+PATTERNS = 8
 
 
 def signs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -45,3 +50,27 @@ def moved(record: Record, name: str, value: Any, step: float, rng: np.random.Gen
             return np.where(np.isfinite(v) & np.isfinite(centred), v + step * up * centred, v)
 
     return jax.tree.map(one, value)
+
+
+def edges(record: Record, arrays: dict[str, Any]) -> dict[str, Any] | None:
+    """For each argument where it lies on an edge, as :func:`inward` says; None where nothing does."""
+    found = {n: jax.tree.map(lambda v, n=n: inward(record, n, v), a) for n, a in arrays.items()}
+    return found if any(e is not None and np.any(e) for e in jax.tree.leaves(found)) else None
+
+
+def largest_moves(record: Record, run: Callable[..., Any], base: Any, moving: dict[str, Any], factors: Any) -> Any:
+    """How far each of the results ``base`` moves, at most, in parts, when every number moves by one part.
+
+    ``run(moving, factors)`` gives the results. The patterns of signs come in pairs in which the arguments move with and
+    against each other: what depends on their difference moves in one of them.
+    """
+    largest = jax.tree.map(np.zeros_like, base)
+    for pattern in range(PATTERNS):
+        rng = np.random.default_rng(pattern // 2)
+        steps = {n: -STEP if pattern % 2 and i % 2 else STEP for i, n in enumerate(moving)}
+        shifted = {n: moved(record, n, v, steps[n], rng) for n, v in moving.items()}
+        factored = jax.tree.map(lambda v, rng=rng: v * (1 + STEP * rng.choice([-1.0, 1.0], np.shape(v))), factors)
+        found = run(shifted, factored)
+        with np.errstate(all="ignore"):
+            largest = jax.tree.map(lambda m, a, b: np.fmax(m, np.abs(a - b) / STEP), largest, found, base)
+    return largest

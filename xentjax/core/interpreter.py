@@ -16,6 +16,10 @@ import numpy as np
 
 from xentjax.core.arithmetic import ELEMENTWISE, element, elements, exact
 
+#: Primitives that carry out a function that was traced by itself, and those among them with derivative rules.
+CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
+RULES = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+
 
 def interpret(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
     """The outputs of a jaxpr, at mpmath's working precision."""
@@ -38,7 +42,7 @@ def _apply(equation: Any, operands: list[Any]) -> list[Any]:
         branch = params["branches"][int(operands[0])]
         return interpret(branch.jaxpr, [exact(c) for c in branch.consts], operands[1:])
     inner = params.get("call_jaxpr", params.get("jaxpr"))
-    if name in _CALLS and inner is not None:
+    if name in CALLS | RULES and inner is not None:
         consts = [exact(c) for c in inner.consts] if hasattr(inner, "consts") else []
         return interpret(getattr(inner, "jaxpr", inner), consts, operands)
     if name in ELEMENTWISE:
@@ -48,14 +52,8 @@ def _apply(equation: Any, operands: list[Any]) -> list[Any]:
         return result if isinstance(result, list) else [result]
     raise NotImplementedError(
         f"no exact arithmetic for the JAX primitive {name!r}: known are "
-        f"{', '.join(sorted({*ELEMENTWISE, *_STRUCTURAL, *_CALLS}))}"
+        f"{', '.join(sorted({*ELEMENTWISE, *_STRUCTURAL, *CALLS, *RULES}))}"
     )
-
-
-_CALLS = {
-    "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-}  # fmt: skip
 
 
 def _reduction(ufunc: Any) -> Callable[..., Any]:

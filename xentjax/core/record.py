@@ -43,7 +43,7 @@ class Record:
         self.wrt, self.domain = wrt, domain
         self.group, self.formula_text, self.gradient_text, self.source = texts
         self.fill, self.upcast, self.bounded = fill, upcast, bounded
-        self.public, self.underflow = public, underflow
+        self.public, self.underflow, self.own = public, underflow, own
         names = tuple(self.signature.parameters)
         # The array arguments are those that the domain draws; any other is an option (an order, a number of classes).
         self.inputs = tuple(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
+from xentjax.core.interpreter import CALLS, RULES
 from xentjax.core.rule import plain_formulas
 
 #: Each operation is disturbed by this many units of its own rounding error.
@@ -48,8 +49,6 @@ _ELEMENTARY = {
     "sinh", "cosh", "asinh", "acosh", "atanh", "pow", "erf", "erfc", "erf_inv", "lgamma", "digamma", "cbrt", "rsqrt",
 }  # fmt: skip
 _ELEMENTARY_UNITS = 4
-_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
-_RULES = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 
 
 class Rounding:
@@ -146,7 +145,7 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield equation
         inner = _closed(equation.params.get("call_jaxpr", equation.params.get("jaxpr")))
-        if equation.primitive.name in _CALLS | _RULES and inner is not None:
+        if equation.primitive.name in CALLS | RULES and inner is not None:
             yield from _equations(inner.jaxpr)
 
 
@@ -164,7 +163,7 @@ def _run(closed: Any, inputs: Sequence[Any], after: Callable[[Any, list[Any], An
     for equation in jaxpr.eqns:
         name, operands = equation.primitive.name, [read(atom) for atom in equation.invars]
         inner = _closed(equation.params.get("call_jaxpr", equation.params.get("jaxpr")))
-        if name in _CALLS | _RULES and inner is not None:
+        if name in CALLS | RULES and inner is not None:
             outputs = _run(inner, operands, after)
         else:
             params = {k: _rewritten(v) for k, v in equation.params.items()}
