@@ -279,6 +279,23 @@ def test_entries_left_out_of_the_binary_loss_reach_no_derivative_by_an_option(op
     assert jax.grad(loss)(0.3) == jax.grad(rest)(0.3)
 
 
+@pytest.mark.parametrize("options", [{}, {"softcap": 5.0}, {"temperature": 2.0}, {"label_smoothing": 0.1}])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_derivative_by_a_weight_of_zero_is_that_of_the_loss(options: dict[str, Any], reduction: Any) -> None:
+    weights = jnp.array([0.5, 0.0, 2.0])
+    softmax = (xj.softmax_cross_entropy, jnp.arange(12.0).reshape(3, 4) % 5, jnp.array([3, 1, 0]))
+    sigmoid = (xj.sigmoid_cross_entropy, jnp.array([1.0, -2.0, 3.0]), jnp.array([0.0, 1.0, 0.3]))
+    for loss, logits, labels in (softmax, sigmoid):
+
+        def reduced(weights: Any, loss: Any = loss, logits: Any = logits, labels: Any = labels) -> Any:
+            return loss(logits, labels, weights=weights, reduction=reduction, **options)
+
+        losses = loss(logits, labels, **options)
+        mean = jnp.sum(weights * losses) / jnp.sum(weights)
+        expected = losses if reduction == "sum" else (losses - mean) / jnp.sum(weights)
+        np.testing.assert_allclose(jax.grad(reduced)(weights), expected, rtol=1e-6, atol=1e-7)
+
+
 # -- hyperparameters ---------------------------------------------------------------------------------------------------
 
 

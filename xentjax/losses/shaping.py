@@ -36,7 +36,8 @@ def hyperparameter(function: str, name: str, bound: dict[str, Any], dtype: Any) 
 def shaped_logits(function: str, bound: dict[str, Any], keep: Any, dtype: Any, axis: Any = ()) -> Any:
     """c·tanh(z/c)/τ in ``dtype``; the logits as they are where there is neither cap nor temperature.
 
-    Entries and examples that are left out become 0 first, so that what stands there reaches no derivative.
+    Entries that are left out become 0 first, and so do numbers of examples left out that are not finite: they would
+    reach a derivative. (A finite one stays: the derivative by a weight of 0 is the loss.)
     """
     logits = bound["logits"]
     if logits.dtype != dtype and not (policy.is_float(logits) and policy.up(logits).dtype == dtype):
@@ -48,7 +49,7 @@ def shaped_logits(function: str, bound: dict[str, Any], keep: Any, dtype: Any, a
     if bound.get("where") is not None:
         logits = jnp.where(bound["where"], logits, 0)
     if keep is not None:
-        logits = jnp.where(policy.expand(keep, axis), logits, 0)
+        logits = jnp.where(policy.expand(keep, axis) | jnp.isfinite(logits), logits, 0)
     if has_cap:
         logits = soft_cap(logits, jnp.broadcast_to(hyperparameter(function, "softcap", bound, dtype), logits.shape))
     return logits / hyperparameter(function, "temperature", bound, dtype) if has_temperature else logits

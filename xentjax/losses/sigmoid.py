@@ -189,8 +189,8 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
     t = jnp.where((t >= 0) & (t <= 1), t, jnp.nan)
     complement = None
     if policy.is_given(bound["label_smoothing"], 0.0):
-        for kept in (keep, bound["where"]):  # what stands elsewhere reaches no derivative
-            t = t if kept is None else jnp.where(kept, t, 0)
+        for kept in (keep, bound["where"]):  # what is no label would reach a derivative
+            t = t if kept is None else jnp.where(kept | jnp.isfinite(t), t, 0)
         smoothing = hyperparameter(name, "label_smoothing", bound, dtype)
         t, complement = ((1 - smoothing) * share + smoothing / 2 for share in (t, 1 - t))
         complement = jax.lax.stop_gradient(complement)

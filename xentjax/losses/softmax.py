@@ -148,16 +148,16 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 def _masses(bound: dict[str, Any], labels: Any, keep: Any, axis: int, dtype: Any) -> Any:
     """a_i = w_i·((1-ε)·t_i + ε·Σt/K): what each class counts for, over the K classes that the mask keeps.
 
-    Examples that are left out get the label 0, so that what stands there reaches no derivative.
+    Labels of examples left out that are none become 0: they would reach a derivative.
     """
     logits, where = bound["logits"], bound["where"]
     if policy.is_float(labels):
         target = labels.astype(dtype)
-        target = target if keep is None else jnp.where(policy.expand(keep, axis), target, 0)
+        target = target if keep is None else jnp.where(policy.expand(keep, axis) | jnp.isfinite(target), target, 0)
         mass = jnp.sum(target, axis=axis, keepdims=True)
     else:
-        labels = labels if keep is None else jnp.where(keep, labels, 0)
-        in_range = jnp.expand_dims((labels >= 0) & (labels < logits.shape[axis]), axis)
+        in_range = (labels >= 0) & (labels < logits.shape[axis])
+        in_range = jnp.expand_dims(in_range if keep is None else in_range | ~keep, axis)
         target = jnp.where(in_range, one_hot(labels, logits, axis).astype(dtype), jnp.nan)
         mass = jnp.ones((), dtype)
     if policy.is_given(bound["label_smoothing"], 0.0):
