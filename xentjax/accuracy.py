@@ -69,8 +69,8 @@ class AccuracyTable:
             lines.append(f"| `{record}` | " + " | ".join(shown) + " |")
         own = [row for row in self.rows if row.library == "xentjax"]
         beyond = dict.fromkeys(f"`{r.record}` ({r.quantity}, {r.dtype})" for r in own if not r.within)
-        kept = "everywhere" if not beyond else f"not by {', '.join(beyond)}"
-        return "\n".join([*lines, "", f"The contract is kept {kept}: {len(own)} worst cases of xentjax compared."])
+        kept = "kept everywhere" if not beyond else f"not kept by {', '.join(beyond)}"
+        return "\n".join([*lines, "", f"The contract is {kept}: {len(own)} worst cases of xentjax compared."])
 
     def __str__(self) -> str:
         head = ("record", "library", "quantity", "dtype", "ULP", "allowed", "compared", "skipped", "")
