@@ -9,6 +9,9 @@ import os
 import signal
 import sys
 
+#: The exit status after a Ctrl-C.
+INTERRUPTED = 130
+
 
 def main() -> int:
     previous = signal.signal(signal.SIGINT, leave)
@@ -21,4 +24,4 @@ def main() -> int:
 def leave(number: int, frame: object) -> None:
     """End at once: nothing has been begun, and a module that is half loaded turns an exception into others."""
     print("xentjax: interrupted", file=sys.stderr, flush=True)
-    os._exit(130)
+    os._exit(INTERRUPTED)

@@ -40,7 +40,7 @@ def near_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -
     q_at_largest = row_max(
         lambda a, b, m: jnp.minimum(up(b), limit) + jnp.minimum(up(a) - m, 0) * limit, entries, [m_a], axis
     )
-    centre, remainder = _bounded_difference(m_a, q_at_largest)
+    centre, remainder = _difference(m_a, q_at_largest)
     reachable = jnp.abs(centre) < jnp.inf
     centre = jnp.where(reachable, centre, m_a - m_b)
     gap = jnp.where(reachable, m_b - q_at_largest, jnp.inf)
@@ -109,23 +109,20 @@ def far(dtype: Any) -> float:
     return 0.25 if jnp.finfo(dtype).bits > 16 else 0.01
 
 
-def exact_difference(a: Any, b: Any) -> tuple[Any, Any]:
-    """a - b rounded, and what the rounding left; 0 where the difference is infinite."""
+def _difference(a: Any, b: Any) -> tuple[Any, Any]:
+    """a - b rounded, and what the rounding left, 0 where the difference is infinite; of numbers up to a quarter of the
+    largest, so that nothing that follows from it overflows."""
+    quarter = huge(a.dtype) / 4
+    a, b = jnp.clip(a, -quarter, quarter), jnp.where(b == -jnp.inf, b, jnp.clip(b, -quarter, quarter))
     difference = a - b
     rounded = difference - a
     remainder = (a - (difference - rounded)) - (b + rounded)
     return difference, jnp.where(jnp.abs(difference) < jnp.inf, remainder, 0)
 
 
-def _bounded_difference(a: Any, b: Any) -> tuple[Any, Any]:
-    """``exact_difference`` of numbers up to a quarter of the largest: none of what follows from it overflows."""
-    quarter = huge(a.dtype) / 4
-    return exact_difference(jnp.clip(a, -quarter, quarter), jnp.where(b == -jnp.inf, b, jnp.clip(b, -quarter, quarter)))
-
-
 def _delta(a: Any, b: Any, centre: Any, remainder: Any) -> Any:
     """δ = (a - b) - centre with all its digits, however large the logits; 0 where both are -inf."""
-    difference, rest = _bounded_difference(up(a), up(b))
+    difference, rest = _difference(up(a), up(b))
     difference = jnp.where((up(a) == -jnp.inf) & (up(b) == -jnp.inf), centre, difference)
     return (difference - centre) + (rest - remainder)
 

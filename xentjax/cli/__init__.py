@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import re
 import signal
 import sys
@@ -12,7 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 
-INTERRUPTED = 130
+from _xentjax_main import leave
 
 #: Distributions whose module has another name.
 _MODULES = {"scikit-learn": "sklearn"}
@@ -62,11 +61,6 @@ def _needed(package: str, extra: str) -> set[str]:
 @contextlib.contextmanager
 def _leaving_at_once() -> Iterator[None]:
     """A Ctrl-C in the block ends the process: a module that is half loaded would turn an exception into others."""
-
-    def leave(number: int, frame: object) -> None:
-        print("xentjax: interrupted", file=sys.stderr, flush=True)
-        os._exit(INTERRUPTED)
-
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets no other thread handle signals
         return

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import jax
 import typer
 
-from xentjax.cli import INTERRUPTED, report
+from _xentjax_main import INTERRUPTED
+from xentjax.cli import report
 from xentjax.core.check import check_records
 from xentjax.core.op import ops
 from xentjax.training.config import FitConfig, TutorialConfig

@@ -3,7 +3,7 @@
 The accuracy contract: a result of true size t is within K ULP of the truth, K = 4 + |ln t| below 1 and 4 above (an
 argument that is rounded once before exp costs |ln t|/2), plus tiny, the smallest normal number, for each of the V
 entries that it sums over: a term below it may be flushed to zero (of an entropy 200·tiny: p log p is that much larger).
-  Results in 16 bits are computed in float32 and rounded once: 0.51 ULP.
+Results in 16 bits are computed in float32 and rounded once: 0.51 ULP.
 """
 
 from __future__ import annotations
