@@ -265,6 +265,8 @@ def full_log_ratio(a: Any, b: Any = None) -> Pair:
         high = m_a.dtype.type(share)
         low = m_a.dtype.type(share - Fraction(float(high)))
         series = multiply(add(series, (jnp.full_like(m_a, high), jnp.full_like(m_a, low))), square)
+        # Each term uses the one before many times over: a compiler that fused them all would copy it as often.
+        series = jax.lax.optimization_barrier(series)
     two_s = 2 * s[0], 2 * s[1]
     rest = add(two_s, multiply(two_s, series))
     product, error = two_product(k, jnp.full_like(k, form.log_two_rest))
