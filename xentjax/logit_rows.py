@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from xentjax.core.policy import up
-from xentjax.numerics import anywhere, as_bits, of_bits
+from xentjax.numerics import anywhere, as_bits, of_bits, total
 
 #: Below this total one class holds more than two thirds of the probability.
 DOMINATED = 1.5
@@ -52,12 +52,16 @@ def row_sum(term: Callable[..., Any], entries: Sequence[Any], rows: Sequence[Any
     Over a few classes the terms are added column by column, which a compiler fuses into one loop over the rows, where
     a reduction would start a loop of two or three steps for every row.  Otherwise it is one fused reduction.
     """
-    return _reduced(jnp.add, jnp.sum, term, entries, rows, axis)
+    return _reduced(jnp.add, _wide_sum, term, entries, rows, axis)
 
 
 def row_max(term: Callable[..., Any], entries: Sequence[Any], rows: Sequence[Any], axis: int) -> Any:
     """The largest term(entry, ..., row value, ...) of each row."""
     return _reduced(jnp.maximum, jnp.max, term, entries, rows, axis)
+
+
+def _wide_sum(terms: Any, axis: int) -> Any:
+    return jnp.squeeze(total(terms, axis), axis)
 
 
 def _reduced(combine: Any, reduce: Any, term: Any, entries: Sequence[Any], rows: Sequence[Any], axis: int) -> Any:

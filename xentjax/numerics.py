@@ -95,16 +95,17 @@ def log_e_times(p: Any, q: Any, logarithm: Any) -> Any:
 
 # -- sums --------------------------------------------------------------------------------------------------------------
 
-#: Arrays of fewer numbers are summed one by one by XLA, each rounding the same way where the terms are equal: in a row
-#: of a thousand that is ten units of the last digit. Larger ones are summed in blocks.
-_ONE_BY_ONE = 8192
-
-
 def total(terms: Any, axis: Any) -> Any:
     """Σ terms over the axes (None: all), which are kept with length 1, for terms of one sign."""
-    if terms.size < _ONE_BY_ONE:
-        return rounded(pair_sum(terms, axis))
-    return jnp.sum(terms, axis=axis, keepdims=True)
+    plain = jnp.sum(terms, axis=axis, keepdims=True)
+    return rounded(pair_sum(terms, axis)) if is_small(terms.size, plain.size) else plain
+
+
+def is_small(numbers: int, sums: int) -> bool:
+    """Whether so many numbers in so few sums are added with twice the digits. XLA adds larger arrays in blocks; these,
+    one by one or nearly so: where the terms are equal each addition rounds the same way, and a single row of 32,000
+    was wrong by 16 units of the last digit."""
+    return numbers < 8192 or (sums < 4 and numbers < 131072)
 
 
 @jax.custom_batching.custom_vmap
