@@ -95,6 +95,7 @@ def log_e_times(p: Any, q: Any, logarithm: Any) -> Any:
 
 # -- sums --------------------------------------------------------------------------------------------------------------
 
+
 def total(terms: Any, axis: Any) -> Any:
     """Σ terms over the axes (None: all), which are kept with length 1, for terms of one sign."""
     plain = jnp.sum(terms, axis=axis, keepdims=True)
