@@ -95,3 +95,33 @@ def test_rows_that_are_no_distributions_are_nan(a: list[float]) -> None:
     for divergence_of in (xj.kl_divergence_from_logits, xj.js_divergence_from_logits):
         for pair in ((a, [0.0, 1.0]), ([0.0, 1.0], a)):
             assert jnp.isnan(divergence_of(*(jnp.array(z, jnp.float32) for z in pair)))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("special", [1, 3, 1400])
+def test_rows_that_need_care_are_found_wherever_they_are(special: int, axis: int) -> None:
+    """Few of them, or many: near, dominated and infinite rows among others get what they get alone."""
+    rng = np.random.default_rng(special)
+    a, b = rng.normal(0, 1, (2, 2100, 40)).astype(np.float32)
+    chosen = rng.permutation(2100)[:special]
+    b[chosen] = a[chosen] + rng.normal(0, 1e-3, (special, 40)).astype(np.float32)
+    a[chosen[0], 3] = 60  # dominated, and far
+    a[chosen[-1], 5] = b[chosen[-1], 5] = -INF
+    true = np.asarray(divergence(a, b), np.float64)
+    labels = rng.integers(0, 40, 2100)
+    loss = -np.take_along_axis(log_probabilities(a), labels[:, None], 1)[:, 0].astype(float)
+
+    def of_batch(rows: Any) -> Any:
+        return np.moveaxis(rows.reshape(3, 700, *rows.shape[1:]), -1, axis) if rows.ndim > 1 else rows.reshape(3, 700)
+
+    rtol = 9 * np.finfo(np.float32).eps
+    grids = of_batch(a), of_batch(b)
+    np.testing.assert_allclose(xj.kl_divergence_from_logits(*grids, axis=axis), of_batch(true), rtol=rtol * 4)
+    np.testing.assert_allclose(
+        xj.softmax_cross_entropy(grids[0], of_batch(labels), axis=axis), of_batch(loss), rtol=rtol
+    )
+    mapped = jax.vmap(xj.kl_divergence_from_logits)(a.reshape(2, 1050, 40), b.reshape(2, 1050, 40))
+    np.testing.assert_allclose(mapped.ravel(), true, rtol=rtol * 4)
+    slopes = jax.grad(lambda z: jnp.sum(xj.softmax_cross_entropy(z, labels)))(a)
+    at_label = np.take_along_axis(np.asarray(slopes, float), labels[:, None], 1)[:, 0]
+    np.testing.assert_allclose(at_label, np.expm1(-loss), rtol=rtol * 4)

@@ -13,7 +13,7 @@ import pytest
 
 import xentjax as xj
 
-pytestmark = pytest.mark.usefixtures("strict_dtypes")
+pytestmark = pytest.mark.usefixtures("compiled_fast", "strict_dtypes")
 
 IGNORED = -7
 RNG = np.random.default_rng(20)

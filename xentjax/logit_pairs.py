@@ -80,28 +80,22 @@ def near_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -
 
 
 def far_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[LogitPair, Any]:
-    """What ``near_pair`` finds, with δ as the difference of two depths, each of them rounded, and the sum as it stands:
-    right where no class of p dominates and KL is at least ``far``; not finite where something is."""
-    entries, rows = [p_logits, q_logits], [finite(of_p.maximum), finite(of_q.maximum)]
-    log_scale = jnp.log(of_q.total / of_p.total)
+    """What ``near_pair`` finds, with δ as the difference of two depths, each of them rounded, and KL as the sum of the
+    non-negative q - p - p log(q/p): right where no class of p dominates and KL is at least ``far``; not finite where
+    something is."""
+    rows = [finite(of_p.maximum), finite(of_q.maximum)]
+    ratio = of_p.total / of_q.total
+    # q/p and log(q/p) from the same number: what that is rounded by has no effect, as Σ q = Σ p.
+    shift, rest = log_ratio(ratio)
 
-    def information(a: Any, b: Any, m_a: Any, m_b: Any, log_scale: Any) -> Any:
+    def deviance(a: Any, b: Any, m_a: Any, m_b: Any, ratio: Any, shift: Any) -> Any:
         a, b = up(a) - m_a, up(b) - m_b
-        return jnp.exp(a) * ((a - b) + log_scale)
+        return jnp.exp(b) * ratio - jnp.exp(a) * (1 + (shift - (a - b)))
 
-    rounded = row_sum(information, *apart(entries, [*rows, log_scale]), axis) / of_p.total
-    scale = jnp.exp(rounded - log_scale)
-    # e^u and u from the same number, so that what the exponential is rounded by is not taken for a divergence.
-    mean, rest = log_ratio(scale)
-
-    def surplus(a: Any, b: Any, m_a: Any, m_b: Any, mean: Any, scale: Any, slope: Any) -> Any:
-        a, b = up(a) - m_a, up(b) - m_b
-        return jnp.exp(b) * scale - jnp.exp(a) * (1 + slope * (mean - (a - b)))
-
-    slope = 1 + _growth(rounded)
-    total = row_sum(surplus, *apart(entries, [*rows, mean, scale, slope]), axis) - of_p.total * (slope * rest)
-    value, none = _log1p(total / of_p.total), jnp.full_like(mean, jnp.nan)
-    return LogitPair(of_p, of_q, rows[0] - rows[1], jnp.zeros_like(mean), mean, none, none), value
+    total = row_sum(deviance, *apart([p_logits, q_logits], [*rows, ratio, shift]), axis)
+    value = total / of_p.total - rest
+    none = jnp.full_like(value, jnp.nan)
+    return LogitPair(of_p, of_q, rows[0] - rows[1], jnp.zeros_like(value), value + shift, none, none), value
 
 
 def far(dtype: Any) -> float:

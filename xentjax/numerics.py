@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -150,6 +151,65 @@ def in_pieces(function: Callable[..., Any], *arrays: Any) -> Any:
         return jnp.concatenate([pieces[:-1].reshape(-1, *pieces.shape[2:])[: length - size], pieces[-1]])
 
     return jax.tree.map(joined, done)
+
+
+def for_rows(
+    needed: Any, found: Any, function: Callable[..., Any], arrays: Any, rows: Any, axis: int, whole: bool = False
+) -> Any:
+    """What is found, numbers by row, with ``function(arrays, rows, axis)`` in its place if a row needs it.
+
+    Where few rows do, only the blocks of rows that they are in are computed anew, and few rows cost little. Where many
+    do, all are, piece by piece unless they may be taken as a ``whole``.
+    """
+    length = needed.size
+    block = max(1, min(_BLOCK, length // _SHARES))
+    padded = jnp.pad(jnp.ravel(needed), (0, -length % block))
+    blocks = jnp.any(padded.reshape(-1, block), axis=1)
+    size = -(-blocks.size // _SHARES)
+
+    def all_rows(found: Any, arrays: Any, rows: Any) -> Any:
+        along = functools.partial(function, axis=axis)
+        return along(arrays, rows) if whole or axis == 0 else in_pieces(along, arrays, rows)
+
+    def few_rows(found: Any, arrays: Any, rows: Any) -> Any:
+        number = jnp.cumsum(blocks)
+        order = jnp.searchsorted(number, jnp.arange(1, size * _FEW + 1))  # past the last one: their length
+        order = (order[:, None] * block + jnp.arange(block)).reshape(_FEW, -1)
+
+        def of(chosen: Any) -> Any:
+            # Behind a barrier with the choice, so that nothing is made of the whole arrays before the loop.
+            (entries, numbers), chosen = jax.lax.optimization_barrier(((arrays, rows), chosen))
+
+            def part(array: Any, shape: tuple[int, ...]) -> Any:
+                bits = as_bits(array)
+                bits = jnp.moveaxis(bits, axis, -1) if len(shape) > 1 else bits
+                return of_bits(bits.reshape(shape).at[chosen].get(mode="clip"), array.dtype)
+
+            of_entries, of_numbers = (functools.partial(part, shape=s) for s in ((length, -1), (length,)))
+            return function(jax.tree.map(of_entries, entries), jax.tree.map(of_numbers, numbers), axis=-1)
+
+        def none(chosen: Any) -> Any:
+            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of, chosen))
+
+        done = jax.lax.map(lambda chosen: jax.lax.cond(anywhere(chosen[0] < length), of, none, chosen), order)
+
+        def in_place(old: Any, new: Any) -> Any:
+            by_block = jnp.ravel(new.reshape(-1, block).at[number - 1].get(mode="clip"))
+            return jnp.where(needed, by_block[:length].reshape(old.shape), old)
+
+        return jax.tree.map(in_place, found, done)
+
+    def some(*operands: Any) -> Any:
+        if length < _SHARES or jax.tree.leaves(arrays)[0].size < _WIDE * length:
+            return all_rows(*operands)
+        return jax.lax.cond(anywhere(jnp.sum(blocks) > size * _FEW), all_rows, few_rows, *operands)
+
+    return jax.lax.cond(anywhere(needed), some, lambda found, *_: found, found, arrays, rows)
+
+
+#: Rows that need care are sought in blocks of so many; they are few where they are in at most _FEW of _SHARES of the
+#: blocks, and one share is computed at a time. Of rows with less than _WIDE entries some always need care.
+_BLOCK, _SHARES, _FEW, _WIDE = 16, 128, 32, 16
 
 
 def as_bits(array: Any) -> Any:

@@ -25,7 +25,7 @@ from xentjax.logit_rows import (
     row_sum,
     rows_of,
 )
-from xentjax.numerics import anywhere
+from xentjax.numerics import for_rows
 
 
 @op(
@@ -164,34 +164,38 @@ def _value_for_masses(logits: Any, masses: Any, axis: int) -> tuple[Any, Rows, A
     # Not finite where a class of probability zero is met, with mass or without.
     spread = row_sum(lambda t, z, m: up(t) * (m - up(z)), *apart([masses, logits], [finite(rows.maximum)]), axis)
 
-    def plain(logits: Any, masses: Any, maximum: Any, spread: Any) -> tuple[Any, Any, Any]:
-        return row_sum(up, [masses], [], axis), spread, jnp.zeros_like(spread)
-
-    def careful(logits: Any, masses: Any, maximum: Any, spread: Any) -> tuple[Any, Any, Any]:
-        # Behind barriers too: XLA:CPU stores a constant that two sums share, once for every entry.
-        factor = jax.lax.optimization_barrier(limit)
-        largest = jax.lax.optimization_barrier(factor)
+    # The limit behind barriers, a new one in each sum: XLA:CPU stores a constant that sums share, once for every entry.
+    def of_others(entries: Any, maximum: Any, axis: int, limit: Any = limit) -> Any:
+        limit = jax.lax.optimization_barrier(limit)
 
         def below_maximum(t: Any, z: Any, m: Any) -> Any:
-            return up(t) * jnp.minimum(jnp.maximum(m - up(z), 0) * factor, 1)
+            return up(t) * jnp.minimum(jnp.maximum(m - up(z), 0) * limit, 1)
+
+        return row_sum(below_maximum, *apart(entries, [finite(maximum)]), axis)
+
+    def of_infinities(entries: Any, numbers: Any, axis: int) -> tuple[Any, Any]:
+        maximum, spread, mass = numbers
+        largest = jax.lax.optimization_barrier(limit)
 
         def has_mass_at_minus_infinity(t: Any, z: Any) -> Any:
             beyond = -largest - up(z)  # +inf for -inf, otherwise at most 0
             return jnp.minimum(up(t) * largest, beyond + jnp.abs(beyond))
 
-        mass = row_sum(up, *apart([masses], []), axis)
-        below = row_sum(below_maximum, [masses, logits], [finite(maximum)], axis)
         # By halves, so that the depth of a finite logit does not overflow.
         half = jnp.asarray(0.5, limit.dtype)
         halves = [finite(maximum) * half]
-        clipped = 2 * row_sum(lambda t, z, m: up(t) * depth(up(z) * half, m), *apart([masses, logits], halves), axis)
-        impossible = row_sum(has_mass_at_minus_infinity, *apart([masses, logits], []), axis) > 0
+        clipped = 2 * row_sum(lambda t, z, m: up(t) * depth(up(z) * half, m), *apart(entries, halves), axis)
+        impossible = row_sum(has_mass_at_minus_infinity, *apart(entries, []), axis) > 0
         spread = jnp.where(jnp.isfinite(spread), spread, jnp.where(impossible, jnp.inf, clipped))
-        spread = jnp.where(maximum == jnp.inf, jnp.where(below == 0, 0, below * jnp.inf), spread)
-        return mass, spread, below
+        below = of_others(entries, maximum, axis, largest)
+        return jnp.where(maximum == jnp.inf, jnp.where(below == 0, 0, below * jnp.inf), spread), mass
 
-    needed = anywhere(is_dominated(rows.total) | ~jnp.isfinite(spread))
-    mass, spread, below = jax.lax.cond(needed, careful, plain, logits, masses, rows.maximum, spread)
+    # The mass goes along, or it would be computed where it is used, from columns that are stored first.
+    entries, found = (masses, logits), (spread, row_sum(up, *apart([masses], []), axis))
+    numbers, needed = (rows.maximum, *found), ~jnp.isfinite(spread)
+    spread, mass = for_rows(needed, found, of_infinities, entries, numbers, axis, whole=True)
+    # Where no class dominates it is not used.
+    below = for_rows(is_dominated(rows.total), rows.maximum, of_others, entries, rows.maximum, axis, whole=True)
     return spread + mass * rows.log_total, rows, (mass, below)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,14 +21,13 @@ from xentjax.logit_rows import (
     finite,
     huge,
     is_dominated,
-    is_narrow,
     row_max,
     row_sum,
     rows_of,
 )
 from xentjax.measures.entropy import DISTRIBUTION_OPTIONS
 from xentjax.measures.logits import checked_logits
-from xentjax.numerics import anywhere, in_pieces, midpoint_series
+from xentjax.numerics import for_rows, midpoint_series
 from xentjax.pairs import artanh_series
 
 # -- Kullback-Leibler --------------------------------------------------------------------------------------------------
@@ -101,47 +98,33 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 @kl_divergence_from_logits.value
 def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     of_p, of_q = rows_of(p_logits, axis), rows_of(q_logits, axis)
-    find = _with_care if is_narrow(p_logits, axis) else _quickly
+    find = _with_care if p_logits.shape[axis] < _FEW_CLASSES else _quickly
     value, pair = find(p_logits, q_logits, of_p, of_q, axis)
     return jnp.expand_dims(value, axis), pair
 
 
-def _quickly(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[Any, LogitPair]:
-    """With differences of depths; with care if some row is near, has a class that dominates or met an infinity.
+#: Among many rows of fewer classes some are always near.
+_FEW_CLASSES = 16
 
-    Among many rows of few classes some always are.
-    """
+
+def _quickly(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[Any, LogitPair]:
+    """With differences of depths; with care where a row is near, has a class that dominates or met an infinity."""
     pair, value = far_pair(p_logits, q_logits, of_p, of_q, axis)
     needed = ~((value >= far(p_logits.dtype)) & (value < jnp.inf)) | is_dominated(of_p.total)
 
-    def careful(p_logits: Any, q_logits: Any, value: Any, pair: LogitPair) -> tuple[Any, LogitPair]:
-        of_rows = functools.partial(_with_care, axis=axis)
-        return _by_rows(of_rows, axis)(p_logits, q_logits, pair.of_p, pair.of_q)
+    def careful(logits: Any, rows: Any, axis: int) -> tuple[Any, LogitPair]:
+        return _with_care(*logits, *rows, axis=axis)
 
-    def keep(p_logits: Any, q_logits: Any, value: Any, pair: LogitPair) -> tuple[Any, LogitPair]:
-        return value, pair
-
-    return jax.lax.cond(anywhere(needed), careful, keep, p_logits, q_logits, value, pair)
-
-
-def _by_rows(function: Callable[..., Any], axis: int) -> Callable[..., Any]:
-    """The function of whole rows, which goes through them in pieces where the first axis is not that of the classes."""
-    return function if axis == 0 else functools.partial(in_pieces, function)
+    return for_rows(needed, (value, pair), careful, (p_logits, q_logits), (of_p, of_q), axis)
 
 
 def _with_care(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[Any, LogitPair]:
     """As of distributions that are near; again where that is not finite, or a logit is +inf."""
     pair, value = near_pair(p_logits, q_logits, of_p, of_q, axis)
     needed = ~(jnp.isfinite(value) & (of_p.maximum < jnp.inf) & (of_q.maximum < jnp.inf))
-
-    def beyond(p_logits: Any, q_logits: Any, value: Any, needed: Any) -> Any:
-        of_rows = functools.partial(_of_extremes, axis=axis)
-        return jnp.where(needed, _by_rows(of_rows, axis)(p_logits, q_logits), value)
-
-    def within(p_logits: Any, q_logits: Any, value: Any, needed: Any) -> Any:
-        return value
-
-    return jax.lax.cond(anywhere(needed), beyond, within, p_logits, q_logits, value, needed), pair
+    return for_rows(
+        needed, value, lambda logits, _, axis: _of_extremes(*logits, axis=axis), (p_logits, q_logits), (), axis
+    ), pair
 
 
 def _of_extremes(p_logits: Any, q_logits: Any, axis: int) -> Any:
