@@ -112,8 +112,8 @@ def _quickly(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) ->
     pair, value = far_pair(p_logits, q_logits, of_p, of_q, axis)
     needed = ~((value >= far(p_logits.dtype)) & (value < jnp.inf)) | is_dominated(of_p.total)
 
-    def careful(logits: Any, rows: Any, axis: int) -> tuple[Any, LogitPair]:
-        return _with_care(*logits, *rows, axis=axis)
+    def careful(logits: tuple[Any, Any], rows: tuple[Rows, Rows], axis: int) -> tuple[Any, LogitPair]:
+        return _with_care(*logits, *rows, axis)
 
     return for_rows(needed, (value, pair), careful, (p_logits, q_logits), (of_p, of_q), axis)
 
@@ -122,9 +122,11 @@ def _with_care(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) 
     """As of distributions that are near; again where that is not finite, or a logit is +inf."""
     pair, value = near_pair(p_logits, q_logits, of_p, of_q, axis)
     needed = ~(jnp.isfinite(value) & (of_p.maximum < jnp.inf) & (of_q.maximum < jnp.inf))
-    return for_rows(
-        needed, value, lambda logits, _, axis: _of_extremes(*logits, axis=axis), (p_logits, q_logits), (), axis
-    ), pair
+
+    def beyond(logits: tuple[Any, Any], rows: tuple[()], axis: int) -> Any:
+        return _of_extremes(*logits, axis)
+
+    return for_rows(needed, value, beyond, (p_logits, q_logits), (), axis), pair
 
 
 def _of_extremes(p_logits: Any, q_logits: Any, axis: int) -> Any:
