@@ -21,6 +21,7 @@ PACKAGE = ROOT / "xentjax"
 LAYERS = (
     ("core",),
     ("pairs",),
+    ("care",),
     ("numerics",),
     ("logit_rows", "logit_pairs"),
     ("activations",),

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from xentjax.care import anywhere, as_bits, for_rows, of_bits
 from xentjax.core.policy import up
-from xentjax.numerics import anywhere, as_bits, for_rows, of_bits, total
+from xentjax.numerics import total
 
 #: Below this total one class holds more than two thirds of the probability.
 DOMINATED = 1.5

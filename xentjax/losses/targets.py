@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike
 
 from xentjax.activations import softmax, softmax_tangent
+from xentjax.care import for_rows
 from xentjax.core import policy
 from xentjax.core.domains import Domain, Labels, Logits, Mask, Probabilities
 from xentjax.core.op import op
@@ -25,7 +26,6 @@ from xentjax.logit_rows import (
     row_sum,
     rows_of,
 )
-from xentjax.numerics import for_rows
 
 
 @op(

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike
 
+from xentjax.care import corrected
 from xentjax.core.domains import Domain, Probabilities
 from xentjax.core.op import op
 from xentjax.core.policy import require_same_shape
 from xentjax.core.rule import along
 from xentjax.measures.entropy import DISTRIBUTION_OPTIONS, Axis
 from xentjax.numerics import (
-    corrected,
     deviance,
     log,
     log_e_times,

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
+from xentjax.care import corrected
 from xentjax.core.domains import Domain, Logit, Mask, Probabilities, Probability
 from xentjax.core.op import op
 from xentjax.core.rule import along
-from xentjax.numerics import corrected, log, log_e_times, log_quotient, sum_along, total, xlogx
+from xentjax.numerics import log, log_e_times, log_quotient, sum_along, total, xlogx
 from xentjax.pairs import Pair, full_log_ratio, negative, pair_sum, rounded, scaled, two_sum, weighted
 
 DISTRIBUTION_OPTIONS: tuple[dict[str, Any], ...] = (

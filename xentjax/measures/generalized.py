@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
+from xentjax.care import anywhere, corrected
 from xentjax.core.domains import Domain, Mask, Probabilities
 from xentjax.core.op import op
 from xentjax.core.rule import along
 from xentjax.measures.entropy import Axis, entropy_gradient, entropy_sum
-from xentjax.numerics import anywhere, corrected, log, sum_along, xlogx
+from xentjax.numerics import log, sum_along, xlogx
 from xentjax.pairs import (
     FORMATS,
     Pair,

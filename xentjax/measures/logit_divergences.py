@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from xentjax.activations import centred, logistic, softmax, softmax_tangent
+from xentjax.care import for_rows
 from xentjax.core.domains import Domain, Logits
 from xentjax.core.op import op
 from xentjax.core.policy import up
@@ -27,7 +28,7 @@ from xentjax.logit_rows import (
 )
 from xentjax.measures.entropy import DISTRIBUTION_OPTIONS
 from xentjax.measures.logits import checked_logits
-from xentjax.numerics import for_rows, midpoint_series
+from xentjax.numerics import midpoint_series
 from xentjax.pairs import artanh_series
 
 # -- Kullback-Leibler --------------------------------------------------------------------------------------------------

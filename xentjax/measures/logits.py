@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike
 
 from xentjax.activations import softmax, softmax_tangent
+from xentjax.care import anywhere
 from xentjax.core import policy
 from xentjax.core.domains import Domain, Logits
 from xentjax.core.op import op
 from xentjax.core.policy import up
 from xentjax.logit_rows import apart, depth, depths, exponentials, finite, row_maximum, row_sum, rows_of
 from xentjax.measures.entropy import DISTRIBUTION_OPTIONS
-from xentjax.numerics import anywhere
 
 
 @op(

@@ -1,0 +1,149 @@
+"""Care where it is needed, and only there: branches that few rows of a batch take.
+
+A formula that is right almost everywhere is computed for the whole batch, on all threads; what it leaves is a
+``lax.cond``, whose branch XLA:CPU runs on one thread. So a branch takes the rows that need it where they are few, and
+goes through the batch in pieces where they are many, which keeps its memory small.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@jax.custom_batching.custom_vmap
+def anywhere(needed: Any) -> Any:
+    """Whether it is needed anywhere: the predicate of a ``lax.cond`` that stays one under ``vmap``, where one array of
+    predicates would make XLA run both branches and select."""
+    return jnp.any(needed)
+
+
+@anywhere.def_vmap
+def _(axis_size: int, in_batched: list[bool], needed: Any) -> tuple[Any, bool]:
+    return anywhere(needed), False
+
+
+#: A branch that is rarely taken goes through the rows in so many pieces: it needs so much less memory.
+_PIECES = 16
+
+
+def in_pieces(function: Callable[..., Any], *arrays: Any) -> Any:
+    """The function of arrays that share their first axis, piece by piece along it; at once where they do not."""
+    leaves = jax.tree.leaves(arrays)
+    rows = {array.shape[:1] for array in leaves}
+    if len(rows) > 1 or leaves[0].ndim == 0 or leaves[0].shape[0] <= _PIECES:
+        return function(*arrays)
+    length = leaves[0].shape[0]
+    size = -(-length // _PIECES)
+
+    def piece(start: Any) -> Any:
+        def part(array: Any) -> Any:
+            bits = jax.lax.dynamic_slice_in_dim(as_bits(array), start, size)
+            return of_bits(bits, array.dtype)
+
+        # Behind a barrier with the start, so that nothing is made of the whole arrays before the loop.
+        whole, start = jax.lax.optimization_barrier((arrays, start))
+        return function(*jax.tree.map(part, whole))
+
+    # The last piece starts where it is whole, and overlaps the one before.
+    done = jax.lax.map(piece, np.minimum(np.arange(0, length, size), length - size))
+
+    def joined(pieces: Any) -> Any:
+        return jnp.concatenate([pieces[:-1].reshape(-1, *pieces.shape[2:])[: length - size], pieces[-1]])
+
+    return jax.tree.map(joined, done)
+
+
+def for_rows(
+    needed: Any, found: Any, function: Callable[..., Any], arrays: Any, rows: Any, axis: int, whole: bool = False
+) -> Any:
+    """What is found, numbers by row, with ``function(arrays, rows, axis)``, right for any row, where a row needs it.
+
+    Where few rows do, only the blocks of rows that they are in are computed anew, and few rows cost little. Where many
+    do, all are, piece by piece unless they may be taken as a ``whole``.
+
+    Args:
+      needed: which rows need it.
+      found: arrays of that shape.
+      function: of arrays and rows as they are, or of some rows, with the entries of each along the last axis.
+      arrays: entries of the rows along ``axis``.
+      rows: numbers for each row.
+      axis: that of the entries.
+      whole: whether the memory that all rows take at once does not matter.
+    """
+    length = needed.size
+    block = max(1, min(_BLOCK, length // _SHARES))
+    padded = jnp.pad(jnp.ravel(needed), (0, -length % block))
+    blocks = jnp.any(padded.reshape(-1, block), axis=1)
+    size = -(-blocks.size // _SHARES)
+
+    def all_rows(found: Any, arrays: Any, rows: Any) -> Any:
+        along = functools.partial(function, axis=axis)
+        return along(arrays, rows) if whole or axis == 0 else in_pieces(along, arrays, rows)
+
+    def few_rows(found: Any, arrays: Any, rows: Any) -> Any:
+        number = jnp.cumsum(blocks)
+        order = jnp.searchsorted(number, jnp.arange(1, size * _FEW + 1))  # past the last one: their length
+        order = (order[:, None] * block + jnp.arange(block)).reshape(_FEW, -1)
+
+        def of(chosen: Any) -> Any:
+            # Behind a barrier with the choice, so that nothing is made of the whole arrays before the loop.
+            (entries, numbers), chosen = jax.lax.optimization_barrier(((arrays, rows), chosen))
+
+            def part(array: Any, shape: tuple[int, ...]) -> Any:
+                bits = as_bits(array)
+                bits = jnp.moveaxis(bits, axis, -1) if len(shape) > 1 else bits
+                return of_bits(bits.reshape(shape).at[chosen].get(mode="clip"), array.dtype)
+
+            of_entries, of_numbers = (functools.partial(part, shape=s) for s in ((length, -1), (length,)))
+            return function(jax.tree.map(of_entries, entries), jax.tree.map(of_numbers, numbers), axis=-1)
+
+        def none(chosen: Any) -> Any:
+            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of, chosen))
+
+        done = jax.lax.map(lambda chosen: jax.lax.cond(anywhere(chosen[0] < length), of, none, chosen), order)
+
+        def in_place(old: Any, new: Any) -> Any:
+            by_block = jnp.ravel(new.reshape(-1, block).at[number - 1].get(mode="clip"))
+            return jnp.where(needed, by_block[:length].reshape(old.shape), old)
+
+        return jax.tree.map(in_place, found, done)
+
+    def some(*operands: Any) -> Any:
+        if length < _SHARES or jax.tree.leaves(arrays)[0].size < _WIDE * length:
+            return all_rows(*operands)
+        return jax.lax.cond(anywhere(jnp.sum(blocks) > size * _FEW), all_rows, few_rows, *operands)
+
+    return jax.lax.cond(anywhere(needed), some, lambda found, *_: found, found, arrays, rows)
+
+
+#: Rows that need care are sought in blocks of so many; they are few where they are in at most _FEW of _SHARES of the
+#: blocks, and one share is computed at a time. Of rows with less than _WIDE entries some always need care.
+_BLOCK, _SHARES, _FEW, _WIDE = 16, 128, 32, 16
+
+
+def as_bits(array: Any) -> Any:
+    """16-bit floats as integers: XLA:CPU slices no 16-bit floats, but would widen them all first and store them."""
+    is_narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize == 2
+    return jax.lax.bitcast_convert_type(array, jnp.uint16) if is_narrow else array
+
+
+def of_bits(array: Any, dtype: Any) -> Any:
+    """The floats that ``as_bits`` has made ``array`` of."""
+    return array if array.dtype == dtype else jax.lax.bitcast_convert_type(array, dtype)
+
+
+def corrected(value: Any, needed: Any, careful: Callable[..., Any], *arrays: Any) -> Any:
+    """The value, or ``careful(*arrays)`` if it is needed anywhere. The value is computed in any case: XLA:CPU does not
+    divide the work of a branch among its threads."""
+
+    def in_its_place(value: Any, *arrays: Any) -> Any:
+        by_rows = jax.tree.leaves(value)[0].shape[:1] == arrays[0].shape[:1]
+        return in_pieces(careful, *arrays) if by_rows else careful(*arrays)
+
+    return jax.lax.cond(anywhere(needed), in_its_place, lambda value, *_: value, value, *arrays)
