@@ -60,12 +60,20 @@ def in_pieces(function: Callable[..., Any], *arrays: Any) -> Any:
 
 
 def for_rows(
-    needed: Any, found: Any, function: Callable[..., Any], arrays: Any, rows: Any, axis: int, whole: bool = False
+    needed: Any,
+    found: Any,
+    function: Callable[..., Any],
+    arrays: Any,
+    rows: Any,
+    axis: int,
+    *,
+    whole: bool = False,
+    few: bool = True,
 ) -> Any:
     """What is found, numbers by row, with ``function(arrays, rows, axis)``, right for any row, where a row needs it.
 
     Where few rows do, only the blocks of rows that they are in are computed anew, and few rows cost little. Where many
-    do, all are, piece by piece unless they may be taken as a ``whole``.
+    do, all are, piece by piece unless they may be taken as a whole.
 
     Args:
       needed: which rows need it.
@@ -75,6 +83,7 @@ def for_rows(
       rows: numbers for each row.
       axis: that of the entries.
       whole: whether the memory that all rows take at once does not matter.
+      few: whether there is a program for few rows, beside that for all: the function is compiled twice then.
     """
     length = needed.size
     block = max(1, min(_BLOCK, length // _SHARES))
@@ -115,7 +124,7 @@ def for_rows(
         return jax.tree.map(in_place, found, done)
 
     def some(*operands: Any) -> Any:
-        if length < _SHARES or jax.tree.leaves(arrays)[0].size < _WIDE * length:
+        if not few or length < _SHARES or jax.tree.leaves(arrays)[0].size < _WIDE * length:
             return all_rows(*operands)
         return jax.lax.cond(anywhere(jnp.sum(blocks) > size * _FEW), all_rows, few_rows, *operands)
 

@@ -122,18 +122,21 @@ def _quickly(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) ->
 def _with_care(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[Any, LogitPair]:
     """As of distributions that are near; again where that is not finite, or a logit is +inf."""
     pair, value = near_pair(p_logits, q_logits, of_p, of_q, axis)
-    needed = ~(jnp.isfinite(value) & (of_p.maximum < jnp.inf) & (of_q.maximum < jnp.inf))
 
-    def beyond(logits: tuple[Any, Any], rows: tuple[()], axis: int) -> Any:
-        return _of_extremes(*logits, axis)
+    def needed_of(value: Any, of_p: Rows, of_q: Rows) -> Any:
+        return ~(jnp.isfinite(value) & (of_p.maximum < jnp.inf) & (of_q.maximum < jnp.inf))
 
-    return for_rows(needed, value, beyond, (p_logits, q_logits), (), axis), pair
+    def beyond(logits: tuple[Any, Any], rows: tuple[Any, Rows, Rows], axis: int) -> Any:
+        return jnp.where(needed_of(*rows), _of_extremes(*logits, *rows[1:], axis), rows[0])
+
+    rows = (value, of_p, of_q)
+    return for_rows(needed_of(*rows), value, beyond, (p_logits, q_logits), rows, axis, few=False), pair
 
 
-def _of_extremes(p_logits: Any, q_logits: Any, axis: int) -> Any:
+def _of_extremes(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> Any:
     """KL of rows with infinities, and Σ p log(p/q) as it stands where e^KL is beyond the format."""
-    p_logits, of_p = at_limit(p_logits, rows_of(p_logits, axis), axis)
-    q_logits, of_q = at_limit(q_logits, rows_of(q_logits, axis), axis)
+    p_logits, of_p = at_limit(p_logits, of_p, axis)
+    q_logits, of_q = at_limit(q_logits, of_q, axis)
 
     def is_impossible(a: Any, b: Any) -> Any:
         return jnp.where((up(a) > -jnp.inf) & (up(b) == -jnp.inf), 1.0, 0.0)
