@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 
@@ -54,17 +56,32 @@ def run_core(arguments: argparse.Namespace) -> int:
     folder = arguments.out or (None if arguments.only or arguments.quick else RESULTS / machine.device)
     seconds = arguments.seconds / 4 if arguments.quick else arguments.seconds
     elements = core.elements_for(machine.platform, arguments.quick)
-    lines = [machine.to_json()]
-    start = time.perf_counter()
-    for task in core.tasks(elements, arguments.only, arguments.quick):
-        lines.append(measure(task, machine, seconds=seconds))
-        print(one_line(lines[-1]), flush=True)
-    print(f"{len(lines) - 1} rows in {time.perf_counter() - start:.0f} s")
+    start, rows = time.perf_counter(), 0
+    with results_file(folder) as write:
+        write(machine.to_json())
+        for task in core.tasks(elements, arguments.only, arguments.quick):
+            row = measure(task, machine, seconds=seconds)
+            write(row)
+            print(one_line(row), flush=True)
+            rows += 1
+    print(f"{rows} rows in {time.perf_counter() - start:.0f} s")
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "core.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         print(f"written to {folder / 'core.jsonl'}")
     return 0
+
+
+@contextlib.contextmanager
+def results_file(folder: pathlib.Path | None) -> Iterator[Callable[[dict], object]]:
+    """What writes a line to core.jsonl in the folder, if there is one. It has that name when it is whole; what a run
+    that ends early has measured is in core.jsonl.partial."""
+    if folder is None:
+        yield lambda line: None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "core.jsonl.partial"
+    with partial.open("w") as file:
+        yield lambda line: print(json.dumps(line), file=file, flush=True)
+    partial.replace(folder / "core.jsonl")
 
 
 def one_line(row: dict) -> str:

@@ -108,10 +108,9 @@ def dominate(logits: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
 
 
 def moving(record: Record, variant: peers.Variant, arguments: dict[str, Any]) -> tuple[str, ...]:
-    """The arguments that the gradient is taken with respect to."""
-    return tuple(
-        n for n in (variant.wrt or record.wrt) if n in arguments and not isinstance(record.domain.kinds[n], Labels)
-    )
+    """The arguments that the gradient is taken with respect to: neither labels nor options."""
+    kinds = {n: kind for n, kind in record.domain.kinds.items() if not isinstance(kind, Labels)}
+    return tuple(n for n in (variant.wrt or record.wrt) if n in arguments and n in kinds)
 
 
 def task(

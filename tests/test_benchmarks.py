@@ -1,6 +1,11 @@
 """The benchmarks: which batches a record is measured on, and what the report makes of rows."""
 
-from benchmarks import peers, report
+import json
+
+import pytest
+
+from benchmarks import core, peers, report
+from benchmarks.__main__ import results_file
 from xentjax.core.op import ops
 
 MACHINE = {
@@ -23,6 +28,32 @@ def test_functions_of_logits_are_measured_on_dominated_batches_too():
     for name in ("kl_divergence_from_logits", "js_divergence_from_logits"):
         assert peers.variants(name)[0].batches == ("plain", "dominated")
     assert peers.variants("kl_divergence")[0].batches == ("plain",)
+
+
+def test_every_public_record_is_measured_by_value_and_where_it_has_one_by_gradient():
+    found = {}
+    for task in core.tasks(elements=64, quick=True):
+        found.setdefault(task.labels["record"], set()).add(task.labels["mode"])
+    assert set(found) == {record.name for record in ops() if record.public}
+    assert all("value" in modes for modes in found.values())
+    for name in ("logistic_loss", "softmax_cross_entropy", "kl_divergence", "entropy"):
+        assert found[name] == {"value", "value_and_grad"}
+
+
+def test_results_have_their_name_when_they_are_whole(tmp_path):
+    def stopped():
+        with results_file(tmp_path) as write:
+            write({"kind": "machine"})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert [path.name for path in tmp_path.iterdir()] == ["core.jsonl.partial"]
+    with results_file(tmp_path) as write:
+        write({"kind": "machine"})
+        write({"kind": "row"})
+    assert [path.name for path in tmp_path.iterdir()] == ["core.jsonl"]
+    assert [json.loads(line)["kind"] for line in (tmp_path / "core.jsonl").open()] == ["machine", "row"]
 
 
 def test_the_readme_has_a_line_for_each_function_that_is_measured_on_plain_batches_alone():

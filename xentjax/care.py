@@ -86,7 +86,8 @@ def for_rows(
       few: whether there is a program for few rows, beside that for all: the function is compiled twice then.
     """
     length = needed.size
-    block = max(1, min(_BLOCK, length // _SHARES))
+    width = jax.tree.leaves(arrays)[0].size // max(length, 1)
+    block = max(1, min(_BLOCK // max(width, 1), length // _SHARES))
     padded = jnp.pad(jnp.ravel(needed), (0, -length % block))
     blocks = jnp.any(padded.reshape(-1, block), axis=1)
     size = -(-blocks.size // _SHARES)
@@ -97,10 +98,11 @@ def for_rows(
 
     def few_rows(found: Any, arrays: Any, rows: Any) -> Any:
         number = jnp.cumsum(blocks)
-        order = jnp.searchsorted(number, jnp.arange(1, size * _FEW + 1))  # past the last one: their length
-        order = (order[:, None] * block + jnp.arange(block)).reshape(_FEW, -1)
 
-        def of(chosen: Any) -> Any:
+        def of(share: Any) -> Any:
+            # Those of the blocks that this share is of; past the last one: their length.
+            chosen = jnp.searchsorted(number, share * size + 1 + jnp.arange(size))
+            chosen = jnp.ravel(chosen[:, None] * block + jnp.arange(block))
             # Behind a barrier with the choice, so that nothing is made of the whole arrays before the loop.
             (entries, numbers), chosen = jax.lax.optimization_barrier(((arrays, rows), chosen))
 
@@ -112,10 +114,13 @@ def for_rows(
             of_entries, of_numbers = (functools.partial(part, shape=s) for s in ((length, -1), (length,)))
             return function(jax.tree.map(of_entries, entries), jax.tree.map(of_numbers, numbers), axis=-1)
 
-        def none(chosen: Any) -> Any:
-            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of, chosen))
+        def none(share: Any) -> Any:
+            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of, share))
 
-        done = jax.lax.map(lambda chosen: jax.lax.cond(anywhere(chosen[0] < length), of, none, chosen), order)
+        def done_of(share: Any) -> Any:
+            return jax.lax.cond(anywhere(number[-1] > share * size), of, none, share)
+
+        done = jax.lax.map(done_of, jnp.arange(_FEW))
 
         def in_place(old: Any, new: Any) -> Any:
             by_block = jnp.ravel(new.reshape(-1, block).at[number - 1].get(mode="clip"))
@@ -124,16 +129,17 @@ def for_rows(
         return jax.tree.map(in_place, found, done)
 
     def some(*operands: Any) -> Any:
-        if not few or length < _SHARES or jax.tree.leaves(arrays)[0].size < _WIDE * length:
+        if not few or length < _SHARES or width < _WIDE:
             return all_rows(*operands)
         return jax.lax.cond(anywhere(jnp.sum(blocks) > size * _FEW), all_rows, few_rows, *operands)
 
     return jax.lax.cond(anywhere(needed), some, lambda found, *_: found, found, arrays, rows)
 
 
-#: Rows that need care are sought in blocks of so many; they are few where they are in at most _FEW of _SHARES of the
-#: blocks, and one share is computed at a time. Of rows with less than _WIDE entries some always need care.
-_BLOCK, _SHARES, _FEW, _WIDE = 16, 128, 32, 16
+#: Rows that need care are sought in blocks of so many entries, or by themselves; they are few where they are in at most
+#: _FEW of _SHARES of the blocks, and one share is computed at a time. Of rows with less than _WIDE entries some always
+#: need care.
+_BLOCK, _SHARES, _FEW, _WIDE = 256, 128, 32, 16
 
 
 def as_bits(array: Any) -> Any:

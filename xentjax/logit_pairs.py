@@ -9,14 +9,29 @@ the non-negative p (e^u - 1 - u), u = ⟨p, δ⟩ - δ.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from xentjax.core.policy import up
-from xentjax.logit_rows import Rows, apart, exponentials, finite, huge, row_max, row_sum
+from xentjax.logit_rows import (
+    FEW,
+    Rows,
+    apart,
+    columns,
+    exponentials,
+    finite,
+    huge,
+    is_narrow,
+    plain_rows,
+    row_max,
+    row_sum,
+    wide_sum,
+)
 from xentjax.pairs import log_ratio
 
 
@@ -33,69 +48,155 @@ class LogitPair(NamedTuple):
 
 
 def near_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[LogitPair, Any]:
-    """The statistics of two rows of logits, and KL as log1p(Σ p (e^u - 1 - u)), NaN where e^u is beyond the format."""
-    entries, (m_a, m_b) = [p_logits, q_logits], (finite(of_p.maximum), finite(of_q.maximum))
-    limit = huge(m_a.dtype)
-    # b at the largest class of a: any other class is far below it.
-    q_at_largest = row_max(
-        lambda a, b, m: jnp.minimum(up(b), limit) + jnp.minimum(up(a) - m, 0) * limit, entries, [m_a], axis
-    )
-    centre, remainder = _difference(m_a, q_at_largest)
-    reachable = jnp.abs(centre) < jnp.inf
-    centre = jnp.where(reachable, centre, m_a - m_b)
-    gap = jnp.where(reachable, m_b - q_at_largest, jnp.inf)
-    rows = [m_a, m_b, centre, remainder]
-
-    def moment(a: Any, b: Any, m_a: Any, m_b: Any, centre: Any, remainder: Any) -> Any:
-        e = jnp.exp(jnp.minimum(up(a) - m_a, 0))
-        return jnp.where(up(a) == -jnp.inf, 0, e * _delta(a, b, centre, remainder))
-
-    mean = row_sum(moment, *apart(entries, rows), axis) / of_p.total
-    scale = jnp.exp(gap + mean)  # p e^u = q e^(gap + μ)
-    rows += [mean, scale]
-    if jnp.finfo(p_logits.dtype).bits > 16:
-        rows += [_growth(mean + (jnp.log(of_q.total / of_p.total) + gap))]
-
-    def surplus(
-        a: Any, b: Any, m_a: Any, m_b: Any, centre: Any, remainder: Any, mean: Any, scale: Any, growth: Any = 0
-    ) -> Any:
-        e, other = (jnp.exp(jnp.minimum(up(z) - m, 0)) for z, m in ((a, m_a), (b, m_b)))
-        u = mean - _delta(a, b, centre, remainder)
-        far = other * scale - jnp.where(up(a) == -jnp.inf, 0, e * (1 + (1 + growth) * u))
-        return jnp.where((u > _SERIES[0]) & (u < _SERIES[1]), e * (expm1_minus(u) - growth * u), far)
-
-    value = _log1p(row_sum(surplus, *apart(entries, rows), axis) / of_p.total)
-    value = jnp.where(scale < jnp.inf, value, jnp.where(mean == jnp.inf, mean, jnp.nan))
-    value = jnp.where(jnp.isnan(of_p.total + of_q.total), jnp.nan, value)
+    """The statistics of two rows of logits, and KL as log1p(Σ p (e^u - 1 - u)), NaN where e^u is beyond the format or a
+    logit is +inf."""
+    maxima = (of_p.maximum, of_q.maximum)
+    pinned = _pinned(p_logits, q_logits, finite(of_p.maximum), finite(of_q.maximum), axis)
+    mean = _mean(p_logits, q_logits, pinned, axis) / of_p.total
+    if is_narrow(p_logits, axis, FEW):
+        value = _of_few_classes(p_logits, q_logits, axis)
+    else:
+        value = _divergence(p_logits, q_logits, pinned, mean, of_p.total, axis)
+        value = jnp.where(jnp.isnan(of_p.total + of_q.total) | (jnp.maximum(*maxima) == jnp.inf), jnp.nan, value)
 
     # Where one class of p dominates, q - p there is the difference of what p and q leave to the others, unless log(q/p)
     # is the smaller.
     outside_p = of_p.rest / of_p.total
-    outside_q = jnp.where(gap == 0, of_q.rest, of_q.total - jnp.exp(-gap)) / of_q.total
+    outside_q = jnp.where(pinned.gap == 0, of_q.rest, of_q.total - jnp.exp(-pinned.gap)) / of_q.total
     is_smaller = jnp.maximum(jnp.abs(mean), value) < outside_p
     at_largest = jnp.where((of_p.rest < 0.5) & ~is_smaller, outside_p - outside_q, jnp.nan)
     # Far apart, a log-ratio that is small would be a difference of larger numbers.
     shift = jnp.where(value < 1, mean - value, jnp.nan)
-    return LogitPair(of_p, of_q, centre, remainder, mean, shift, at_largest), value
+    return LogitPair(of_p, of_q, pinned.centre, pinned.remainder, mean, shift, at_largest), value
 
 
-def far_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[LogitPair, Any]:
-    """What ``near_pair`` finds, with δ as the difference of two depths, each of them rounded, and KL as the sum of the
-    non-negative q - p - p log(q/p): right where no class of p dominates and KL is at least ``far``; not finite where
-    something is."""
-    rows = [finite(of_p.maximum), finite(of_q.maximum)]
+class _Pinned(NamedTuple):
+    """Where two rows are held against each other: at the largest class of p."""
+
+    m_a: Any
+    m_b: Any
+    centre: Any
+    remainder: Any
+    gap: Any  # what b there is below its maximum
+
+
+def _pinned(p_logits: Any, q_logits: Any, m_a: Any, m_b: Any, axis: int) -> _Pinned:
+    limit = huge(m_a.dtype)
+    # b at the largest class of a: any other class is far below it.
+    q_at_largest = row_max(
+        lambda a, b, m: jnp.minimum(up(b), limit) + jnp.minimum(up(a) - m, 0) * limit,
+        [p_logits, q_logits],
+        [m_a],
+        axis,
+        narrow=FEW,
+    )
+    centre, remainder = _difference(m_a, q_at_largest)
+    reachable = jnp.abs(centre) < jnp.inf
+    centre = jnp.where(reachable, centre, m_a - m_b)
+    return _Pinned(m_a, m_b, centre, remainder, jnp.where(reachable, m_b - q_at_largest, jnp.inf))
+
+
+def _share(z: Any, maximum: Any) -> Any:
+    return jnp.exp(jnp.minimum(up(z) - maximum, 0))
+
+
+def _mean(p_logits: Any, q_logits: Any, pinned: _Pinned, axis: int) -> Any:
+    """Σ e^{a - max} δ."""
+
+    def moment(a: Any, b: Any, m_a: Any, m_b: Any, centre: Any, remainder: Any, gap: Any) -> Any:
+        return jnp.where(up(a) == -jnp.inf, 0, _share(a, m_a) * _delta(a, b, centre, remainder))
+
+    return row_sum(moment, *apart([p_logits, q_logits], pinned, axis, FEW), axis, narrow=FEW)
+
+
+def _divergence(p_logits: Any, q_logits: Any, pinned: _Pinned, mean: Any, total: Any, axis: int) -> Any:
+    """KL = log1p(T - wT) with T = Σ p (e^u - 1 - u), where the mean from which u is measured is off by w = Σ p u."""
+    scale = jnp.exp(pinned.gap + mean)  # p e^u = q e^(gap + μ)
+    reach = series_reach(p_logits.dtype)
+
+    def surplus(
+        a: Any, b: Any, m_a: Any, m_b: Any, centre: Any, remainder: Any, gap: Any, mean: Any, scale: Any
+    ) -> Any:
+        e, other = _share(a, m_a), _share(b, m_b)
+        u = mean - _delta(a, b, centre, remainder)
+        far = other * scale - jnp.where(up(a) == -jnp.inf, 0, e * (1 + u))
+        return jnp.where((u > reach[0]) & (u < reach[1]), e * expm1_minus(u, reach, a.dtype), far)
+
+    def offset(a: Any, b: Any, m_a: Any, m_b: Any, centre: Any, remainder: Any, gap: Any, mean: Any, scale: Any) -> Any:
+        return jnp.where(up(a) == -jnp.inf, 0, _share(a, m_a) * (mean - _delta(a, b, centre, remainder)))
+
+    entries, rows = [p_logits, q_logits], [*pinned, mean, scale]
+    surplus_total = row_sum(surplus, *apart(entries, rows, axis, FEW), axis, narrow=FEW) / total
+    if jnp.finfo(p_logits.dtype).bits > 16:
+        surplus_total *= 1 - row_sum(offset, *apart(entries, rows, axis, FEW), axis, narrow=FEW) / total
+    value = _log1p(surplus_total)
+    return jnp.where(scale < jnp.inf, value, jnp.where(mean == jnp.inf, mean, jnp.nan))
+
+
+def _of_few_classes(p_logits: Any, q_logits: Any, axis: int) -> Any:
+    """KL of rows that are summed column by column: two loops over the rows, between which one number a row is stored,
+    and all else is found anew. Not finite where something in the row is not."""
+
+    def found(p_logits: Any, q_logits: Any) -> tuple[Any, Any, _Pinned, Any]:
+        a, b = columns(p_logits, axis), columns(q_logits, axis)
+        m_a, m_b = row_max(up, [a], [], axis), row_max(up, [b], [], axis)
+        return a, b, _pinned(a, b, m_a, m_b, axis), row_sum(_share, [a], [m_a], axis)
+
+    a, b, pinned, total = found(p_logits, q_logits)
+    mean = _mean(a, b, pinned, axis) / total
+    p_logits, q_logits, mean = jax.lax.optimization_barrier((p_logits, q_logits, mean))
+    a, b, pinned, total = found(p_logits, q_logits)
+    return _divergence(a, b, pinned, mean, total, axis)
+
+
+def far_pair(p_logits: Any, q_logits: Any, axis: int) -> tuple[LogitPair, Any]:
+    """What ``near_pair`` finds, with δ as the difference of two depths, each of them rounded: right where no class of p
+    dominates and KL is at least ``far``; not finite, or close to the largest number, where something is not finite."""
+    of_p, of_q = plain_rows(p_logits, axis), plain_rows(q_logits, axis)
+    divergence = _far_in_one_loop if _has_one_loop(p_logits, axis) else _far_by_passes
+    value = divergence(p_logits, q_logits, of_p, of_q, axis) / of_p.total
+    none = jnp.full_like(value, jnp.nan)
+    centre = of_p.maximum - of_q.maximum
+    mean = value + jnp.log(of_p.total / of_q.total)
+    return LogitPair(of_p, of_q, centre, jnp.zeros_like(value), mean, none, none), value
+
+
+def _has_one_loop(logits: Any, axis: int) -> bool:
+    """Whether XLA:CPU makes one loop of several sums over the rows, one after the other: it does of so many rows."""
+    return logits.size // logits.shape[axis] >= 4096 and logits.dtype != jnp.float16
+
+
+def _far_in_one_loop(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> Any:
+    """Σ e^{a - max} times KL, as the sum of the non-negative q - p - p log(q/p), the logarithms seen from max a.
+
+    By what log(Σ e^a/Σ e^b) is rounded, q is too, and to first order KL does not change, as Σ q = Σ p. Only operations
+    that the loop may have; the maxima and sums are found in it, set apart from those that are known.
+    """
+    p_logits, q_logits = jax.lax.optimization_barrier((p_logits, q_logits))
+
+    def below_maximum(z: Any) -> Any:
+        limit = huge(up(z).dtype)
+        maximum = jnp.minimum(up(jnp.max(z, axis=axis, keepdims=True)), limit)
+        return jnp.maximum(up(z) - maximum, -limit)
+
+    a, b = below_maximum(p_logits), below_maximum(q_logits)
+    total_p, total_q = (jnp.sum(jnp.exp(x), axis=axis, keepdims=True) for x in (a, b))
+    log_q = b + jnp.log(total_p / total_q)
+    return wide_sum(jnp.exp(log_q) - jnp.exp(a) * (1 + (log_q - a)), axis)
+
+
+def _far_by_passes(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> Any:
+    """The same from the maxima and sums that are known, where one loop would store an array as large as the logits."""
     ratio = of_p.total / of_q.total
-    # q/p and log(q/p) from the same number: what that is rounded by has no effect, as Σ q = Σ p.
+    # q/p and log(q/p) from the same number: what that is rounded by has no effect.
     shift, rest = log_ratio(ratio)
 
     def deviance(a: Any, b: Any, m_a: Any, m_b: Any, ratio: Any, shift: Any) -> Any:
         a, b = up(a) - m_a, up(b) - m_b
         return jnp.exp(b) * ratio - jnp.exp(a) * (1 + (shift - (a - b)))
 
-    total = row_sum(deviance, *apart([p_logits, q_logits], [*rows, ratio, shift]), axis)
-    value = total / of_p.total - rest
-    none = jnp.full_like(value, jnp.nan)
-    return LogitPair(of_p, of_q, rows[0] - rows[1], jnp.zeros_like(value), value + shift, none, none), value
+    rows = [finite(of_p.maximum), finite(of_q.maximum), ratio, shift]
+    return row_sum(deviance, *apart([p_logits, q_logits], rows, axis, FEW), axis, narrow=FEW) - rest * of_p.total
 
 
 def far(dtype: Any) -> float:
@@ -130,24 +231,20 @@ def probabilities(logits: Any, rows: Rows, axis: int) -> Any:
     return exponentials(logits, rows.maximum, axis) * jnp.expand_dims(1 / rows.total, axis)
 
 
-#: Between these u the series of e^u - 1 - u is used.
-_SERIES = (-1, 3)
+def series_reach(dtype: Any) -> tuple[float, float]:
+    """Between which u the series of e^u - 1 - u is summed, for logits of that dtype."""
+    return (-1, 3) if jnp.finfo(dtype).bits > 16 else (-0.5, 1)
 
 
-def expm1_minus(u: Any) -> Any:
-    """e^u - 1 - u = u²/2! + u³/3! + ... without cancellation, for -1 < u < 3."""
-    x = jnp.clip(u, *_SERIES)
-    terms = 20 if x.dtype == jnp.float32 else 34
-    return x * x * functools.reduce(lambda series, n: series * x + 1 / math.factorial(n), range(terms, 1, -1), 0 * x)
-
-
-def _growth(divergence: Any) -> Any:
-    """T = e^KL - 1, of a divergence that is only roughly known.
-
-    Where u is measured from a mean that is off by w, Σ p u is w, and KL is log1p(T) - wT/(1 + T), which to first order
-    is log1p of Σ p (e^u - 1 - u - Tu).
-    """
-    return jnp.expm1(jnp.clip(jnp.where(jnp.isnan(divergence), 0, divergence), 0, 60))
+def expm1_minus(u: Any, reach: tuple[float, float], dtype: Any) -> Any:
+    """e^u - 1 - u = u²/2! + u³/3! + ... without cancellation, for u within reach, for results of that dtype."""
+    x = jnp.clip(u, *reach)
+    # What is left out is at most a small part of what is rounded off.
+    small = 2.0**-20 if jnp.finfo(dtype).bits == 16 else float(jnp.finfo(dtype).eps) / 8
+    largest = max(map(abs, reach))
+    terms = next(n for n in itertools.count(1) if 2 * largest**n < small * math.factorial(n + 2))
+    shares = (1 / math.factorial(n) for n in range(terms + 1, 1, -1))
+    return x * x * functools.reduce(lambda series, share: series * x + share, shares, 0 * x)
 
 
 def _log1p(x: Any) -> Any:

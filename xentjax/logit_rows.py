@@ -26,8 +26,8 @@ from xentjax.numerics import total
 #: Below this total one class holds more than two thirds of the probability.
 DOMINATED = 1.5
 
-#: Rows of at most so many classes are summed column by column.
-NARROW = 16
+#: Rows of at most so many classes are summed column by column, where the sums are simple: otherwise, of fewer.
+NARROW, FEW = 40, 16
 
 
 class Rows(NamedTuple):
@@ -47,30 +47,37 @@ def huge(dtype: Any) -> Any:
 # -- along the rows ----------------------------------------------------------------------------------------------------
 
 
-def row_sum(term: Callable[..., Any], entries: Sequence[Any], rows: Sequence[Any], axis: int) -> Any:
+def row_sum(
+    term: Callable[..., Any], entries: Sequence[Any], rows: Sequence[Any], axis: int, *, narrow: int = NARROW
+) -> Any:
     """Σ term(entry, ..., row value, ...) over the classes of each row.
 
     Over a few classes the terms are added column by column, which a compiler fuses into one loop over the rows, where
     a reduction would start a loop of two or three steps for every row.  Otherwise it is one fused reduction.
     """
-    return _reduced(jnp.add, _wide_sum, term, entries, rows, axis)
+    return _reduced(jnp.add, wide_sum, term, entries, rows, axis, narrow)
 
 
-def row_max(term: Callable[..., Any], entries: Sequence[Any], rows: Sequence[Any], axis: int) -> Any:
+def row_max(
+    term: Callable[..., Any], entries: Sequence[Any], rows: Sequence[Any], axis: int, *, narrow: int = NARROW
+) -> Any:
     """The largest term(entry, ..., row value, ...) of each row."""
-    return _reduced(jnp.maximum, jnp.max, term, entries, rows, axis)
+    return _reduced(jnp.maximum, jnp.max, term, entries, rows, axis, narrow)
 
 
-def _wide_sum(terms: Any, axis: int) -> Any:
+def wide_sum(terms: Any, axis: int) -> Any:
+    """Σ terms over the classes of each row, as one reduction."""
     summed = jnp.squeeze(total(terms, axis), axis)
     # Changes nothing, but keeps a division that follows out of the loop of the sum, which XLA:CPU would run at half
     # its speed.
     return jnp.where(jnp.isnan(summed), jnp.nan, summed)
 
 
-def _reduced(combine: Any, reduce: Any, term: Any, entries: Sequence[Any], rows: Sequence[Any], axis: int) -> Any:
-    if is_narrow(entries[0], axis):
-        terms = [term(*column, *rows) for column in zip(*(_columns(array, axis) for array in entries), strict=True)]
+def _reduced(
+    combine: Any, reduce: Any, term: Any, entries: Sequence[Any], rows: Sequence[Any], axis: int, narrow: int
+) -> Any:
+    if is_narrow(entries[0], axis, narrow):
+        terms = [term(*column, *rows) for column in zip(*(columns(array, axis) for array in entries), strict=True)]
         while len(terms) > 1:
             # In pairs: what one addition rounds off, few others add to.
             terms = [functools.reduce(combine, terms[i : i + 2]) for i in range(0, len(terms), 2)]
@@ -78,33 +85,39 @@ def _reduced(combine: Any, reduce: Any, term: Any, entries: Sequence[Any], rows:
     return reduce(term(*entries, *(jnp.expand_dims(row, axis) for row in rows)), axis=axis)
 
 
-def apart(entries: Sequence[Any], rows: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+def apart(
+    entries: Sequence[Any], rows: Sequence[Any], axis: int, narrow: int = NARROW
+) -> tuple[Sequence[Any], Sequence[Any]]:
     """The operands of a sum behind a barrier. Two sums over the same widened or broadcast operand would share it, and
-    XLA:CPU would store it, as large as the logits; set apart, each sum makes its own in its loop."""
-    return jax.lax.optimization_barrier((entries, rows))
+    XLA:CPU would store it, as large as the logits; set apart, each sum makes its own in its loop. Of few classes all is
+    in one loop as it stands."""
+    return (entries, rows) if is_narrow(entries[0], axis, narrow) else jax.lax.optimization_barrier((entries, rows))
 
 
-def is_narrow(logits: Any, axis: int) -> bool:
-    return logits.shape[axis] <= NARROW
+class Columns(tuple[Any, ...]):
+    """The classes of logits one by one, each over all rows."""
+
+    @property
+    def dtype(self) -> Any:
+        return self[0].dtype
 
 
-def _columns(array: Any, axis: int) -> list[Any]:
-    """The classes one by one, each over all rows."""
-    column = functools.partial(jax.lax.index_in_dim, axis=axis, keepdims=False)
-    if jnp.finfo(array.dtype).bits != 16:
-        return [column(array, i) for i in range(array.shape[axis])]
-    # Few from one array: XLA:CPU stores what more than a handful of slices are taken from.
-    found: list[Any] = []
-    for start in range(0, array.shape[axis], _SLICES):
-        array = jax.lax.optimization_barrier(array)
-        bits = as_bits(array)
-        taken = [column(bits, i) for i in range(start, min(start + _SLICES, array.shape[axis]))]
-        found += [of_bits(part, array.dtype) for part in taken]
-    return found
+def is_narrow(logits: Any, axis: int, narrow: int = NARROW) -> bool:
+    return isinstance(logits, Columns) or logits.shape[axis] <= narrow
 
 
-#: So many columns are sliced from one array of 16-bit floats.
-_SLICES = 5
+def columns(array: Any, axis: int) -> Columns:
+    """The columns of an array, or those that are given: sums of the same ones read them once."""
+    if isinstance(array, Columns):
+        return array
+    found = []
+    for i in range(array.shape[axis]):
+        if jnp.finfo(array.dtype).bits == 16:
+            # Each from an array of its own: XLA:CPU stores what more than a few slices are taken from.
+            array = jax.lax.optimization_barrier(array)
+        bits = jax.lax.index_in_dim(as_bits(array), i, axis=axis, keepdims=False)
+        found.append(of_bits(bits, array.dtype))
+    return Columns(found)
 
 
 def row_maximum(logits: Any, axis: int) -> Any:
@@ -162,14 +175,24 @@ def is_dominated(total: Any) -> Any:
     return ~((total >= DOMINATED) & (total < jnp.inf))
 
 
-def rows_of(logits: Any, axis: int) -> Rows:
-    """The statistics of each row; the arrays have the shape of the logits without ``axis``."""
+def plain_rows(logits: Any, axis: int) -> Rows:
+    """The statistics of each row; the arrays have the shape of the logits without ``axis``. Right where the row is not
+    dominated."""
     maximum = row_maximum(logits, axis)
-    total, rest = (_narrow_sums if is_narrow(logits, axis) else _wide_sums)(logits, maximum, axis)
+    # The least of two is an operation that XLA:CPU has in the loops of its sums: it may find both in one.
+    finite_maximum = jnp.expand_dims(jnp.minimum(maximum, huge(maximum.dtype)), axis)
+    total = wide_sum(exponential(logits, finite_maximum), axis)
+    return Rows(maximum, total, total - 1, jnp.log(total))
+
+
+def rows_of(logits: Any, axis: int, *, of_few: bool = False) -> Rows:
+    """The statistics of each row, with care where it is needed, or of few rows that need it."""
+    maximum = row_maximum(logits, axis)
+    total, rest = (_narrow_sums if is_narrow(logits, axis) else _wide_sums)(logits, maximum, axis, of_few)
     return Rows(maximum, total, rest, jnp.log1p(rest))
 
 
-def _wide_sums(logits: Any, maximum: Any, axis: int) -> tuple[Any, Any]:
+def _wide_sums(logits: Any, maximum: Any, axis: int, of_few: bool) -> tuple[Any, Any]:
     total = row_sum(exponential, [logits], [finite(maximum)], axis)
 
     def careful(logits: Any, row: tuple[Any, Any], axis: int) -> tuple[Any, Any]:
@@ -183,26 +206,30 @@ def _wide_sums(logits: Any, maximum: Any, axis: int) -> tuple[Any, Any]:
         dominated = is_dominated(total)
         return jnp.where(dominated, 1 + rest, total), jnp.where(dominated, rest, total - 1)
 
+    if of_few:
+        return careful(logits, (maximum, total), axis)
     return for_rows(is_dominated(total), (total, total - 1), careful, logits, (maximum, total), axis, whole=True)
 
 
-def _narrow_sums(logits: Any, maximum: Any, axis: int) -> tuple[Any, Any]:
+def _narrow_sums(logits: Any, maximum: Any, axis: int, of_few: bool) -> tuple[Any, Any]:
     """Among many rows of few classes some are always dominated: all are summed without their maximum, at once.
 
     What a ``cond`` gives is stored, one number a row; it would be computed anew for every entry of the gradient.
     """
+    ties = row_sum(lambda z, m: (up(z) == m).astype(m.dtype), [logits], [maximum], axis)
+    below = row_sum(lambda z, m: jnp.where(up(z) == m, 0, jnp.exp(up(z) - m)), [logits], [maximum], axis)
 
-    def plain(logits: Any, maximum: Any) -> Any:
-        ties = row_sum(lambda z, m: (up(z) == m).astype(m.dtype), [logits], [maximum], axis)
-        below = row_sum(lambda z, m: jnp.where(up(z) == m, 0, jnp.exp(up(z) - m)), [logits], [maximum], axis)
-        return below + (ties - 1)
-
-    def careful(logits: Any, maximum: Any) -> Any:
+    def careful(rest: Any, logits: Any, maximum: Any) -> Any:
         infinite = _infinite_entries(logits, maximum, axis)
-        rest = jnp.where(maximum == jnp.inf, 0, plain(logits, maximum))
+        rest = jnp.where(maximum == jnp.inf, 0, rest)
         return jnp.where((infinite > 1) | ~(maximum > -jnp.inf), jnp.nan, rest)
 
-    rest = jax.lax.cond(anywhere(~(jnp.abs(maximum) < jnp.inf)), careful, plain, logits, maximum)
+    operands = below + (ties - 1), logits, maximum
+    if of_few:
+        rest = careful(*operands)
+    else:
+        needed = anywhere(~(jnp.abs(maximum) < jnp.inf))
+        rest = jax.lax.cond(needed, careful, lambda rest, *_: rest, *operands)
     return 1 + rest, rest
 
 

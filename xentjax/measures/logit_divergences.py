@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,12 +17,14 @@ from xentjax.core.op import op
 from xentjax.core.policy import up
 from xentjax.logit_pairs import LogitPair, deltas, expm1_minus, far, far_pair, near_pair, probabilities
 from xentjax.logit_rows import (
+    FEW,
     Rows,
     apart,
     at_limit,
     finite,
     huge,
     is_dominated,
+    is_narrow,
     row_max,
     row_sum,
     rows_of,
@@ -98,45 +101,45 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 
 @kl_divergence_from_logits.value
 def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
-    of_p, of_q = rows_of(p_logits, axis), rows_of(q_logits, axis)
-    find = _with_care if p_logits.shape[axis] < _FEW_CLASSES else _quickly
-    value, pair = find(p_logits, q_logits, of_p, of_q, axis)
+    # Among many rows of few classes some are always near.
+    if is_narrow(p_logits, axis, FEW):
+        value, pair = _with_care(p_logits, q_logits, rows_of(p_logits, axis), rows_of(q_logits, axis), axis)
+    else:
+        value, pair = _quickly(p_logits, q_logits, axis)
     return jnp.expand_dims(value, axis), pair
 
 
-#: Among many rows of fewer classes some are always near.
-_FEW_CLASSES = 16
-
-
-def _quickly(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[Any, LogitPair]:
+def _quickly(p_logits: Any, q_logits: Any, axis: int) -> tuple[Any, LogitPair]:
     """With differences of depths; with care where a row is near, has a class that dominates or met an infinity."""
-    pair, value = far_pair(p_logits, q_logits, of_p, of_q, axis)
-    needed = ~((value >= far(p_logits.dtype)) & (value < jnp.inf)) | is_dominated(of_p.total)
+    pair, value = far_pair(p_logits, q_logits, axis)
+    is_right = (value >= far(p_logits.dtype)) & (value < 1e30) & ~is_dominated(pair.of_p.total)
 
-    def careful(logits: tuple[Any, Any], rows: tuple[Rows, Rows], axis: int) -> tuple[Any, LogitPair]:
-        return _with_care(*logits, *rows, axis)
+    def careful(logits: tuple[Any, Any], rows: tuple[()], axis: int) -> tuple[Any, LogitPair]:
+        p_logits, q_logits = logits
+        of_p, of_q = (rows_of(z, axis, of_few=True) for z in logits)
+        return _with_care(p_logits, q_logits, of_p, of_q, axis)
 
-    return for_rows(needed, (value, pair), careful, (p_logits, q_logits), (of_p, of_q), axis)
+    return for_rows(~is_right, (value, pair), careful, (p_logits, q_logits), (), axis)
 
 
 def _with_care(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[Any, LogitPair]:
-    """As of distributions that are near; again where that is not finite, or a logit is +inf."""
+    """As of distributions that are near; again where that is not finite."""
     pair, value = near_pair(p_logits, q_logits, of_p, of_q, axis)
+    # Of few classes the value is found without what is known of the rows, which need not be stored for it.
+    known = () if is_narrow(p_logits, axis, FEW) else (of_p, of_q)
 
-    def needed_of(value: Any, of_p: Rows, of_q: Rows) -> Any:
-        return ~(jnp.isfinite(value) & (of_p.maximum < jnp.inf) & (of_q.maximum < jnp.inf))
+    def beyond(logits: tuple[Any, Any], rows: Any, axis: int) -> Any:
+        value, *known = rows
+        of_rows = known or [rows_of(z, axis, of_few=True) for z in logits]
+        return jnp.where(jnp.isfinite(value), value, _of_extremes(logits, of_rows, axis))
 
-    def beyond(logits: tuple[Any, Any], rows: tuple[Any, Rows, Rows], axis: int) -> Any:
-        return jnp.where(needed_of(*rows), _of_extremes(*logits, *rows[1:], axis), rows[0])
-
-    rows = (value, of_p, of_q)
-    return for_rows(needed_of(*rows), value, beyond, (p_logits, q_logits), rows, axis, few=False), pair
+    found = for_rows(~jnp.isfinite(value), value, beyond, (p_logits, q_logits), (value, *known), axis, few=False)
+    return found, pair
 
 
-def _of_extremes(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> Any:
+def _of_extremes(logits: Sequence[Any], rows: Sequence[Rows], axis: int) -> Any:
     """KL of rows with infinities, and Σ p log(p/q) as it stands where e^KL is beyond the format."""
-    p_logits, of_p = at_limit(p_logits, of_p, axis)
-    q_logits, of_q = at_limit(q_logits, of_q, axis)
+    (p_logits, of_p), (q_logits, of_q) = (at_limit(*found, axis) for found in zip(logits, rows, strict=True))
 
     def is_impossible(a: Any, b: Any) -> Any:
         return jnp.where((up(a) > -jnp.inf) & (up(b) == -jnp.inf), 1.0, 0.0)
@@ -146,10 +149,10 @@ def _of_extremes(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int
         return jnp.where(up(a) == -jnp.inf, 0, jnp.exp(depth_a) * ((depth_a - depth_b) + log_scale))
 
     entries, rows = [p_logits, q_logits], [of_p.maximum, of_q.maximum, jnp.log(of_q.total / of_p.total)]
-    plain = row_sum(information, *apart(entries, rows), axis) / of_p.total
+    plain = row_sum(information, *apart(entries, rows, axis, FEW), axis, narrow=FEW) / of_p.total
     _, value = near_pair(p_logits, q_logits, of_p, of_q, axis)
     value = jnp.where(jnp.isnan(value), plain, value)
-    value = jnp.where(row_max(is_impossible, *apart(entries, []), axis) > 0, jnp.inf, value)
+    value = jnp.where(row_max(is_impossible, *apart(entries, [], axis, FEW), axis, narrow=FEW) > 0, jnp.inf, value)
     return jnp.where(jnp.isnan(of_p.total + of_q.total), jnp.nan, value)
 
 
@@ -161,9 +164,13 @@ def _(pair: LogitPair, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
 
 @kl_divergence_from_logits.partial("q_logits")
 def _(pair: LogitPair, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
+    # Apart from the other derivative, or p would be stored for both.
+    (p_logits, q_logits), pair = jax.lax.optimization_barrier(((p_logits, q_logits), pair))
     p, q = probabilities(p_logits, pair.of_p, axis), probabilities(q_logits, pair.of_q, axis)
     log_ratio = jnp.expand_dims(pair.shift, axis) - deltas(pair, p_logits, q_logits, axis)
-    slope = jnp.where(jnp.abs(log_ratio) < 1, p * (log_ratio + expm1_minus(log_ratio)), q - p)
+    reach = 1 if jnp.finfo(p_logits.dtype).bits > 16 else 0.125
+    near = p * (log_ratio + expm1_minus(log_ratio, (-reach, reach), p_logits.dtype))
+    slope = jnp.where(jnp.abs(log_ratio) < reach, near, q - p)
     at_largest = jnp.expand_dims(pair.at_largest, axis)
     is_largest = up(p_logits) == jnp.expand_dims(pair.of_p.maximum, axis)
     return jnp.where(is_largest & (at_largest == at_largest), at_largest, slope)

@@ -85,7 +85,7 @@ def _(logits: Any, *, axis: int) -> Any:
     def spread_term(z: Any, m: Any) -> Any:
         return jnp.exp(-depth(z, m)) * depth(z, m)
 
-    spread = row_sum(spread_term, *apart([logits], [finite(rows.maximum)]), axis)
+    spread = row_sum(spread_term, *apart([logits], [finite(rows.maximum)], axis), axis)
     # A row with one +inf has a single class, and so nothing below the maximum.
     mean_depth = jax.lax.cond(
         anywhere(rows.maximum == jnp.inf),
