@@ -6,7 +6,6 @@ logits.
 
 import functools
 
-import jax
 import numpy as np
 import pytest
 
