@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     core.add_argument("--out", type=pathlib.Path, help="folder for core.jsonl (default: benchmarks/results/<device>)")
     core.add_argument("--only", metavar="NAME", help="one record, or a regular expression of names")
     core.add_argument("--quick", action="store_true", help="an eighth of the elements, two shapes, few rounds")
+    core.add_argument("--elements", type=int, help="size of the largest argument (default: fills the memory bandwidth)")
     core.add_argument("--seconds", type=float, default=1.0, help="time for each row's rounds (default: 1)")
     report = commands.add_parser("report", help="tables and plots from the results, and the README's generated parts")
     report.add_argument("--results", type=pathlib.Path, default=RESULTS, help="folder that holds <device>/core.jsonl")
@@ -53,9 +54,10 @@ def run_core(arguments: argparse.Namespace) -> int:
         f"{machine.name} ({machine.device}): copies {machine.copy_bytes_per_s / 1e9:.1f} GB/s, matrix products", end=" "
     )
     print(", ".join(f"{n} {rate / 1e9:.0f} GFLOP/s" for n, rate in machine.matmul_flop_per_s.items()), flush=True)
-    folder = arguments.out or (None if arguments.only or arguments.quick else RESULTS / machine.device)
+    is_part = arguments.only or arguments.quick or arguments.elements
+    folder = arguments.out or (None if is_part else RESULTS / machine.device)
     seconds = arguments.seconds / 4 if arguments.quick else arguments.seconds
-    elements = core.elements_for(machine.platform, arguments.quick)
+    elements = arguments.elements or core.elements_for(machine.platform, arguments.quick)
     start, rows = time.perf_counter(), 0
     with results_file(folder) as write:
         write(machine.to_json())

@@ -21,11 +21,11 @@ from xentjax.core.policy import up
 from xentjax.logit_rows import (
     FEW,
     Rows,
-    apart,
     columns,
     exponentials,
     finite,
     huge,
+    is_dominated,
     is_narrow,
     plain_rows,
     row_max,
@@ -50,14 +50,14 @@ class LogitPair(NamedTuple):
 def near_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[LogitPair, Any]:
     """The statistics of two rows of logits, and KL as log1p(Σ p (e^u - 1 - u)), NaN where e^u is beyond the format or a
     logit is +inf."""
-    maxima = (of_p.maximum, of_q.maximum)
     pinned = _pinned(p_logits, q_logits, finite(of_p.maximum), finite(of_q.maximum), axis)
-    mean = _mean(p_logits, q_logits, pinned, axis) / of_p.total
+    mean = _moment(p_logits, q_logits, pinned, jnp.zeros_like(of_p.total), axis) / of_p.total
     if is_narrow(p_logits, axis, FEW):
         value = _of_few_classes(p_logits, q_logits, axis)
     else:
         value = _divergence(p_logits, q_logits, pinned, mean, of_p.total, axis)
-        value = jnp.where(jnp.isnan(of_p.total + of_q.total) | (jnp.maximum(*maxima) == jnp.inf), jnp.nan, value)
+        is_limit = jnp.maximum(of_p.maximum, of_q.maximum) == jnp.inf
+        value = jnp.where(jnp.isnan(of_p.total + of_q.total) | is_limit, jnp.nan, value)
 
     # Where one class of p dominates, q - p there is the difference of what p and q leave to the others, unless log(q/p)
     # is the smaller.
@@ -100,36 +100,32 @@ def _share(z: Any, maximum: Any) -> Any:
     return jnp.exp(jnp.minimum(up(z) - maximum, 0))
 
 
-def _mean(p_logits: Any, q_logits: Any, pinned: _Pinned, axis: int) -> Any:
-    """Σ e^{a - max} δ."""
+def _moment(p_logits: Any, q_logits: Any, pinned: _Pinned, origin: Any, axis: int) -> Any:
+    """Σ e^{a - max} (δ - origin)."""
 
-    def moment(a: Any, b: Any, m_a: Any, m_b: Any, centre: Any, remainder: Any, gap: Any) -> Any:
-        return jnp.where(up(a) == -jnp.inf, 0, _share(a, m_a) * _delta(a, b, centre, remainder))
+    def term(a: Any, b: Any, m_a: Any, centre: Any, remainder: Any, origin: Any) -> Any:
+        return jnp.where(up(a) == -jnp.inf, 0, _share(a, m_a) * (_delta(a, b, centre, remainder) - origin))
 
-    return row_sum(moment, *apart([p_logits, q_logits], pinned, axis, FEW), axis, narrow=FEW)
+    rows = [pinned.m_a, pinned.centre, pinned.remainder, origin]
+    return row_sum(term, [p_logits, q_logits], rows, axis, apart=True, narrow=FEW)
 
 
 def _divergence(p_logits: Any, q_logits: Any, pinned: _Pinned, mean: Any, total: Any, axis: int) -> Any:
     """KL = log1p(T - wT) with T = Σ p (e^u - 1 - u), where the mean from which u is measured is off by w = Σ p u."""
     scale = jnp.exp(pinned.gap + mean)  # p e^u = q e^(gap + μ)
-    reach = series_reach(p_logits.dtype)
+    low, high = reach = ranges(p_logits.dtype).series
 
-    def surplus(
-        a: Any, b: Any, m_a: Any, m_b: Any, centre: Any, remainder: Any, gap: Any, mean: Any, scale: Any
-    ) -> Any:
+    def term(a: Any, b: Any, m_a: Any, m_b: Any, centre: Any, remainder: Any, mean: Any, scale: Any) -> Any:
         e, other = _share(a, m_a), _share(b, m_b)
         u = mean - _delta(a, b, centre, remainder)
         far = other * scale - jnp.where(up(a) == -jnp.inf, 0, e * (1 + u))
-        return jnp.where((u > reach[0]) & (u < reach[1]), e * expm1_minus(u, reach, a.dtype), far)
+        return jnp.where((u > low) & (u < high), e * expm1_minus(u, reach, a.dtype), far)
 
-    def offset(a: Any, b: Any, m_a: Any, m_b: Any, centre: Any, remainder: Any, gap: Any, mean: Any, scale: Any) -> Any:
-        return jnp.where(up(a) == -jnp.inf, 0, _share(a, m_a) * (mean - _delta(a, b, centre, remainder)))
-
-    entries, rows = [p_logits, q_logits], [*pinned, mean, scale]
-    surplus_total = row_sum(surplus, *apart(entries, rows, axis, FEW), axis, narrow=FEW) / total
+    rows = [pinned.m_a, pinned.m_b, pinned.centre, pinned.remainder, mean, scale]
+    surplus = row_sum(term, [p_logits, q_logits], rows, axis, apart=True, narrow=FEW) / total
     if jnp.finfo(p_logits.dtype).bits > 16:
-        surplus_total *= 1 - row_sum(offset, *apart(entries, rows, axis, FEW), axis, narrow=FEW) / total
-    value = _log1p(surplus_total)
+        surplus *= 1 + _moment(p_logits, q_logits, pinned, mean, axis) / total
+    value = _log1p(surplus)
     return jnp.where(scale < jnp.inf, value, jnp.where(mean == jnp.inf, mean, jnp.nan))
 
 
@@ -143,22 +139,27 @@ def _of_few_classes(p_logits: Any, q_logits: Any, axis: int) -> Any:
         return a, b, _pinned(a, b, m_a, m_b, axis), row_sum(_share, [a], [m_a], axis)
 
     a, b, pinned, total = found(p_logits, q_logits)
-    mean = _mean(a, b, pinned, axis) / total
+    mean = _moment(a, b, pinned, jnp.zeros_like(total), axis) / total
     p_logits, q_logits, mean = jax.lax.optimization_barrier((p_logits, q_logits, mean))
     a, b, pinned, total = found(p_logits, q_logits)
     return _divergence(a, b, pinned, mean, total, axis)
 
 
-def far_pair(p_logits: Any, q_logits: Any, axis: int) -> tuple[LogitPair, Any]:
-    """What ``near_pair`` finds, with δ as the difference of two depths, each of them rounded: right where no class of p
-    dominates and KL is at least ``far``; not finite, or close to the largest number, where something is not finite."""
+def far_pair(p_logits: Any, q_logits: Any, axis: int) -> tuple[LogitPair, Any, Any]:
+    """What ``near_pair`` finds, with δ as the difference of two depths, each of them rounded; and where that is right:
+    no class of p dominates, KL is large enough, and all is finite (or a class of both is excluded)."""
     of_p, of_q = plain_rows(p_logits, axis), plain_rows(q_logits, axis)
-    divergence = _far_in_one_loop if _has_one_loop(p_logits, axis) else _far_by_passes
-    value = divergence(p_logits, q_logits, of_p, of_q, axis) / of_p.total
+    if _has_one_loop(p_logits, axis):
+        scaled = _far_in_one_loop(p_logits, q_logits, axis)
+    else:
+        scaled = _far_by_passes(p_logits, q_logits, of_p, of_q, axis)
+    value = scaled / of_p.total
     none = jnp.full_like(value, jnp.nan)
-    centre = of_p.maximum - of_q.maximum
     mean = value + jnp.log(of_p.total / of_q.total)
-    return LogitPair(of_p, of_q, centre, jnp.zeros_like(value), mean, none, none), value
+    pair = LogitPair(of_p, of_q, of_p.maximum - of_q.maximum, jnp.zeros_like(value), mean, none, none)
+    # The depth of -inf is the largest number: with mass of p there, that is far beyond any other divergence.
+    is_right = (value >= ranges(p_logits.dtype).far) & (value < 1e30) & ~is_dominated(of_p.total)
+    return pair, value, is_right
 
 
 def _has_one_loop(logits: Any, axis: int) -> bool:
@@ -166,7 +167,7 @@ def _has_one_loop(logits: Any, axis: int) -> bool:
     return logits.size // logits.shape[axis] >= 4096 and logits.dtype != jnp.float16
 
 
-def _far_in_one_loop(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> Any:
+def _far_in_one_loop(p_logits: Any, q_logits: Any, axis: int) -> Any:
     """Σ e^{a - max} times KL, as the sum of the non-negative q - p - p log(q/p), the logarithms seen from max a.
 
     By what log(Σ e^a/Σ e^b) is rounded, q is too, and to first order KL does not change, as Σ q = Σ p. Only operations
@@ -196,12 +197,19 @@ def _far_by_passes(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: i
         return jnp.exp(b) * ratio - jnp.exp(a) * (1 + (shift - (a - b)))
 
     rows = [finite(of_p.maximum), finite(of_q.maximum), ratio, shift]
-    return row_sum(deviance, *apart([p_logits, q_logits], rows, axis, FEW), axis, narrow=FEW) - rest * of_p.total
+    return row_sum(deviance, [p_logits, q_logits], rows, axis, apart=True, narrow=FEW) - rest * of_p.total
 
 
-def far(dtype: Any) -> float:
-    """The divergence from which on ``far_pair`` is right."""
-    return 0.25 if jnp.finfo(dtype).bits > 16 else 0.01
+class Ranges(NamedTuple):
+    """Where each form of a divergence has the digits that its results need."""
+
+    far: float  # from this divergence on, differences of depths will do
+    series: tuple[float, float]  # between these u the series of e^u - 1 - u is summed,
+    slope: float  # and below this |log(q/p)| that of q - p
+
+
+def ranges(dtype: Any) -> Ranges:
+    return Ranges(0.25, (-1, 3), 1) if jnp.finfo(dtype).bits > 16 else Ranges(0.01, (-0.5, 1), 0.125)
 
 
 def _difference(a: Any, b: Any) -> tuple[Any, Any]:
@@ -229,11 +237,6 @@ def deltas(pair: LogitPair, p_logits: Any, q_logits: Any, axis: int) -> Any:
 
 def probabilities(logits: Any, rows: Rows, axis: int) -> Any:
     return exponentials(logits, rows.maximum, axis) * jnp.expand_dims(1 / rows.total, axis)
-
-
-def series_reach(dtype: Any) -> tuple[float, float]:
-    """Between which u the series of e^u - 1 - u is summed, for logits of that dtype."""
-    return (-1, 3) if jnp.finfo(dtype).bits > 16 else (-0.5, 1)
 
 
 def expm1_minus(u: Any, reach: tuple[float, float], dtype: Any) -> Any:

@@ -48,21 +48,42 @@ def huge(dtype: Any) -> Any:
 
 
 def row_sum(
-    term: Callable[..., Any], entries: Sequence[Any], rows: Sequence[Any], axis: int, *, narrow: int = NARROW
+    term: Callable[..., Any],
+    entries: Sequence[Any],
+    rows: Sequence[Any],
+    axis: int,
+    *,
+    apart: bool = False,
+    narrow: int = NARROW,
 ) -> Any:
     """Σ term(entry, ..., row value, ...) over the classes of each row.
 
     Over a few classes the terms are added column by column, which a compiler fuses into one loop over the rows, where
     a reduction would start a loop of two or three steps for every row.  Otherwise it is one fused reduction.
+
+    Args:
+      term: of one entry of each array and one number of each row.
+      entries: arrays with the classes along ``axis``.
+      rows: numbers for each row.
+      axis: that of the classes.
+      apart: whether the reduction's operands are behind a barrier. Two sums over the same widened or broadcast operand
+        would share it, and XLA:CPU would store it, as large as the logits; set apart, each makes its own in its loop.
+      narrow: at most so many classes are few.
     """
-    return _reduced(jnp.add, wide_sum, term, entries, rows, axis, narrow)
+    return _reduced(jnp.add, wide_sum, term, entries, rows, axis, apart, narrow)
 
 
 def row_max(
-    term: Callable[..., Any], entries: Sequence[Any], rows: Sequence[Any], axis: int, *, narrow: int = NARROW
+    term: Callable[..., Any],
+    entries: Sequence[Any],
+    rows: Sequence[Any],
+    axis: int,
+    *,
+    apart: bool = False,
+    narrow: int = NARROW,
 ) -> Any:
-    """The largest term(entry, ..., row value, ...) of each row."""
-    return _reduced(jnp.maximum, jnp.max, term, entries, rows, axis, narrow)
+    """The largest term(entry, ..., row value, ...) of each row, found as a ``row_sum`` is."""
+    return _reduced(jnp.maximum, jnp.max, term, entries, rows, axis, apart, narrow)
 
 
 def wide_sum(terms: Any, axis: int) -> Any:
@@ -74,7 +95,14 @@ def wide_sum(terms: Any, axis: int) -> Any:
 
 
 def _reduced(
-    combine: Any, reduce: Any, term: Any, entries: Sequence[Any], rows: Sequence[Any], axis: int, narrow: int
+    combine: Any,
+    reduce: Any,
+    term: Any,
+    entries: Sequence[Any],
+    rows: Sequence[Any],
+    axis: int,
+    apart: bool,
+    narrow: int,
 ) -> Any:
     if is_narrow(entries[0], axis, narrow):
         terms = [term(*column, *rows) for column in zip(*(columns(array, axis) for array in entries), strict=True)]
@@ -82,16 +110,9 @@ def _reduced(
             # In pairs: what one addition rounds off, few others add to.
             terms = [functools.reduce(combine, terms[i : i + 2]) for i in range(0, len(terms), 2)]
         return terms[0]
+    if apart:
+        entries, rows = jax.lax.optimization_barrier((entries, rows))
     return reduce(term(*entries, *(jnp.expand_dims(row, axis) for row in rows)), axis=axis)
-
-
-def apart(
-    entries: Sequence[Any], rows: Sequence[Any], axis: int, narrow: int = NARROW
-) -> tuple[Sequence[Any], Sequence[Any]]:
-    """The operands of a sum behind a barrier. Two sums over the same widened or broadcast operand would share it, and
-    XLA:CPU would store it, as large as the logits; set apart, each sum makes its own in its loop. Of few classes all is
-    in one loop as it stands."""
-    return (entries, rows) if is_narrow(entries[0], axis, narrow) else jax.lax.optimization_barrier((entries, rows))
 
 
 class Columns(tuple[Any, ...]):
@@ -135,8 +156,9 @@ def at_labels(logits: Any, labels: Any, axis: int) -> Any:
 
 
 def finite(maximum: Any) -> Any:
-    """The maximum with the largest finite number for +inf: e^{z-finite(max)} is then 0 for every finite logit."""
-    return jnp.where(maximum == jnp.inf, huge(maximum.dtype), maximum)
+    """The maximum with the largest finite number for +inf: e^{z-finite(max)} is then 0 for every finite logit. By an
+    operation that XLA:CPU has in the loops of its sums: it may find the maximum and the sum in one."""
+    return jnp.minimum(maximum, huge(maximum.dtype))
 
 
 def exponential(z: Any, finite_maximum: Any) -> Any:
@@ -179,9 +201,7 @@ def plain_rows(logits: Any, axis: int) -> Rows:
     """The statistics of each row; the arrays have the shape of the logits without ``axis``. Right where the row is not
     dominated."""
     maximum = row_maximum(logits, axis)
-    # The least of two is an operation that XLA:CPU has in the loops of its sums: it may find both in one.
-    finite_maximum = jnp.expand_dims(jnp.minimum(maximum, huge(maximum.dtype)), axis)
-    total = wide_sum(exponential(logits, finite_maximum), axis)
+    total = row_sum(exponential, [logits], [finite(maximum)], axis, narrow=FEW)
     return Rows(maximum, total, total - 1, jnp.log(total))
 
 

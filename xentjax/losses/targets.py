@@ -16,7 +16,6 @@ from xentjax.core.op import op
 from xentjax.core.policy import up
 from xentjax.logit_rows import (
     Rows,
-    apart,
     at_labels,
     depth,
     exponentials,
@@ -162,7 +161,7 @@ def _value_for_masses(logits: Any, masses: Any, axis: int) -> tuple[Any, Rows, A
     rows = rows_of(logits, axis)
     limit = huge(rows.maximum.dtype)
     # Not finite where a class of probability zero is met, with mass or without.
-    spread = row_sum(lambda t, z, m: up(t) * (m - up(z)), *apart([masses, logits], [finite(rows.maximum)], axis), axis)
+    spread = row_sum(lambda t, z, m: up(t) * (m - up(z)), [masses, logits], [finite(rows.maximum)], axis, apart=True)
 
     # The limit behind barriers, a new one in each sum: XLA:CPU stores a constant that sums share, once for every entry.
     def of_others(entries: Any, maximum: Any, axis: int, limit: Any = limit) -> Any:
@@ -171,7 +170,7 @@ def _value_for_masses(logits: Any, masses: Any, axis: int) -> tuple[Any, Rows, A
         def below_maximum(t: Any, z: Any, m: Any) -> Any:
             return up(t) * jnp.minimum(jnp.maximum(m - up(z), 0) * limit, 1)
 
-        return row_sum(below_maximum, *apart(entries, [finite(maximum)], axis), axis)
+        return row_sum(below_maximum, entries, [finite(maximum)], axis, apart=True)
 
     def of_infinities(entries: Any, numbers: Any, axis: int) -> tuple[Any, Any]:
         maximum, spread, mass = numbers
@@ -184,14 +183,14 @@ def _value_for_masses(logits: Any, masses: Any, axis: int) -> tuple[Any, Rows, A
         # By halves, so that the depth of a finite logit does not overflow.
         half = jnp.asarray(0.5, limit.dtype)
         halves = [finite(maximum) * half]
-        clipped = 2 * row_sum(lambda t, z, m: up(t) * depth(up(z) * half, m), *apart(entries, halves, axis), axis)
-        impossible = row_sum(has_mass_at_minus_infinity, *apart(entries, [], axis), axis) > 0
+        clipped = 2 * row_sum(lambda t, z, m: up(t) * depth(up(z) * half, m), entries, halves, axis, apart=True)
+        impossible = row_sum(has_mass_at_minus_infinity, entries, [], axis, apart=True) > 0
         spread = jnp.where(jnp.isfinite(spread), spread, jnp.where(impossible, jnp.inf, clipped))
         below = of_others(entries, maximum, axis, largest)
         return jnp.where(maximum == jnp.inf, jnp.where(below == 0, 0, below * jnp.inf), spread), mass
 
     # The mass goes along, or it would be computed where it is used, from columns that are stored first.
-    entries, found = (masses, logits), (spread, row_sum(up, *apart([masses], [], axis), axis))
+    entries, found = (masses, logits), (spread, row_sum(up, [masses], [], axis, apart=True))
     numbers, needed = (rows.maximum, *found), ~jnp.isfinite(spread)
     spread, mass = for_rows(needed, found, of_infinities, entries, numbers, axis, whole=True)
     # Where no class dominates it is not used.

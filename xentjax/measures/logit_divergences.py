@@ -15,15 +15,13 @@ from xentjax.care import for_rows
 from xentjax.core.domains import Domain, Logits
 from xentjax.core.op import op
 from xentjax.core.policy import up
-from xentjax.logit_pairs import LogitPair, deltas, expm1_minus, far, far_pair, near_pair, probabilities
+from xentjax.logit_pairs import LogitPair, deltas, expm1_minus, far_pair, near_pair, probabilities, ranges
 from xentjax.logit_rows import (
     FEW,
     Rows,
-    apart,
     at_limit,
     finite,
     huge,
-    is_dominated,
     is_narrow,
     row_max,
     row_sum,
@@ -111,8 +109,7 @@ def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
 
 def _quickly(p_logits: Any, q_logits: Any, axis: int) -> tuple[Any, LogitPair]:
     """With differences of depths; with care where a row is near, has a class that dominates or met an infinity."""
-    pair, value = far_pair(p_logits, q_logits, axis)
-    is_right = (value >= far(p_logits.dtype)) & (value < 1e30) & ~is_dominated(pair.of_p.total)
+    pair, value, is_right = far_pair(p_logits, q_logits, axis)
 
     def careful(logits: tuple[Any, Any], rows: tuple[()], axis: int) -> tuple[Any, LogitPair]:
         p_logits, q_logits = logits
@@ -149,10 +146,10 @@ def _of_extremes(logits: Sequence[Any], rows: Sequence[Rows], axis: int) -> Any:
         return jnp.where(up(a) == -jnp.inf, 0, jnp.exp(depth_a) * ((depth_a - depth_b) + log_scale))
 
     entries, rows = [p_logits, q_logits], [of_p.maximum, of_q.maximum, jnp.log(of_q.total / of_p.total)]
-    plain = row_sum(information, *apart(entries, rows, axis, FEW), axis, narrow=FEW) / of_p.total
+    plain = row_sum(information, entries, rows, axis, apart=True, narrow=FEW) / of_p.total
     _, value = near_pair(p_logits, q_logits, of_p, of_q, axis)
     value = jnp.where(jnp.isnan(value), plain, value)
-    value = jnp.where(row_max(is_impossible, *apart(entries, [], axis, FEW), axis, narrow=FEW) > 0, jnp.inf, value)
+    value = jnp.where(row_max(is_impossible, entries, [], axis, apart=True, narrow=FEW) > 0, jnp.inf, value)
     return jnp.where(jnp.isnan(of_p.total + of_q.total), jnp.nan, value)
 
 
@@ -168,7 +165,7 @@ def _(pair: LogitPair, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     (p_logits, q_logits), pair = jax.lax.optimization_barrier(((p_logits, q_logits), pair))
     p, q = probabilities(p_logits, pair.of_p, axis), probabilities(q_logits, pair.of_q, axis)
     log_ratio = jnp.expand_dims(pair.shift, axis) - deltas(pair, p_logits, q_logits, axis)
-    reach = 1 if jnp.finfo(p_logits.dtype).bits > 16 else 0.125
+    reach = ranges(p_logits.dtype).slope
     near = p * (log_ratio + expm1_minus(log_ratio, (-reach, reach), p_logits.dtype))
     slope = jnp.where(jnp.abs(log_ratio) < reach, near, q - p)
     at_largest = jnp.expand_dims(pair.at_largest, axis)

@@ -14,7 +14,7 @@ from xentjax.core import policy
 from xentjax.core.domains import Domain, Logits
 from xentjax.core.op import op
 from xentjax.core.policy import up
-from xentjax.logit_rows import apart, depth, depths, exponentials, finite, row_maximum, row_sum, rows_of
+from xentjax.logit_rows import depth, depths, exponentials, finite, row_maximum, row_sum, rows_of
 from xentjax.measures.entropy import DISTRIBUTION_OPTIONS
 
 
@@ -85,7 +85,7 @@ def _(logits: Any, *, axis: int) -> Any:
     def spread_term(z: Any, m: Any) -> Any:
         return jnp.exp(-depth(z, m)) * depth(z, m)
 
-    spread = row_sum(spread_term, *apart([logits], [finite(rows.maximum)], axis), axis)
+    spread = row_sum(spread_term, [logits], [finite(rows.maximum)], axis, apart=True)
     # A row with one +inf has a single class, and so nothing below the maximum.
     mean_depth = jax.lax.cond(
         anywhere(rows.maximum == jnp.inf),
