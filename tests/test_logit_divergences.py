@@ -50,6 +50,19 @@ def test_divergence_is_right_from_near_to_far(classes: int, scale: float) -> Non
     assert np.sum((error > allowed) & is_known) <= 1 + rows // 5000
 
 
+@pytest.mark.parametrize("rows", [40, 5000])
+@pytest.mark.parametrize("classes", [10, 41])
+def test_a_class_that_q_excludes_is_infinite_however_little_p_has_of_it(classes: int, rows: int) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, rows, classes)).astype(np.float32)
+    a[::2, 3], b[::2, 3], a[1::2, 4] = -69, -INF, -INF
+    value = xj.kl_divergence_from_logits(a, b)
+    with_gradient, _ = jax.vmap(jax.value_and_grad(xj.kl_divergence_from_logits))(a, b)
+    for got in (value, with_gradient):
+        assert np.all(np.isinf(got[::2]))
+        np.testing.assert_allclose(got[1::2], divergence(a, b)[1::2].astype(float), rtol=2e-6)
+
+
 @pytest.mark.parametrize("padding", [0, 40])
 @pytest.mark.parametrize(
     ("a", "b"),

@@ -89,6 +89,16 @@ def test_a_wrong_gradient_in_the_block_is_found():
         assert "FAIL log_cosh / residual / gradient / float64" in str(checked)
 
 
+def test_a_value_alone_is_taken_where_no_derivative_is_asked_for_and_swept():
+    with log_cosh_record() as record:
+        record.alone(lambda residual: jnp.full_like(residual, 7.0))
+        x = jnp.array([0.5, -3.0])
+        np.testing.assert_array_equal(jax.jit(record.function)(x), [7, 7])
+        value, _ = jax.vmap(jax.value_and_grad(record.function))(x)
+        np.testing.assert_allclose(value, np.log(np.cosh([0.5, -3.0])), rtol=1e-6)
+        assert not measure("log_cosh", ("float32",), quick=True).passed
+
+
 def squares(**options):
     """A throw-away record of a sum of squares, with what it needs but ``options``."""
     required = {"wrt": ("r",), "group": "losses", "formula": "Σ r²", "gradient": "2r", "source": "school"}

@@ -139,7 +139,7 @@ def for_rows(
 #: Rows that need care are sought in blocks of so many entries, or by themselves; they are few where they are in at most
 #: _FEW of _SHARES of the blocks, and one share is computed at a time. Of rows with less than _WIDE entries some always
 #: need care.
-_BLOCK, _SHARES, _FEW, _WIDE = 256, 128, 32, 16
+_BLOCK, _SHARES, _FEW, _WIDE = 32, 128, 32, 16
 
 
 def as_bits(array: Any) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 
 from xentjax.core.policy import up
 from xentjax.logit_rows import (
+    DOMINATED,
     FEW,
     Rows,
     columns,
@@ -27,7 +28,6 @@ from xentjax.logit_rows import (
     huge,
     is_dominated,
     is_narrow,
-    plain_rows,
     row_max,
     row_sum,
     wide_sum,
@@ -53,7 +53,7 @@ def near_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -
     pinned = _pinned(p_logits, q_logits, finite(of_p.maximum), finite(of_q.maximum), axis)
     mean = _moment(p_logits, q_logits, pinned, jnp.zeros_like(of_p.total), axis) / of_p.total
     if is_narrow(p_logits, axis, FEW):
-        value = _of_few_classes(p_logits, q_logits, axis)
+        value = divergence_of_few_classes(p_logits, q_logits, axis)
     else:
         value = _divergence(p_logits, q_logits, pinned, mean, of_p.total, axis)
         is_limit = jnp.maximum(of_p.maximum, of_q.maximum) == jnp.inf
@@ -129,7 +129,7 @@ def _divergence(p_logits: Any, q_logits: Any, pinned: _Pinned, mean: Any, total:
     return jnp.where(scale < jnp.inf, value, jnp.where(mean == jnp.inf, mean, jnp.nan))
 
 
-def _of_few_classes(p_logits: Any, q_logits: Any, axis: int) -> Any:
+def divergence_of_few_classes(p_logits: Any, q_logits: Any, axis: int) -> Any:
     """KL of rows that are summed column by column: two loops over the rows, between which one number a row is stored,
     and all else is found anew. Not finite where something in the row is not."""
 
@@ -145,59 +145,58 @@ def _of_few_classes(p_logits: Any, q_logits: Any, axis: int) -> Any:
     return _divergence(a, b, pinned, mean, total, axis)
 
 
-def far_pair(p_logits: Any, q_logits: Any, axis: int) -> tuple[LogitPair, Any, Any]:
-    """What ``near_pair`` finds, with δ as the difference of two depths, each of them rounded; and where that is right:
-    no class of p dominates, KL is large enough, and all is finite (or a class of both is excluded)."""
-    of_p, of_q = plain_rows(p_logits, axis), plain_rows(q_logits, axis)
-    if _has_one_loop(p_logits, axis):
-        scaled = _far_in_one_loop(p_logits, q_logits, axis)
-    else:
-        scaled = _far_by_passes(p_logits, q_logits, of_p, of_q, axis)
-    value = scaled / of_p.total
-    none = jnp.full_like(value, jnp.nan)
-    mean = value + jnp.log(of_p.total / of_q.total)
-    pair = LogitPair(of_p, of_q, of_p.maximum - of_q.maximum, jnp.zeros_like(value), mean, none, none)
-    # The depth of -inf is the largest number: with mass of p there, that is far beyond any other divergence.
-    is_right = (value >= ranges(p_logits.dtype).far) & (value < 1e30) & ~is_dominated(of_p.total)
-    return pair, value, is_right
-
-
-def _has_one_loop(logits: Any, axis: int) -> bool:
-    """Whether XLA:CPU makes one loop of several sums over the rows, one after the other: it does of so many rows."""
-    return logits.size // logits.shape[axis] >= 4096 and logits.dtype != jnp.float16
-
-
-def _far_in_one_loop(p_logits: Any, q_logits: Any, axis: int) -> Any:
-    """Σ e^{a - max} times KL, as the sum of the non-negative q - p - p log(q/p), the logarithms seen from max a.
-
-    By what log(Σ e^a/Σ e^b) is rounded, q is too, and to first order KL does not change, as Σ q = Σ p. Only operations
-    that the loop may have; the maxima and sums are found in it, set apart from those that are known.
-    """
-    p_logits, q_logits = jax.lax.optimization_barrier((p_logits, q_logits))
-
-    def below_maximum(z: Any) -> Any:
-        limit = huge(up(z).dtype)
-        maximum = jnp.minimum(up(jnp.max(z, axis=axis, keepdims=True)), limit)
-        return jnp.maximum(up(z) - maximum, -limit)
-
-    a, b = below_maximum(p_logits), below_maximum(q_logits)
-    total_p, total_q = (jnp.sum(jnp.exp(x), axis=axis, keepdims=True) for x in (a, b))
-    log_q = b + jnp.log(total_p / total_q)
-    return wide_sum(jnp.exp(log_q) - jnp.exp(a) * (1 + (log_q - a)), axis)
-
-
-def _far_by_passes(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> Any:
-    """The same from the maxima and sums that are known, where one loop would store an array as large as the logits."""
+def far_divergence(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> Any:
+    """KL as the sum of the non-negative q - p - p log(q/p), the logarithms seen from max a, from differences of depths
+    that are rounded; NaN where a class of p dominates."""
     ratio = of_p.total / of_q.total
     # q/p and log(q/p) from the same number: what that is rounded by has no effect.
     shift, rest = log_ratio(ratio)
 
     def deviance(a: Any, b: Any, m_a: Any, m_b: Any, ratio: Any, shift: Any) -> Any:
-        a, b = up(a) - m_a, up(b) - m_b
+        # Of a class of p that is excluded the share is 0, times a finite number.
+        a, b = jnp.maximum(up(a) - m_a, -huge(m_a.dtype)), up(b) - m_b
         return jnp.exp(b) * ratio - jnp.exp(a) * (1 + (shift - (a - b)))
 
     rows = [finite(of_p.maximum), finite(of_q.maximum), ratio, shift]
-    return row_sum(deviance, [p_logits, q_logits], rows, axis, apart=True, narrow=FEW) - rest * of_p.total
+    value = row_sum(deviance, [p_logits, q_logits], rows, axis, apart=True, narrow=FEW) / of_p.total - rest
+    return jnp.where(is_dominated(of_p.total), jnp.nan, value)
+
+
+def has_one_loop(logits: Any, axis: int) -> bool:
+    """Whether XLA:CPU makes one loop of several sums over the rows, one after the other: it does of so many rows."""
+    return logits.size // logits.shape[axis] >= 4096 and logits.dtype != jnp.float16
+
+
+def far_divergence_in_one_loop(p_logits: Any, q_logits: Any, axis: int) -> Any:
+    """``far_divergence`` in one loop over the rows, of only such operations as it may have.
+
+    By what log(Σ e^a/Σ e^b) is rounded, q is too, and to first order KL does not change, as Σ q = Σ p.
+    """
+
+    limit = huge(up(p_logits).dtype)
+
+    def below_maximum(z: Any) -> Any:
+        return up(z) - jnp.minimum(up(jnp.max(z, axis=axis, keepdims=True)), limit)
+
+    # Of a class of p that is excluded the share is 0, times a finite number.
+    a, b = jnp.maximum(below_maximum(p_logits), -limit), below_maximum(q_logits)
+    total_p, total_q = (jnp.sum(jnp.exp(x), axis=axis, keepdims=True) for x in (a, b))
+    log_q = b + jnp.log(total_p / total_q)
+    # No digit of it is changed; NaN, by an operation that the loop may have, where a class dominates.
+    share = 1 / total_p + 0 * jnp.log(total_p - DOMINATED)
+    return wide_sum((jnp.exp(log_q) - jnp.exp(a) * (1 + (log_q - a))) * share, axis)
+
+
+def is_far(value: Any, dtype: Any) -> Any:
+    """Where a far divergence is right: it is large enough, and no class of q is excluded or depth beyond the format."""
+    return (value >= ranges(dtype).far) & (value < 1e30)
+
+
+def far_pair(value: Any, of_p: Rows, of_q: Rows) -> LogitPair:
+    """The statistics of two rows of logits where KL is far."""
+    mean = value + jnp.log(of_p.total / of_q.total)
+    none = jnp.full_like(value, jnp.nan)
+    return LogitPair(of_p, of_q, of_p.maximum - of_q.maximum, jnp.zeros_like(value), mean, none, none)
 
 
 class Ranges(NamedTuple):

@@ -26,8 +26,9 @@ from xentjax.numerics import total
 #: Below this total one class holds more than two thirds of the probability.
 DOMINATED = 1.5
 
-#: Rows of at most so many classes are summed column by column, where the sums are simple: otherwise, of fewer.
-NARROW, FEW = 40, 16
+#: Rows of at most so many classes are summed column by column; of fewer, where that is already fast row by row (the
+#: sum of exponentials alone), and of even fewer, where the sums are long.
+NARROW, NARROW_ALONE, FEW = 64, 40, 16
 
 
 class Rows(NamedTuple):
@@ -205,15 +206,15 @@ def plain_rows(logits: Any, axis: int) -> Rows:
     return Rows(maximum, total, total - 1, jnp.log(total))
 
 
-def rows_of(logits: Any, axis: int, *, of_few: bool = False) -> Rows:
+def rows_of(logits: Any, axis: int, *, of_few: bool = False, narrow: int = NARROW) -> Rows:
     """The statistics of each row, with care where it is needed, or of few rows that need it."""
     maximum = row_maximum(logits, axis)
-    total, rest = (_narrow_sums if is_narrow(logits, axis) else _wide_sums)(logits, maximum, axis, of_few)
+    total, rest = (_narrow_sums if is_narrow(logits, axis, narrow) else _wide_sums)(logits, maximum, axis, of_few)
     return Rows(maximum, total, rest, jnp.log1p(rest))
 
 
 def _wide_sums(logits: Any, maximum: Any, axis: int, of_few: bool) -> tuple[Any, Any]:
-    total = row_sum(exponential, [logits], [finite(maximum)], axis)
+    total = row_sum(exponential, [logits], [finite(maximum)], axis, narrow=0)
 
     def careful(logits: Any, row: tuple[Any, Any], axis: int) -> tuple[Any, Any]:
         def below(z: Any, finite_maximum: Any) -> Any:
@@ -221,7 +222,7 @@ def _wide_sums(logits: Any, maximum: Any, axis: int, of_few: bool) -> tuple[Any,
             return jnp.minimum(jnp.exp(d), d * -huge(d.dtype))
 
         maximum, total = row
-        rest = row_sum(below, [logits], [finite(maximum)], axis)
+        rest = row_sum(below, [logits], [finite(maximum)], axis, narrow=0)
         rest = jnp.where(_infinite_entries(logits, maximum, axis) > 1, jnp.nan, rest)
         dominated = is_dominated(total)
         return jnp.where(dominated, 1 + rest, total), jnp.where(dominated, rest, total - 1)

@@ -62,6 +62,8 @@ class Sweep:
             )
             for dtype in {*dtypes, "float64"}
         }
+        #: The value as it is without derivatives, where the record has another way to it.
+        self.alone = {d: jax.jit(self.call(record.function)) for d in dtypes} if record.has_value_alone else {}
         #: Whether it averages over examples of which each has a weight.
         self.is_mean = self.options.get("reduction") == "mean" or "weights" in record.own
         self.others = {lib: jax.jit(self.both(self.positional(f))) for lib, f in self.peers.items() if lib != "torch"}
@@ -160,8 +162,15 @@ class Sweep:
                 found |= {library: self.run(f, cotangents, given, dtype) for library, f in self.others.items()}
                 if "torch" in self.peers:
                     found["torch"] = self.torch(cotangents, given)
+            flushed = self.record.underflow * entries
             for library, got in found.items():
-                self.add(library, label, dtype, got, truth, (value_size, size), self.record.underflow * entries)
+                self.add(library, label, dtype, got, truth, (value_size, size), flushed)
+            if dtype in self.alone:
+                with jax.enable_x64(dtype == "float64"):
+                    value = np.asarray(self.alone[dtype](given), np.float64)
+                self.tally("xentjax", "value", dtype).add(
+                    f"alone, {label}", value, truth[0], value_size, flushed, dtype
+                )
 
     def shape(self, wide: Any) -> tuple[int, ...]:
         with jax.enable_x64(True):

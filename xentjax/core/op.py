@@ -39,6 +39,7 @@ class OpFunction(Protocol, Generic[P, R]):
 
     record: Record
     value: Callable[[Callable[..., Any]], Callable[..., Any]]
+    alone: Callable[[Callable[..., Any]], Callable[..., Any]]
     partial: Callable[..., Callable[[Callable[..., Any]], Callable[..., Any]]]
     second: Callable[[Callable[..., Any]], Callable[..., Any]]
     prepare: Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -56,6 +56,7 @@ class Record:
         self._shared = tuple(n for n in SHARED if n in names and n not in own)
         self._axes = axes or (lambda options: options.get("axis", ()))
         self._value: Callable[..., Any] | None = None
+        self._alone: Callable[..., Any] | None = None
         self._prepare: Callable[..., Any] | None = None
         self._second: Callable[..., Any] | None = None
         self._partials: dict[str, Callable[..., Any]] = {}
@@ -95,6 +96,17 @@ class Record:
         """Register what runs: ``f(*inputs, **options) -> (value, saved)``, reduced axes kept with length 1."""
         self._value = function
         return function
+
+    def alone(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Register another way to the value for where no derivative is asked for, ``f(*inputs, **options) -> value``:
+        one that stores less, as nothing need be saved."""
+        self._alone = function
+        return function
+
+    @property
+    def has_value_alone(self) -> bool:
+        """Whether there is another way to the value for where no derivative is asked for."""
+        return self._through._alone is not None
 
     def partial(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register the gradient with respect to ``name``: ``f(saved, *inputs, **options) -> array``.
@@ -155,7 +167,7 @@ class Record:
         def function(*args: Any, **kwargs: Any) -> Any:
             return self.oracle(*args, **kwargs) if rule.PLAIN.get() else self._call(*args, **kwargs)
 
-        for name in ("value", "partial", "second", "prepare", "pushforward"):
+        for name in ("value", "alone", "partial", "second", "prepare", "pushforward"):
             setattr(function, name, getattr(self, name))
         function.record = self  # type: ignore[attr-defined]
         return function
@@ -216,7 +228,10 @@ class Record:
         if self._value is None:
             raise TypeError(f"{self.name} has no stable value: register one with @{self.name}.value")
         bound, where, keep = self._unmask(options, arrays)
-        value, saved = self._value(**bound)
+        if active or self._alone is None:
+            value, saved = self._value(**bound)
+        else:
+            value, saved = self._alone(**bound), None
         axes = self._reduced(bound)
         value = policy.zero_where_nothing_is_left(value, where, axes)
         partials = tuple(self._masked(self._partials[n](saved, **bound), where, keep, axes, n) for n in active)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from xentjax.core import policy
+from xentjax.core.widening import widened
 
 #: Whether records are traced as their plain formulas.
 PLAIN = contextvars.ContextVar("plain", default=False)
@@ -84,13 +84,13 @@ def _no_derivative(caller: Any, record: Any, name: str) -> str:
 
 
 def product(partial: Any, tangent: Any) -> Any:
-    return partial * policy.up(tangent)
+    return partial * widened(tangent)
 
 
 def along(partial: Any, tangent: Any) -> Any:
     """partial * tangent, with ±inf * 0 = 0. Infinity is a product of two numbers, so that this is linear too."""
     largest = jnp.asarray(jnp.finfo(partial.dtype).max, partial.dtype)
-    return jnp.clip(partial, -largest, largest) * policy.up(tangent) * jnp.where(jnp.isinf(partial), largest, 1)
+    return jnp.clip(partial, -largest, largest) * widened(tangent) * jnp.where(jnp.isinf(partial), largest, 1)
 
 
 def _moves(tangent: Any) -> bool:

@@ -15,7 +15,20 @@ from xentjax.care import for_rows
 from xentjax.core.domains import Domain, Logits
 from xentjax.core.op import op
 from xentjax.core.policy import up
-from xentjax.logit_pairs import LogitPair, deltas, expm1_minus, far_pair, near_pair, probabilities, ranges
+from xentjax.logit_pairs import (
+    LogitPair,
+    deltas,
+    divergence_of_few_classes,
+    expm1_minus,
+    far_divergence,
+    far_divergence_in_one_loop,
+    far_pair,
+    has_one_loop,
+    is_far,
+    near_pair,
+    probabilities,
+    ranges,
+)
 from xentjax.logit_rows import (
     FEW,
     Rows,
@@ -23,6 +36,7 @@ from xentjax.logit_rows import (
     finite,
     huge,
     is_narrow,
+    plain_rows,
     row_max,
     row_sum,
     rows_of,
@@ -99,39 +113,54 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 
 @kl_divergence_from_logits.value
 def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
-    # Among many rows of few classes some are always near.
+    def careful(logits: tuple[Any, Any], of_rows: Sequence[Rows], axis: int) -> tuple[Any, LogitPair]:
+        of_p, of_q = of_rows or [rows_of(z, axis, of_few=True) for z in logits]
+        pair, value = near_pair(*logits, of_p, of_q, axis)
+        # Of few classes the value is found without what is known of the rows, which need not be stored for it.
+        known = () if is_narrow(p_logits, axis, FEW) else (of_p, of_q)
+        return _with_extremes(value, logits, known, axis), pair
+
+    logits = p_logits, q_logits
     if is_narrow(p_logits, axis, FEW):
-        value, pair = _with_care(p_logits, q_logits, rows_of(p_logits, axis), rows_of(q_logits, axis), axis)
+        # Among many rows of few classes some are always near.
+        value, pair = careful(logits, [rows_of(z, axis) for z in logits], axis)
     else:
-        value, pair = _quickly(p_logits, q_logits, axis)
+        of_p, of_q = (plain_rows(z, axis) for z in logits)
+        value = far_divergence(p_logits, q_logits, of_p, of_q, axis)
+        found = value, far_pair(value, of_p, of_q)
+        value, pair = for_rows(~is_far(value, p_logits.dtype), found, careful, logits, (), axis)
     return jnp.expand_dims(value, axis), pair
 
 
-def _quickly(p_logits: Any, q_logits: Any, axis: int) -> tuple[Any, LogitPair]:
-    """With differences of depths; with care where a row is near, has a class that dominates or met an infinity."""
-    pair, value, is_right = far_pair(p_logits, q_logits, axis)
-
-    def careful(logits: tuple[Any, Any], rows: tuple[()], axis: int) -> tuple[Any, LogitPair]:
-        p_logits, q_logits = logits
+@kl_divergence_from_logits.alone
+def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
+    def careful(logits: tuple[Any, Any], rows: tuple[()], axis: int) -> Any:
         of_p, of_q = (rows_of(z, axis, of_few=True) for z in logits)
-        return _with_care(p_logits, q_logits, of_p, of_q, axis)
+        _, value = near_pair(*logits, of_p, of_q, axis)
+        return _with_extremes(value, logits, (of_p, of_q), axis)
 
-    return for_rows(~is_right, (value, pair), careful, (p_logits, q_logits), (), axis)
+    logits = p_logits, q_logits
+    if is_narrow(p_logits, axis, FEW):
+        value = _with_extremes(divergence_of_few_classes(p_logits, q_logits, axis), logits, (), axis)
+    else:
+        if has_one_loop(p_logits, axis):
+            value = far_divergence_in_one_loop(p_logits, q_logits, axis)
+        else:
+            of_p, of_q = (plain_rows(z, axis) for z in logits)
+            value = far_divergence(p_logits, q_logits, of_p, of_q, axis)
+        value = for_rows(~is_far(value, p_logits.dtype), value, careful, logits, (), axis)
+    return jnp.expand_dims(value, axis)
 
 
-def _with_care(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> tuple[Any, LogitPair]:
-    """As of distributions that are near; again where that is not finite."""
-    pair, value = near_pair(p_logits, q_logits, of_p, of_q, axis)
-    # Of few classes the value is found without what is known of the rows, which need not be stored for it.
-    known = () if is_narrow(p_logits, axis, FEW) else (of_p, of_q)
+def _with_extremes(value: Any, logits: tuple[Any, Any], rows: Sequence[Rows], axis: int) -> Any:
+    """The value; found anew where it is not finite, from what is known of the rows or from the logits alone."""
 
-    def beyond(logits: tuple[Any, Any], rows: Any, axis: int) -> Any:
-        value, *known = rows
-        of_rows = known or [rows_of(z, axis, of_few=True) for z in logits]
+    def beyond(logits: tuple[Any, Any], known: Any, axis: int) -> Any:
+        value, *rows = known
+        of_rows = rows or [rows_of(z, axis, of_few=True) for z in logits]
         return jnp.where(jnp.isfinite(value), value, _of_extremes(logits, of_rows, axis))
 
-    found = for_rows(~jnp.isfinite(value), value, beyond, (p_logits, q_logits), (value, *known), axis, few=False)
-    return found, pair
+    return for_rows(~jnp.isfinite(value), value, beyond, logits, (value, *rows), axis, few=False)
 
 
 def _of_extremes(logits: Sequence[Any], rows: Sequence[Rows], axis: int) -> Any:
