@@ -40,7 +40,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "base, several": (lambda: xj.entropy(P, base=jnp.ones(3)), ValueError, r"base has shape \(3,\), but needs \(\)"),
     "temperature": (lambda: xj.softmax_cross_entropy(Z, Y, temperature=None), TypeError, "temperature must be"),
     "z_loss": (lambda: xj.softmax_cross_entropy(Z, Y, z_loss="a"), TypeError, "z_loss must be a real array, got str"),
-    "parameters": (lambda: xj.logistic_loss((ROW[0], 0.0), ROW, Y), TypeError, "params must be named arrays .* tuple"),
+    "parameters": (lambda: xj.logistic_loss((ROW[0], 0.0), ROW, Y), TypeError, "params must be LogisticParams.* tuple"),
 }  # fmt: skip
 
 

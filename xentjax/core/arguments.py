@@ -33,9 +33,10 @@ def converted(record: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         elif value is None and default is None:
             found[name] = None
         elif name in record.trees:
-            if not _is_tree(value):
-                kinds = "a NamedTuple, a dict or a dataclass"
-                raise TypeError(f"{record.name}: {name} must be named arrays ({kinds}), got {type(value).__name__}")
+            named: Any = record.trees[name]
+            if not isinstance(value, named):
+                needed = f"{named.__name__}({', '.join(named._fields)})"
+                raise TypeError(f"{record.name}: {name} must be {needed}, got {type(value).__name__}")
             as_array = lambda leaf, name=name: policy.as_array(record.name, name, leaf)
             found[name] = jax.tree.map(as_array, value, is_leaf=lambda leaf: leaf is None)
         elif name in (*record.inputs, "where", "weights"):
@@ -78,10 +79,6 @@ def _wide_integers(value: Any) -> np.ndarray | None:
         return array
     fits = array.dtype.kind not in "iu" or array.dtype.itemsize < 8 or jnp.result_type(int) == np.int64
     return None if fits else array
-
-
-def _is_tree(value: Any) -> bool:
-    return hasattr(value, "_fields") or isinstance(value, dict) or hasattr(value, "__dataclass_fields__")
 
 
 # -- options -----------------------------------------------------------------------------------------------------------

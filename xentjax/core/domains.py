@@ -51,11 +51,11 @@ class Kind:
 
     Attributes:
       is_index: integers of this kind are classes: they are not converted to floats, and out of range they stay so.
-      is_tree: it is drawn as named arrays (a pytree) rather than as one.
+      named: the NamedTuple that holds its arrays, where an argument is no single one.
     """
 
     is_index: ClassVar[bool] = False
-    is_tree: ClassVar[bool] = False
+    named: ClassVar[type | None] = None
 
     shape: str = ""
 

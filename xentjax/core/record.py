@@ -51,7 +51,7 @@ class Record:
             for n, p in self.signature.parameters.items()
             if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and n in domain.kinds
         )
-        self.trees = tuple(n for n in self.inputs if domain.kinds[n].is_tree)
+        self.trees = {n: named for n in self.inputs if (named := domain.kinds[n].named) is not None}
         self.indices = tuple(n for n in self.inputs if any(kind.is_index for kind in domain.kinds_of(n)))
         self._shared = tuple(n for n in SHARED if n in names and n not in own)
         self._axes = axes or (lambda options: options.get("axis", ()))

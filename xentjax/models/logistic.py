@@ -26,7 +26,7 @@ class LogisticParams(NamedTuple):
 class Parameters(Kind):
     """:class:`LogisticParams` for checks; ``shape`` is that of the weights (``"D"`` or ``"D K"``)."""
 
-    is_tree = True
+    named = LogisticParams
 
     def draw(self, situation: str, rng: np.random.Generator, sizes: Any, drawn: dict[str, Any]) -> LogisticParams:
         scale = {"tiny": 1e-3, "large": 10.0, "huge": 100.0}.get(situation, 1.0)
