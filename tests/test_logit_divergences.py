@@ -50,6 +50,18 @@ def test_divergence_is_right_from_near_to_far(classes: int, scale: float) -> Non
     assert np.sum((error > allowed) & is_known) <= 1 + rows // 5000
 
 
+@pytest.mark.parametrize("narrow", ["bfloat16", "float16"])
+def test_one_argument_of_16_bits_beside_one_of_32_costs_no_digit(narrow: str) -> None:
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(300, 41))
+    a, b = (jnp.asarray(z, narrow) for z in (a, a + rng.normal(0, 0.4, a.shape)))
+    for p, q in ((a, b.astype(np.float32)), (a.astype(np.float32), b)):
+        got = xj.kl_divergence_from_logits(p, q)
+        assert got.dtype == jnp.float32
+        true = divergence(p, q).astype(np.float32)
+        assert np.all(np.abs(got - true) <= (4 + np.abs(np.log(true))) * np.spacing(true))
+
+
 @pytest.mark.parametrize("rows", [40, 5000])
 @pytest.mark.parametrize("classes", [10, 41])
 def test_a_class_that_q_excludes_is_infinite_however_little_p_has_of_it(classes: int, rows: int) -> None:

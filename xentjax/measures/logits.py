@@ -13,7 +13,6 @@ from xentjax.care import anywhere
 from xentjax.core import policy
 from xentjax.core.domains import Domain, Logits
 from xentjax.core.op import op
-from xentjax.core.policy import up
 from xentjax.logit_rows import depth, depths, exponentials, finite, row_maximum, row_sum, rows_of
 from xentjax.measures.entropy import DISTRIBUTION_OPTIONS
 
@@ -115,13 +114,11 @@ def _(tangents: Any, active: Any, logits: Any, *, axis: int) -> Any:
 
 
 def checked_logits(name: str, bound: dict[str, Any], *arguments: str) -> dict[str, Any]:
-    """The arguments in dtypes that can be computed with together, of one shape, with at least one class."""
+    """The arguments, of one shape, with the axis; in 16 bits only where the result is: the dtype says how exact a
+    divergence needs to be."""
     arrays = {n: bound[n] for n in arguments}
     policy.require_same_shape(name, **arrays)
-    shape = arrays[arguments[0]].shape
     (axis,) = policy.require_axis(name, arguments[0], arrays[arguments[0]], bound["axis"])
-    if shape[axis] == 0:
-        raise ValueError(f"{name}: {arguments[0]} has shape {shape}, but needs at least one class along axis {axis}")
-    dtype = policy.compute_dtype(policy.result_dtype(arrays.values()))
-    fits = {n: policy.is_float(a) and up(a).dtype == dtype for n, a in arrays.items()}
-    return {n: a if fits[n] else a.astype(dtype) for n, a in arrays.items()} | {"axis": axis}
+    dtype = policy.result_dtype(arrays.values())
+    wide = policy.compute_dtype(dtype)
+    return {n: a if a.dtype == dtype else a.astype(wide) for n, a in arrays.items()} | {"axis": axis}

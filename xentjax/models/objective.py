@@ -169,9 +169,8 @@ def _over_classes(rows: Any) -> Any:
 
 def _trace_bound(x: Any) -> Any:
     """(tr Aᵏ)^(1/k) for A = xᵀx and k = 128, by squaring: at least the largest eigenvalue, since A has none below 0."""
+    x = x.T if x.shape[0] < x.shape[1] else x
     a = jnp.matmul(x.T, x, precision=_rows.PRECISION)
-    if x.shape[0] < x.shape[1]:
-        a = jnp.matmul(x, x.T, precision=_rows.PRECISION)
     log_scale = jnp.zeros((), x.dtype)
     power = 1
     for _ in range(7):
