@@ -45,9 +45,29 @@ def test_divergence_is_right_from_near_to_far(classes: int, scale: float) -> Non
     is_known = true > 1e-12  # below, the sum itself cancels in 64 bits
     error = np.abs(np.asarray(xj.kl_divergence_from_logits(a, b), np.float64) - true)
     allowed = (4 + np.maximum(0, -np.log(np.where(is_known, true, 1)))) * np.spacing(true.astype(np.float32))
-    # What is beyond is one row in ten thousand, where all roundings add up, and by less than 1.7.
+    # One row in 5,000, in which all roundings add up, is beyond, by less than 1.7.
     assert np.all((error <= 1.7 * allowed) | ~is_known)
     assert np.sum((error > allowed) & is_known) <= 1 + rows // 5000
+
+
+@pytest.mark.parametrize("classes", [3, 17, 65])
+def test_the_last_divergences_whose_exponential_is_finite(classes: int) -> None:
+    depth = np.linspace(80, 100, 401, dtype=np.float32)
+    a, b = np.zeros((2, depth.size, classes), np.float32)
+    a[:, 0], b[:, 0] = 40, -depth
+    np.testing.assert_allclose(xj.kl_divergence_from_logits(a, b), divergence(a, b).astype(float), rtol=2e-7)
+
+
+@pytest.mark.parametrize("classes", [3, 20])
+@pytest.mark.parametrize("size", [1e38, 1.6e38, 3e38])
+def test_the_largest_logits_have_a_value_and_a_gradient(size: float, classes: int) -> None:
+    a, b = np.zeros((2, classes), np.float32)
+    b[:2] = size, -size
+    value, (p_slope, q_slope) = jax.value_and_grad(xj.kl_divergence_from_logits, (0, 1))(a, b)
+    np.testing.assert_allclose(
+        [value, -p_slope[0], p_slope[1]], np.array([classes, 1, 1]) * (size / classes), rtol=1e-6
+    )
+    np.testing.assert_allclose(q_slope, np.eye(classes)[0] - 1 / classes, rtol=1e-6)
 
 
 @pytest.mark.parametrize("narrow", ["bfloat16", "float16"])

@@ -452,3 +452,22 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
         next(xj.iterate(square, 1.0, GradientDescent(0.1), chunk=0))
     assert minimize(square, 3, GradientDescent(0.25)).params.dtype == jnp.float32
+
+
+def test_a_solver_that_is_no_pytree_says_so_where_its_numbers_are_traced():
+    @dataclasses.dataclass(frozen=True)
+    class Unregistered:
+        step_size: object
+
+        def init(self, objective, point):
+            return ()
+
+        def step(self, objective, point, state):
+            return evaluate(objective, point.params - self.step_size * point.gradient), state
+
+    def run(step_size):
+        return minimize(lambda p: (p - 1) ** 2, jnp.zeros(()), Unregistered(step_size), max_steps=60)
+
+    assert run(0.25).status == "converged"
+    with pytest.raises(TypeError, match="Unregistered holds traced numbers"):
+        jax.vmap(run)(jnp.array([0.25, 0.5]))

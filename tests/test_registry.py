@@ -99,11 +99,27 @@ def test_a_value_alone_is_taken_where_no_derivative_is_asked_for_and_swept():
         assert not measure("log_cosh", ("float32",), quick=True).passed
 
 
+#: Of a throw-away record of r.
+THROW_AWAY = {"wrt": ("r",), "group": "losses", "formula": "Σ r²", "gradient": "2r", "source": "school"}
+
+
+def test_a_formula_that_drops_its_axis_is_told_so():
+    @op(**THROW_AWAY, domain=Domain(r=Logit("B K")))
+    def dropped(r, *, axis=-1):
+        """Σ r²."""
+        return jnp.sum(r**2, axis=axis)
+
+    try:
+        with pytest.raises(TypeError, match=r"dropped: the formula .* axis -1, with length 1 .* \(3,\)"):
+            dropped.record.oracle(jnp.ones((3, 2)))
+    finally:
+        forget("dropped")
+
+
 def squares(**options):
     """A throw-away record of a sum of squares, with what it needs but ``options``."""
-    required = {"wrt": ("r",), "group": "losses", "formula": "Σ r²", "gradient": "2r", "source": "school"}
 
-    @op(**{**required, "domain": Domain(r=Logit("B K")), **options})
+    @op(**{**THROW_AWAY, "domain": Domain(r=Logit("B K")), **options})
     def sum_of_squares(r, *, axis=-1, where=None):
         """Σ r²."""
         return jnp.sum(r**2, axis=axis, keepdims=True)

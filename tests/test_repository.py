@@ -58,6 +58,17 @@ def modules() -> dict[str, ast.Module]:
 MODULES = modules()
 
 
+def test_the_readme_lists_every_module_and_the_direction_of_imports():
+    text = (ROOT / "README.md").read_text()
+    (tree,) = re.findall(r"```\nxentjax/\n(.*?)```", text, re.DOTALL)
+    named = set(re.findall(r"\w+\.py", tree))
+    files = {path.name for path in PACKAGE.rglob("*.py")} - {"__init__.py", "__main__.py"}
+    assert named == files | {"_xentjax_main.py"}
+    (chain,) = re.findall(r"Imports go one way: (.*?)\. A solver", text, re.DOTALL)
+    layers = [tuple(re.split(r",\s+", layer)) for layer in re.split(r"\s+←\s+", chain)]
+    assert layers == list(LAYERS[:-1])
+
+
 def imported(node: ast.AST, package: str) -> list[str]:
     """The dotted names that an import statement asks for."""
     if isinstance(node, ast.Import):

@@ -59,6 +59,12 @@ def in_pieces(function: Callable[..., Any], *arrays: Any) -> Any:
     return jax.tree.map(joined, done)
 
 
+#: Rows that need care are sought in blocks of so many entries, or by themselves; they are few where they are in at most
+#: _FEW of _SHARES of the blocks, and one share is computed at a time. Of rows with less than _WIDE entries some always
+#: need care.
+_BLOCK, _SHARES, _FEW, _WIDE = 32, 128, 32, 16
+
+
 def for_rows(
     needed: Any,
     found: Any,
@@ -68,7 +74,7 @@ def for_rows(
     axis: int,
     *,
     whole: bool = False,
-    few: bool = True,
+    subset: bool = True,
 ) -> Any:
     """What is found, numbers by row, with ``function(arrays, rows, axis)``, right for any row, where a row needs it.
 
@@ -83,7 +89,7 @@ def for_rows(
       rows: numbers for each row.
       axis: that of the entries.
       whole: whether the memory that all rows take at once does not matter.
-      few: whether there is a program for few rows, beside that for all: the function is compiled twice then.
+      subset: whether there is a program for few rows, beside that for all: the function is compiled twice then.
     """
     length = needed.size
     width = jax.tree.leaves(arrays)[0].size // max(length, 1)
@@ -96,7 +102,7 @@ def for_rows(
         along = functools.partial(function, axis=axis)
         return along(arrays, rows) if whole or axis == 0 else in_pieces(along, arrays, rows)
 
-    def few_rows(found: Any, arrays: Any, rows: Any) -> Any:
+    def some_rows(found: Any, arrays: Any, rows: Any) -> Any:
         number = jnp.cumsum(blocks)
 
         def of(share: Any) -> Any:
@@ -129,23 +135,17 @@ def for_rows(
         return jax.tree.map(in_place, found, done)
 
     def some(*operands: Any) -> Any:
-        if not few or length < _SHARES or width < _WIDE:
+        if not subset or length < _SHARES or width < _WIDE:
             return all_rows(*operands)
-        return jax.lax.cond(anywhere(jnp.sum(blocks) > size * _FEW), all_rows, few_rows, *operands)
+        return jax.lax.cond(anywhere(jnp.sum(blocks) > size * _FEW), all_rows, some_rows, *operands)
 
     return jax.lax.cond(anywhere(needed), some, lambda found, *_: found, found, arrays, rows)
 
 
-#: Rows that need care are sought in blocks of so many entries, or by themselves; they are few where they are in at most
-#: _FEW of _SHARES of the blocks, and one share is computed at a time. Of rows with less than _WIDE entries some always
-#: need care.
-_BLOCK, _SHARES, _FEW, _WIDE = 32, 128, 32, 16
-
-
 def as_bits(array: Any) -> Any:
     """16-bit floats as integers: XLA:CPU slices no 16-bit floats, but would widen them all first and store them."""
-    is_narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize == 2
-    return jax.lax.bitcast_convert_type(array, jnp.uint16) if is_narrow else array
+    is_16_bit = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize == 2
+    return jax.lax.bitcast_convert_type(array, jnp.uint16) if is_16_bit else array
 
 
 def of_bits(array: Any, dtype: Any) -> Any:

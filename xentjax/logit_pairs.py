@@ -19,20 +19,24 @@ import numpy as np
 
 from xentjax.core.policy import up
 from xentjax.logit_rows import (
+    COLUMNWISE_PAIRS,
     DOMINATED,
-    FEW,
     Rows,
     columns,
     exponentials,
     finite,
     huge,
+    is_columnwise,
     is_dominated,
-    is_narrow,
     row_max,
     row_sum,
     wide_sum,
+    width,
 )
 from xentjax.pairs import log_ratio
+
+#: Differences of logits are kept in units of so much: those of any finite numbers are finite then, and theirs too.
+_UNIT = 4
 
 
 class LogitPair(NamedTuple):
@@ -40,9 +44,9 @@ class LogitPair(NamedTuple):
 
     of_p: Rows
     of_q: Rows
-    centre: Any  # a - b at the largest class of p, rounded,
+    centre: Any  # a - b at the largest class of p, in units, rounded,
     remainder: Any  # and what the rounding left
-    mean: Any  # μ = Σ pδ
+    mean: Any  # μ = Σ pδ, in units
     shift: Any  # log(q/p) = shift - δ; NaN where p and q are far apart
     at_largest: Any  # the derivative by b at the largest class of p, where that class dominates; otherwise NaN
 
@@ -51,8 +55,8 @@ def near_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -
     """The statistics of two rows of logits, and KL as log1p(Σ p (e^u - 1 - u)), NaN where e^u is beyond the format or a
     logit is +inf."""
     pinned = _pinned(p_logits, q_logits, finite(of_p.maximum), finite(of_q.maximum), axis)
-    mean = _moment(p_logits, q_logits, pinned, jnp.zeros_like(of_p.total), axis) / of_p.total
-    if is_narrow(p_logits, axis, FEW):
+    mean = _moment(p_logits, q_logits, pinned, jnp.zeros_like(of_p.total), of_p.total, axis)
+    if is_columnwise(p_logits, axis, COLUMNWISE_PAIRS):
         value = divergence_of_few_classes(p_logits, q_logits, axis)
     else:
         value = _divergence(p_logits, q_logits, pinned, mean, of_p.total, axis)
@@ -63,10 +67,10 @@ def near_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -
     # is the smaller.
     outside_p = of_p.rest / of_p.total
     outside_q = jnp.where(pinned.gap == 0, of_q.rest, of_q.total - jnp.exp(-pinned.gap)) / of_q.total
-    is_smaller = jnp.maximum(jnp.abs(mean), value) < outside_p
+    is_smaller = jnp.maximum(jnp.abs(mean * _UNIT), value) < outside_p
     at_largest = jnp.where((of_p.rest < 0.5) & ~is_smaller, outside_p - outside_q, jnp.nan)
     # Far apart, a log-ratio that is small would be a difference of larger numbers.
-    shift = jnp.where(value < 1, mean - value, jnp.nan)
+    shift = jnp.where(value < 1, mean * _UNIT - value, jnp.nan)
     return LogitPair(of_p, of_q, pinned.centre, pinned.remainder, mean, shift, at_largest), value
 
 
@@ -88,11 +92,11 @@ def _pinned(p_logits: Any, q_logits: Any, m_a: Any, m_b: Any, axis: int) -> _Pin
         [p_logits, q_logits],
         [m_a],
         axis,
-        narrow=FEW,
+        columnwise=COLUMNWISE_PAIRS,
     )
     centre, remainder = _difference(m_a, q_at_largest)
     reachable = jnp.abs(centre) < jnp.inf
-    centre = jnp.where(reachable, centre, m_a - m_b)
+    centre = jnp.where(reachable, centre, m_a / _UNIT - m_b / _UNIT)
     return _Pinned(m_a, m_b, centre, remainder, jnp.where(reachable, m_b - q_at_largest, jnp.inf))
 
 
@@ -100,33 +104,38 @@ def _share(z: Any, maximum: Any) -> Any:
     return jnp.exp(jnp.minimum(up(z) - maximum, 0))
 
 
-def _moment(p_logits: Any, q_logits: Any, pinned: _Pinned, origin: Any, axis: int) -> Any:
-    """Σ e^{a - max} (δ - origin)."""
+def _moment(p_logits: Any, q_logits: Any, pinned: _Pinned, origin: Any, total: Any, axis: int) -> Any:
+    """Σ p (δ - origin), in units."""
+    # So small a part of each term that their sum is finite.
+    part = 2.0 ** -width(p_logits, axis).bit_length()
 
     def term(a: Any, b: Any, m_a: Any, centre: Any, remainder: Any, origin: Any) -> Any:
-        return jnp.where(up(a) == -jnp.inf, 0, _share(a, m_a) * (_delta(a, b, centre, remainder) - origin))
+        above = (_delta(a, b, centre, remainder) - origin) * part
+        return jnp.where(up(a) == -jnp.inf, 0, _share(a, m_a) * above)
 
     rows = [pinned.m_a, pinned.centre, pinned.remainder, origin]
-    return row_sum(term, [p_logits, q_logits], rows, axis, apart=True, narrow=FEW)
+    summed = row_sum(term, [p_logits, q_logits], rows, axis, apart=True, columnwise=COLUMNWISE_PAIRS)
+    return summed / total / part
 
 
 def _divergence(p_logits: Any, q_logits: Any, pinned: _Pinned, mean: Any, total: Any, axis: int) -> Any:
-    """KL = log1p(T - wT) with T = Σ p (e^u - 1 - u), where the mean from which u is measured is off by w = Σ p u."""
-    scale = jnp.exp(pinned.gap + mean)  # p e^u = q e^(gap + μ)
+    """KL = log1p(T - wT) with T = Σ p (e^u - 1 - u), where the mean from which u is measured is off by w = Σ p u; NaN
+    where that is beyond the format."""
+    scale = jnp.exp(pinned.gap + mean * _UNIT)  # p e^u = q e^(gap + μ)
     low, high = reach = ranges(p_logits.dtype).series
 
     def term(a: Any, b: Any, m_a: Any, m_b: Any, centre: Any, remainder: Any, mean: Any, scale: Any) -> Any:
         e, other = _share(a, m_a), _share(b, m_b)
-        u = mean - _delta(a, b, centre, remainder)
+        u = (mean - _delta(a, b, centre, remainder)) * _UNIT
         far = other * scale - jnp.where(up(a) == -jnp.inf, 0, e * (1 + u))
         return jnp.where((u > low) & (u < high), e * expm1_minus(u, reach, a.dtype), far)
 
     rows = [pinned.m_a, pinned.m_b, pinned.centre, pinned.remainder, mean, scale]
-    surplus = row_sum(term, [p_logits, q_logits], rows, axis, apart=True, narrow=FEW) / total
+    surplus = row_sum(term, [p_logits, q_logits], rows, axis, apart=True, columnwise=COLUMNWISE_PAIRS) / total
     if jnp.finfo(p_logits.dtype).bits > 16:
-        surplus *= 1 + _moment(p_logits, q_logits, pinned, mean, axis) / total
+        surplus *= 1 + _moment(p_logits, q_logits, pinned, mean, total, axis) * _UNIT
     value = _log1p(surplus)
-    return jnp.where(scale < jnp.inf, value, jnp.where(mean == jnp.inf, mean, jnp.nan))
+    return jnp.where((scale < jnp.inf) & (value < jnp.inf), value, jnp.where(mean == jnp.inf, mean, jnp.nan))
 
 
 def divergence_of_few_classes(p_logits: Any, q_logits: Any, axis: int) -> Any:
@@ -139,7 +148,7 @@ def divergence_of_few_classes(p_logits: Any, q_logits: Any, axis: int) -> Any:
         return a, b, _pinned(a, b, m_a, m_b, axis), row_sum(_share, [a], [m_a], axis)
 
     a, b, pinned, total = found(p_logits, q_logits)
-    mean = _moment(a, b, pinned, jnp.zeros_like(total), axis) / total
+    mean = _moment(a, b, pinned, jnp.zeros_like(total), total, axis)
     p_logits, q_logits, mean = jax.lax.optimization_barrier((p_logits, q_logits, mean))
     a, b, pinned, total = found(p_logits, q_logits)
     return _divergence(a, b, pinned, mean, total, axis)
@@ -158,7 +167,9 @@ def far_divergence(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: i
         return jnp.exp(b) * ratio - jnp.exp(a) * (1 + (shift - (a - b)))
 
     rows = [finite(of_p.maximum), finite(of_q.maximum), ratio, shift]
-    value = row_sum(deviance, [p_logits, q_logits], rows, axis, apart=True, narrow=FEW) / of_p.total - rest
+    value = (
+        row_sum(deviance, [p_logits, q_logits], rows, axis, apart=True, columnwise=COLUMNWISE_PAIRS) / of_p.total - rest
+    )
     return jnp.where(is_dominated(of_p.total), jnp.nan, value)
 
 
@@ -194,9 +205,10 @@ def is_far(value: Any, dtype: Any) -> Any:
 
 def far_pair(value: Any, of_p: Rows, of_q: Rows) -> LogitPair:
     """The statistics of two rows of logits where KL is far."""
-    mean = value + jnp.log(of_p.total / of_q.total)
+    mean = (value + jnp.log(of_p.total / of_q.total)) / _UNIT
+    centre = of_p.maximum / _UNIT - of_q.maximum / _UNIT
     none = jnp.full_like(value, jnp.nan)
-    return LogitPair(of_p, of_q, of_p.maximum - of_q.maximum, jnp.zeros_like(value), mean, none, none)
+    return LogitPair(of_p, of_q, centre, jnp.zeros_like(value), mean, none, none)
 
 
 class Ranges(NamedTuple):
@@ -212,10 +224,11 @@ def ranges(dtype: Any) -> Ranges:
 
 
 def _difference(a: Any, b: Any) -> tuple[Any, Any]:
-    """a - b rounded, and what the rounding left, 0 where the difference is infinite; of numbers up to a quarter of the
-    largest, so that nothing that follows from it overflows."""
-    quarter = huge(a.dtype) / 4
-    a, b = jnp.clip(a, -quarter, quarter), jnp.where(b == -jnp.inf, b, jnp.clip(b, -quarter, quarter))
+    """a - b in units, rounded, and what the rounding left, 0 where the difference is infinite, as it is for b = -inf;
+    other infinities count as the largest number."""
+    largest = huge(a.dtype) / _UNIT
+    a, b = a / _UNIT, b / _UNIT
+    a, b = jnp.clip(a, -largest, largest), jnp.where(b == -jnp.inf, b, jnp.clip(b, -largest, largest))
     difference = a - b
     rounded = difference - a
     remainder = (a - (difference - rounded)) - (b + rounded)
@@ -223,15 +236,22 @@ def _difference(a: Any, b: Any) -> tuple[Any, Any]:
 
 
 def _delta(a: Any, b: Any, centre: Any, remainder: Any) -> Any:
-    """δ = (a - b) - centre with all its digits, however large the logits; 0 where both are -inf."""
+    """δ = (a - b) - centre in units, with all its digits, however large the logits; 0 where both are -inf."""
     difference, rest = _difference(up(a), up(b))
     difference = jnp.where((up(a) == -jnp.inf) & (up(b) == -jnp.inf), centre, difference)
     return (difference - centre) + (rest - remainder)
 
 
-def deltas(pair: LogitPair, p_logits: Any, q_logits: Any, axis: int) -> Any:
-    centre, remainder = (jnp.expand_dims(row, axis) for row in (pair.centre, pair.remainder))
-    return _delta(p_logits, q_logits, centre, remainder)
+def deviations(pair: LogitPair, p_logits: Any, q_logits: Any, axis: int) -> Any:
+    """δ - μ for each class."""
+    centre, remainder, mean = (jnp.expand_dims(row, axis) for row in (pair.centre, pair.remainder, pair.mean))
+    return (_delta(p_logits, q_logits, centre, remainder) - mean) * _UNIT
+
+
+def log_ratios(pair: LogitPair, p_logits: Any, q_logits: Any, axis: int) -> Any:
+    """log(q/p) for each class; NaN where p and q are far apart."""
+    centre, remainder, shift = (jnp.expand_dims(row, axis) for row in (pair.centre, pair.remainder, pair.shift))
+    return shift - _delta(p_logits, q_logits, centre, remainder) * _UNIT
 
 
 def probabilities(logits: Any, rows: Rows, axis: int) -> Any:

@@ -26,9 +26,9 @@ from xentjax.numerics import total
 #: Below this total one class holds more than two thirds of the probability.
 DOMINATED = 1.5
 
-#: Rows of at most so many classes are summed column by column; of fewer, where that is already fast row by row (the
-#: sum of exponentials alone), and of even fewer, where the sums are long.
-NARROW, NARROW_ALONE, FEW = 64, 40, 16
+#: Rows of at most so many classes are summed column by column; of fewer for class indices, whose one sum is fast row by
+#: row already; of even fewer for pairs of rows, whose sums are long.
+COLUMNWISE, COLUMNWISE_INDICES, COLUMNWISE_PAIRS = 64, 40, 16
 
 
 class Rows(NamedTuple):
@@ -55,7 +55,7 @@ def row_sum(
     axis: int,
     *,
     apart: bool = False,
-    narrow: int = NARROW,
+    columnwise: int = COLUMNWISE,
 ) -> Any:
     """Σ term(entry, ..., row value, ...) over the classes of each row.
 
@@ -69,9 +69,9 @@ def row_sum(
       axis: that of the classes.
       apart: whether the reduction's operands are behind a barrier. Two sums over the same widened or broadcast operand
         would share it, and XLA:CPU would store it, as large as the logits; set apart, each makes its own in its loop.
-      narrow: at most so many classes are few.
+      columnwise: at most so many classes are added so.
     """
-    return _reduced(jnp.add, wide_sum, term, entries, rows, axis, apart, narrow)
+    return _reduced(jnp.add, wide_sum, term, entries, rows, axis, apart, columnwise)
 
 
 def row_max(
@@ -81,10 +81,10 @@ def row_max(
     axis: int,
     *,
     apart: bool = False,
-    narrow: int = NARROW,
+    columnwise: int = COLUMNWISE,
 ) -> Any:
     """The largest term(entry, ..., row value, ...) of each row, found as a ``row_sum`` is."""
-    return _reduced(jnp.maximum, jnp.max, term, entries, rows, axis, apart, narrow)
+    return _reduced(jnp.maximum, jnp.max, term, entries, rows, axis, apart, columnwise)
 
 
 def wide_sum(terms: Any, axis: int) -> Any:
@@ -103,9 +103,9 @@ def _reduced(
     rows: Sequence[Any],
     axis: int,
     apart: bool,
-    narrow: int,
+    columnwise: int,
 ) -> Any:
-    if is_narrow(entries[0], axis, narrow):
+    if is_columnwise(entries[0], axis, columnwise):
         terms = [term(*column, *rows) for column in zip(*(columns(array, axis) for array in entries), strict=True)]
         while len(terms) > 1:
             # In pairs: what one addition rounds off, few others add to.
@@ -124,8 +124,13 @@ class Columns(tuple[Any, ...]):
         return self[0].dtype
 
 
-def is_narrow(logits: Any, axis: int, narrow: int = NARROW) -> bool:
-    return isinstance(logits, Columns) or logits.shape[axis] <= narrow
+def is_columnwise(logits: Any, axis: int, columnwise: int = COLUMNWISE) -> bool:
+    return isinstance(logits, Columns) or width(logits, axis) <= columnwise
+
+
+def width(logits: Any, axis: int) -> int:
+    """The number of classes."""
+    return len(logits) if isinstance(logits, Columns) else logits.shape[axis]
 
 
 def columns(array: Any, axis: int) -> Columns:
@@ -202,19 +207,21 @@ def plain_rows(logits: Any, axis: int) -> Rows:
     """The statistics of each row; the arrays have the shape of the logits without ``axis``. Right where the row is not
     dominated."""
     maximum = row_maximum(logits, axis)
-    total = row_sum(exponential, [logits], [finite(maximum)], axis, narrow=FEW)
+    total = row_sum(exponential, [logits], [finite(maximum)], axis, columnwise=COLUMNWISE_PAIRS)
     return Rows(maximum, total, total - 1, jnp.log(total))
 
 
-def rows_of(logits: Any, axis: int, *, of_few: bool = False, narrow: int = NARROW) -> Rows:
+def rows_of(logits: Any, axis: int, *, of_subset: bool = False, columnwise: int = COLUMNWISE) -> Rows:
     """The statistics of each row, with care where it is needed, or of few rows that need it."""
     maximum = row_maximum(logits, axis)
-    total, rest = (_narrow_sums if is_narrow(logits, axis, narrow) else _wide_sums)(logits, maximum, axis, of_few)
+    total, rest = (_columnwise_sums if is_columnwise(logits, axis, columnwise) else _rowwise_sums)(
+        logits, maximum, axis, of_subset
+    )
     return Rows(maximum, total, rest, jnp.log1p(rest))
 
 
-def _wide_sums(logits: Any, maximum: Any, axis: int, of_few: bool) -> tuple[Any, Any]:
-    total = row_sum(exponential, [logits], [finite(maximum)], axis, narrow=0)
+def _rowwise_sums(logits: Any, maximum: Any, axis: int, of_subset: bool) -> tuple[Any, Any]:
+    total = row_sum(exponential, [logits], [finite(maximum)], axis, columnwise=0)
 
     def careful(logits: Any, row: tuple[Any, Any], axis: int) -> tuple[Any, Any]:
         def below(z: Any, finite_maximum: Any) -> Any:
@@ -222,17 +229,17 @@ def _wide_sums(logits: Any, maximum: Any, axis: int, of_few: bool) -> tuple[Any,
             return jnp.minimum(jnp.exp(d), d * -huge(d.dtype))
 
         maximum, total = row
-        rest = row_sum(below, [logits], [finite(maximum)], axis, narrow=0)
+        rest = row_sum(below, [logits], [finite(maximum)], axis, columnwise=0)
         rest = jnp.where(_infinite_entries(logits, maximum, axis) > 1, jnp.nan, rest)
         dominated = is_dominated(total)
         return jnp.where(dominated, 1 + rest, total), jnp.where(dominated, rest, total - 1)
 
-    if of_few:
+    if of_subset:
         return careful(logits, (maximum, total), axis)
     return for_rows(is_dominated(total), (total, total - 1), careful, logits, (maximum, total), axis, whole=True)
 
 
-def _narrow_sums(logits: Any, maximum: Any, axis: int, of_few: bool) -> tuple[Any, Any]:
+def _columnwise_sums(logits: Any, maximum: Any, axis: int, of_subset: bool) -> tuple[Any, Any]:
     """Among many rows of few classes some are always dominated: all are summed without their maximum, at once.
 
     What a ``cond`` gives is stored, one number a row; it would be computed anew for every entry of the gradient.
@@ -246,7 +253,7 @@ def _narrow_sums(logits: Any, maximum: Any, axis: int, of_few: bool) -> tuple[An
         return jnp.where((infinite > 1) | ~(maximum > -jnp.inf), jnp.nan, rest)
 
     operands = below + (ties - 1), logits, maximum
-    if of_few:
+    if of_subset:
         rest = careful(*operands)
     else:
         needed = anywhere(~(jnp.abs(maximum) < jnp.inf))

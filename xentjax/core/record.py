@@ -218,10 +218,19 @@ class Record:
         if shared.get("base") is not None:
             value = value / policy.log_of_base(self.name, shared["base"])
         if axes != () and not shared.get("keepdims", False):
-            value = jnp.squeeze(value, axes if axes is not None else tuple(range(value.ndim)))
+            value = self._squeezed(value, axes)
         if "reduction" in shared:
             value = policy.weigh_and_reduce(value, kept, shared)
         return value
+
+    def _squeezed(self, value: Any, axes: Any) -> Any:
+        try:
+            return jnp.squeeze(value, axes if axes is not None else tuple(range(value.ndim)))
+        except ValueError as error:
+            raise TypeError(
+                f"{self.name}: the formula and the value must keep what they sum over, axis {axes}, with length 1 "
+                f"(keepdims=True), got shape {value.shape}"
+            ) from error
 
     def _value_and_partials(self, options: Options, active: tuple[str, ...], arrays: dict[str, Any]) -> Any:
         """The stable value and the hand-derived gradients named in ``active``, masked, in the dtype of computation."""

@@ -25,11 +25,13 @@ def widened(x: Any) -> Any:
 
 
 def rounded_to_bfloat16(x: Any) -> Any:
-    """float32 to the nearest bfloat16, ties to even, ±inf beyond its range, by integer arithmetic on the bits. A NaN
-    stays one, for the result of arithmetic has the highest bit of its fraction set."""
+    """float32 to the nearest bfloat16, ties to even, ±inf beyond its range, NaN for NaN, by integer arithmetic on the
+    bits, without a select."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     sign, size = bits & np.uint32(0x80000000), bits & np.uint32(0x7FFFFFFF)
     is_odd = (bits >> np.uint32(16)) & np.uint32(1)
+    # Past infinity the difference wraps: its highest bit moves to that of the fraction, which no rounding loses.
+    size |= ((np.uint32(0x7F800000) - size) >> np.uint32(31)) << np.uint32(22)
     nearest = jnp.minimum(size + np.uint32(0x7FFF) + is_odd, np.uint32(0x7FFFFFFF))
     return jax.lax.bitcast_convert_type(((nearest | sign) >> np.uint32(16)).astype(jnp.uint16), jnp.bfloat16)
 

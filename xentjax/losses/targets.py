@@ -15,7 +15,7 @@ from xentjax.core.domains import Domain, Labels, Logits, Mask, Probabilities
 from xentjax.core.op import op
 from xentjax.core.policy import up
 from xentjax.logit_rows import (
-    NARROW_ALONE,
+    COLUMNWISE_INDICES,
     Rows,
     at_labels,
     depth,
@@ -129,7 +129,7 @@ def _(tangents: Any, active: Any, logits: Any, labels: Any, *, axis: int, z_loss
 
 
 def _value_for_indices(logits: Any, labels: Any, axis: int) -> tuple[Any, Rows, Any]:
-    rows = rows_of(logits, axis, narrow=NARROW_ALONE)
+    rows = rows_of(logits, axis, columnwise=COLUMNWISE_INDICES)
     of_label = at_labels(logits, labels, axis)
     gap = jnp.where(of_label == rows.maximum, 0, of_label - rows.maximum)
     loss = jnp.where(_in_range(labels, logits, axis), rows.log_total - gap, jnp.nan)

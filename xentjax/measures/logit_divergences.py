@@ -17,7 +17,7 @@ from xentjax.core.op import op
 from xentjax.core.policy import up
 from xentjax.logit_pairs import (
     LogitPair,
-    deltas,
+    deviations,
     divergence_of_few_classes,
     expm1_minus,
     far_divergence,
@@ -25,17 +25,18 @@ from xentjax.logit_pairs import (
     far_pair,
     has_one_loop,
     is_far,
+    log_ratios,
     near_pair,
     probabilities,
     ranges,
 )
 from xentjax.logit_rows import (
-    FEW,
+    COLUMNWISE_PAIRS,
     Rows,
     at_limit,
     finite,
     huge,
-    is_narrow,
+    is_columnwise,
     plain_rows,
     row_max,
     row_sum,
@@ -114,14 +115,14 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 @kl_divergence_from_logits.value
 def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     def careful(logits: tuple[Any, Any], of_rows: Sequence[Rows], axis: int) -> tuple[Any, LogitPair]:
-        of_p, of_q = of_rows or [rows_of(z, axis, of_few=True) for z in logits]
+        of_p, of_q = of_rows or [rows_of(z, axis, of_subset=True) for z in logits]
         pair, value = near_pair(*logits, of_p, of_q, axis)
         # Of few classes the value is found without what is known of the rows, which need not be stored for it.
-        known = () if is_narrow(p_logits, axis, FEW) else (of_p, of_q)
+        known = () if is_columnwise(p_logits, axis, COLUMNWISE_PAIRS) else (of_p, of_q)
         return _with_extremes(value, logits, known, axis), pair
 
     logits = p_logits, q_logits
-    if is_narrow(p_logits, axis, FEW):
+    if is_columnwise(p_logits, axis, COLUMNWISE_PAIRS):
         # Among many rows of few classes some are always near.
         value, pair = careful(logits, [rows_of(z, axis) for z in logits], axis)
     else:
@@ -135,12 +136,12 @@ def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
 @kl_divergence_from_logits.alone
 def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     def careful(logits: tuple[Any, Any], rows: tuple[()], axis: int) -> Any:
-        of_p, of_q = (rows_of(z, axis, of_few=True) for z in logits)
+        of_p, of_q = (rows_of(z, axis, of_subset=True) for z in logits)
         _, value = near_pair(*logits, of_p, of_q, axis)
         return _with_extremes(value, logits, (of_p, of_q), axis)
 
     logits = p_logits, q_logits
-    if is_narrow(p_logits, axis, FEW):
+    if is_columnwise(p_logits, axis, COLUMNWISE_PAIRS):
         value = _with_extremes(divergence_of_few_classes(p_logits, q_logits, axis), logits, (), axis)
     else:
         if has_one_loop(p_logits, axis):
@@ -157,10 +158,10 @@ def _with_extremes(value: Any, logits: tuple[Any, Any], rows: Sequence[Rows], ax
 
     def beyond(logits: tuple[Any, Any], known: Any, axis: int) -> Any:
         value, *rows = known
-        of_rows = rows or [rows_of(z, axis, of_few=True) for z in logits]
+        of_rows = rows or [rows_of(z, axis, of_subset=True) for z in logits]
         return jnp.where(jnp.isfinite(value), value, _of_extremes(logits, of_rows, axis))
 
-    return for_rows(~jnp.isfinite(value), value, beyond, logits, (value, *rows), axis, few=False)
+    return for_rows(~jnp.isfinite(value), value, beyond, logits, (value, *rows), axis, subset=False)
 
 
 def _of_extremes(logits: Sequence[Any], rows: Sequence[Rows], axis: int) -> Any:
@@ -170,22 +171,26 @@ def _of_extremes(logits: Sequence[Any], rows: Sequence[Rows], axis: int) -> Any:
     def is_impossible(a: Any, b: Any) -> Any:
         return jnp.where((up(a) > -jnp.inf) & (up(b) == -jnp.inf), 1.0, 0.0)
 
-    def information(a: Any, b: Any, m_a: Any, m_b: Any, log_scale: Any) -> Any:
-        depth_a, depth_b = jnp.maximum(up(a) - m_a, -huge(m_a.dtype)), up(b) - m_b
-        return jnp.where(up(a) == -jnp.inf, 0, jnp.exp(depth_a) * ((depth_a - depth_b) + log_scale))
+    def information(a: Any, b: Any, m_a: Any, m_b: Any, log_scale: Any, share: Any) -> Any:
+        # A quarter of it, which is finite, of each of the p.
+        depth_a, depth_b = up(a) / 4 - m_a / 4, up(b) / 4 - m_b / 4
+        return jnp.where(up(a) == -jnp.inf, 0, jnp.exp(depth_a * 4) * share * ((depth_a - depth_b) + log_scale / 4))
 
-    entries, rows = [p_logits, q_logits], [of_p.maximum, of_q.maximum, jnp.log(of_q.total / of_p.total)]
-    plain = row_sum(information, entries, rows, axis, apart=True, narrow=FEW) / of_p.total
+    entries = [p_logits, q_logits]
+    rows = [of_p.maximum, of_q.maximum, jnp.log(of_q.total / of_p.total), 1 / of_p.total]
+    plain = 4 * row_sum(information, entries, rows, axis, apart=True, columnwise=COLUMNWISE_PAIRS)
     _, value = near_pair(p_logits, q_logits, of_p, of_q, axis)
     value = jnp.where(jnp.isnan(value), plain, value)
-    value = jnp.where(row_max(is_impossible, entries, [], axis, apart=True, narrow=FEW) > 0, jnp.inf, value)
+    value = jnp.where(
+        row_max(is_impossible, entries, [], axis, apart=True, columnwise=COLUMNWISE_PAIRS) > 0, jnp.inf, value
+    )
     return jnp.where(jnp.isnan(of_p.total + of_q.total), jnp.nan, value)
 
 
 @kl_divergence_from_logits.partial("p_logits")
 def _(pair: LogitPair, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     p = probabilities(p_logits, pair.of_p, axis)
-    return jnp.where(p == 0, 0, p * (deltas(pair, p_logits, q_logits, axis) - jnp.expand_dims(pair.mean, axis)))
+    return jnp.where(p == 0, 0, p * deviations(pair, p_logits, q_logits, axis))
 
 
 @kl_divergence_from_logits.partial("q_logits")
@@ -193,7 +198,7 @@ def _(pair: LogitPair, p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     # Apart from the other derivative, or p would be stored for both.
     (p_logits, q_logits), pair = jax.lax.optimization_barrier(((p_logits, q_logits), pair))
     p, q = probabilities(p_logits, pair.of_p, axis), probabilities(q_logits, pair.of_q, axis)
-    log_ratio = jnp.expand_dims(pair.shift, axis) - deltas(pair, p_logits, q_logits, axis)
+    log_ratio = log_ratios(pair, p_logits, q_logits, axis)
     reach = ranges(p_logits.dtype).slope
     near = p * (log_ratio + expm1_minus(log_ratio, (-reach, reach), p_logits.dtype))
     slope = jnp.where(jnp.abs(log_ratio) < reach, near, q - p)
@@ -208,12 +213,11 @@ def _(tangents: Any, active: Any, p_logits: Any, q_logits: Any, *, axis: int) ->
     pair, _ = near_pair(p_logits, q_logits, rows_of(p_logits, axis), rows_of(q_logits, axis), axis)
     p, q = softmax(p_logits, axis=axis), softmax(q_logits, axis=axis)
     a_dot, b_dot = (tangents.get(n, jnp.zeros_like(p)).astype(p.dtype) for n in ("p_logits", "q_logits"))
-    centred = deltas(pair, p_logits, q_logits, axis) - jnp.expand_dims(pair.mean, axis)
-    centred = jnp.where(p == 0, 0, centred)
+    deviation = jnp.where(p == 0, 0, deviations(pair, p_logits, q_logits, axis))
     p_dot, q_dot = softmax_tangent(p, a_dot, axis), softmax_tangent(q, b_dot, axis)
-    moved = jnp.sum(p_dot * centred, axis=axis, keepdims=True)
+    moved = jnp.sum(p_dot * deviation, axis=axis, keepdims=True)
     along = {
-        "p_logits": p_dot * centred - p * moved + softmax_tangent(p, a_dot - b_dot, axis),
+        "p_logits": p_dot * deviation - p * moved + softmax_tangent(p, a_dot - b_dot, axis),
         "q_logits": q_dot - p_dot,
     }
     return tuple(along[n] for n in active)
@@ -336,7 +340,7 @@ def _log_ratio(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) 
     """log(q/p) for each class, ±inf where one of the two is 0 by a logit of -inf, and 0 where both are; and which rows
     are far apart."""
     pair, _ = near_pair(p_logits, q_logits, of_p, of_q, axis)
-    near = jnp.expand_dims(pair.shift, axis) - deltas(pair, p_logits, q_logits, axis)
+    near = log_ratios(pair, p_logits, q_logits, axis)
     limit = huge(near.dtype) / 8
 
     def log_probability(logits: Any, rows: Rows) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from typing import Any
 
@@ -37,6 +38,14 @@ def require_solver(solver: Any) -> None:
         )
     if hasattr(solver, "update") and not hasattr(solver, "step"):
         raise TypeError(f"minimize: solver is a {type(solver).__name__} of optax: pass Optax(transformation)")
+    name = type(solver).__name__
+    if dataclasses.is_dataclass(solver) and jax.tree.leaves(solver) == [solver]:
+        numbers = (getattr(solver, field.name) for field in dataclasses.fields(solver))
+        if any(isinstance(n, jax.core.Tracer) for n in jax.tree.leaves(list(numbers))):
+            raise TypeError(
+                f"minimize: {name} holds traced numbers (it is made under vmap or jit), but is no pytree: put "
+                f"@jax.tree_util.register_dataclass above its @dataclass"
+            )
     if not (hasattr(solver, "init") and hasattr(solver, "step")):
         raise TypeError(
             "minimize: solver must have init(objective, point) and step(objective, point, state), "

@@ -1,7 +1,7 @@
 """The ``[solver]`` table: each kind of solver with its keys, what it builds, and what a legend calls it.
 
-A new kind is a table of its own with a ``name`` that no other has, the methods of those below, and a place in
-:data:`SolverConfig`; everything else finds it by itself.
+A new kind is a :class:`SolverTable` with a ``name`` that no other has, and a place in ``_Kinds``; everything else finds
+it by itself.
 """
 
 from __future__ import annotations
@@ -23,31 +23,51 @@ from xentjax.training.errors import did_you_mean
 Number = int | float | bool
 
 
-class GradientDescentConfig(Table):
+class SolverTable(Table):
+    """What a kind of solver says of itself beside its keys and its ``name: Literal["..."]``."""
+
+    #: What the solver is called where it searches along a line, and so has no step size.
+    searches: ClassVar[str] = ""
+    #: The key of its step size, if it has one, which a grid of step sizes stands in for.
+    rate_key: ClassVar[str] = ""
+
+    def build(self, total_steps: int, step_size: Any = None) -> Any:
+        """The solver for a run of so many steps; ``step_size``, which may be traced, stands in for the config's."""
+        raise NotImplementedError
+
+    def transformation_for(self, total_steps: int, objective: Any) -> optax.GradientTransformation:
+        """The same for mini-batches of the data of ``objective``."""
+        raise NotImplementedError
+
+    def label(self) -> str:
+        """What a legend calls the solver."""
+        raise NotImplementedError
+
+    def require_rate(self, given_elsewhere: bool = False) -> None:
+        """ValueError where a step size stands here too though the grid has its own."""
+        if given_elsewhere and self.rate_key and getattr(self, self.rate_key) is not None:
+            raise ValueError(f"takes its {self.rate_key} from many.step_sizes: leave it out")
+
+
+class GradientDescentConfig(SolverTable):
     """Gradient descent by a fixed step, or (the default) by 1/L, L being the Lipschitz constant of the gradient."""
 
     name: Literal["gradient_descent"]
     step_size: PositiveFloat | Literal["lipschitz"] | None = None
 
-    #: What the solver is called where it searches along a line, and so has no step size.
-    searches: ClassVar[str] = ""
-
-    def require_rate(self, given_elsewhere: bool = False) -> None:
-        _require_rate("step_size", self.step_size, given_elsewhere, needed=False)
+    rate_key: ClassVar[str] = "step_size"
 
     def build(self, total_steps: int, step_size: Any = None) -> GradientDescent:
-        """The solver for a run of so many steps; ``step_size``, which may be traced, stands in for the config's."""
         if step_size is None and self.step_size != "lipschitz":
             step_size = self.step_size
         return GradientDescent(step_size)
 
     def transformation_for(self, total_steps: int, objective: Any) -> optax.GradientTransformation:
-        """The same for mini-batches; the step 1/L is that of the whole ``objective``."""
+        # The step 1/L is that of the whole objective.
         fixed = isinstance(self.step_size, float)
         return optax.sgd(self.step_size if fixed else 1 / float(objective.lipschitz()))
 
     def label(self) -> str:
-        """What a legend calls the solver."""
         return "gradient descent, step " + (f"{self.step_size:g}" if isinstance(self.step_size, float) else "1/L")
 
 
@@ -82,8 +102,10 @@ class ScheduleConfig(Table):
         return optax.join_schedules([rise, decay], [self.warmup_steps])
 
 
-class OptaxConfig(Table):
+class OptaxConfig(SolverTable):
     """Any optax optimizer by its name, with its own options: ``{name="optax", transformation="adam", ...}``."""
+
+    rate_key: ClassVar[str] = "learning_rate"
 
     name: Literal["optax"]
     transformation: str
@@ -110,20 +132,19 @@ class OptaxConfig(Table):
         return self
 
     @property
-    def searches(self) -> str:
-        """What the solver is called where it searches along a line, and so has no step size."""
+    def searches(self) -> str:  # type: ignore[override]  # of this kind it depends on the keys
         return "solver.transformation 'lbfgs'" if self.transformation == "lbfgs" else ""
 
     def require_rate(self, given_elsewhere: bool = False) -> None:
-        _require_rate("learning_rate", self.learning_rate, given_elsewhere, needed=not self.searches)
+        super().require_rate(given_elsewhere)
+        if self.learning_rate is None and not given_elsewhere and not self.searches:
+            raise ValueError("needs learning_rate")
 
     def build(self, total_steps: int, step_size: Any = None) -> Optax:
-        """The solver for a run of so many steps; ``step_size``, which may be traced, is a learning rate in the place of
-        the config's. A schedule stretches over the whole run unless it says how many steps itself."""
+        # A schedule stretches over the whole run unless it says how many steps itself.
         return Optax(self._made(total_steps, self.learning_rate if step_size is None else step_size))
 
     def transformation_for(self, total_steps: int, objective: Any) -> optax.GradientTransformation:
-        """The same for mini-batches."""
         return self._made(total_steps, self.learning_rate)
 
     def _made(self, total_steps: int, rate: Any) -> optax.GradientTransformation:
@@ -133,7 +154,6 @@ class OptaxConfig(Table):
         return made if self.clip_norm is None else optax.chain(optax.clip_by_global_norm(self.clip_norm), made)
 
     def label(self) -> str:
-        """What a legend calls the solver."""
         details = [f"{name} {value:g}" for name, value in self.options.items()]
         if self.learning_rate is not None:
             details.insert(0, f"rate {self.learning_rate:g}")
@@ -157,14 +177,7 @@ def _optimizers() -> dict[str, list[str]]:
     return found
 
 
-def _require_rate(key: str, rate: Any, given_elsewhere: bool, needed: bool) -> None:
-    """ValueError where a step size is missing, or stands here too though the grid has its own."""
-    if given_elsewhere and rate is not None:
-        raise ValueError(f"takes its {key} from many.step_sizes: leave it out")
-    if needed and rate is None and not given_elsewhere:
-        raise ValueError(f"needs {key}")
-
-
+#: Every kind of solver.
 _Kinds = GradientDescentConfig | OptaxConfig
 SolverConfig = Annotated[_Kinds, Field(discriminator="name")]
 #: The names that a ``[solver]`` table may have.
