@@ -141,7 +141,7 @@ class Sweep:
         wide = [d for d in self.dtypes if jnp.finfo(d).bits > 16]
         if wide:  # one truth serves 32 and 64 bits
             self.one(label, wide, rounded("float32"), exactly=not (many and case.situation == "huge"))
-        for dtype in set(self.dtypes) - set(wide):
+        for dtype in (d for d in self.dtypes if d not in wide):
             self.one(label, [dtype], rounded(dtype), exactly=False)
 
     # -- errors --------------------------------------------------------------------------------------------------------

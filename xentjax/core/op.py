@@ -2,7 +2,7 @@
 
 A record is written as one block::
 
-    @op(wrt=("logit",), domain=Domain(logit=Logit("B")), source="...")
+    @op(wrt=("logit",), domain=Domain(logit=Logit("B")), group="entropy", formula="...", gradient="...", source="...")
     def binary_entropy_from_logits(logit, *, base=None): ...   # the textbook formula: definition and oracle
 
     @binary_entropy_from_logits.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -144,11 +145,17 @@ def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
     if is_columnwise(p_logits, axis, COLUMNWISE_PAIRS):
         value = _with_extremes(divergence_of_few_classes(p_logits, q_logits, axis), logits, (), axis)
     else:
+
+        def by_passes(p_logits: Any, q_logits: Any) -> Any:
+            of_p, of_q = plain_rows(p_logits, axis), plain_rows(q_logits, axis)
+            return far_divergence(p_logits, q_logits, of_p, of_q, axis)
+
         if has_one_loop(p_logits, axis):
-            value = far_divergence_in_one_loop(p_logits, q_logits, axis)
+            # Elsewhere the one loop would be several, with arrays as large as the logits stored between them.
+            one_loop = functools.partial(far_divergence_in_one_loop, axis=axis)
+            value = jax.lax.platform_dependent(*logits, cpu=one_loop, default=by_passes)
         else:
-            of_p, of_q = (plain_rows(z, axis) for z in logits)
-            value = far_divergence(p_logits, q_logits, of_p, of_q, axis)
+            value = by_passes(*logits)
         value = for_rows(~is_far(value, p_logits.dtype), value, careful, logits, (), axis)
     return jnp.expand_dims(value, axis)
 
