@@ -36,7 +36,7 @@ from xentjax.logit_rows import (
 from xentjax.pairs import log_ratio
 
 #: Differences of logits are kept in units of so much: those of any finite numbers are finite then, and theirs too.
-_UNIT = 4
+UNIT = 4
 
 
 class LogitPair(NamedTuple):
@@ -57,7 +57,7 @@ def near_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -
     pinned = _pinned(p_logits, q_logits, finite(of_p.maximum), finite(of_q.maximum), axis)
     mean = _moment(p_logits, q_logits, pinned, jnp.zeros_like(of_p.total), of_p.total, axis)
     if is_columnwise(p_logits, axis, COLUMNWISE_PAIRS):
-        value = divergence_of_few_classes(p_logits, q_logits, axis)
+        value = _of_few_classes(p_logits, q_logits, axis)
     else:
         value = _divergence(p_logits, q_logits, pinned, mean, of_p.total, axis)
         is_limit = jnp.maximum(of_p.maximum, of_q.maximum) == jnp.inf
@@ -67,10 +67,10 @@ def near_pair(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -
     # is the smaller.
     outside_p = of_p.rest / of_p.total
     outside_q = jnp.where(pinned.gap == 0, of_q.rest, of_q.total - jnp.exp(-pinned.gap)) / of_q.total
-    is_smaller = jnp.maximum(jnp.abs(mean * _UNIT), value) < outside_p
+    is_smaller = jnp.maximum(jnp.abs(mean * UNIT), value) < outside_p
     at_largest = jnp.where((of_p.rest < 0.5) & ~is_smaller, outside_p - outside_q, jnp.nan)
     # Far apart, a log-ratio that is small would be a difference of larger numbers.
-    shift = jnp.where(value < 1, mean * _UNIT - value, jnp.nan)
+    shift = jnp.where(value < 1, mean * UNIT - value, jnp.nan)
     return LogitPair(of_p, of_q, pinned.centre, pinned.remainder, mean, shift, at_largest), value
 
 
@@ -96,7 +96,7 @@ def _pinned(p_logits: Any, q_logits: Any, m_a: Any, m_b: Any, axis: int) -> _Pin
     )
     centre, remainder = _difference(m_a, q_at_largest)
     reachable = jnp.abs(centre) < jnp.inf
-    centre = jnp.where(reachable, centre, m_a / _UNIT - m_b / _UNIT)
+    centre = jnp.where(reachable, centre, m_a / UNIT - m_b / UNIT)
     return _Pinned(m_a, m_b, centre, remainder, jnp.where(reachable, m_b - q_at_largest, jnp.inf))
 
 
@@ -121,24 +121,24 @@ def _moment(p_logits: Any, q_logits: Any, pinned: _Pinned, origin: Any, total: A
 def _divergence(p_logits: Any, q_logits: Any, pinned: _Pinned, mean: Any, total: Any, axis: int) -> Any:
     """KL = log1p(T - wT) with T = Σ p (e^u - 1 - u), where the mean from which u is measured is off by w = Σ p u; NaN
     where that is beyond the format."""
-    scale = jnp.exp(pinned.gap + mean * _UNIT)  # p e^u = q e^(gap + μ)
+    scale = jnp.exp(pinned.gap + mean * UNIT)  # p e^u = q e^(gap + μ)
     low, high = reach = ranges(p_logits.dtype).series
 
     def term(a: Any, b: Any, m_a: Any, m_b: Any, centre: Any, remainder: Any, mean: Any, scale: Any) -> Any:
         e, other = _share(a, m_a), _share(b, m_b)
-        u = (mean - _delta(a, b, centre, remainder)) * _UNIT
+        u = (mean - _delta(a, b, centre, remainder)) * UNIT
         far = other * scale - jnp.where(up(a) == -jnp.inf, 0, e * (1 + u))
         return jnp.where((u > low) & (u < high), e * expm1_minus(u, reach, a.dtype), far)
 
     rows = [pinned.m_a, pinned.m_b, pinned.centre, pinned.remainder, mean, scale]
     surplus = row_sum(term, [p_logits, q_logits], rows, axis, apart=True, columnwise=COLUMNWISE_PAIRS) / total
     if jnp.finfo(p_logits.dtype).bits > 16:
-        surplus *= 1 + _moment(p_logits, q_logits, pinned, mean, total, axis) * _UNIT
+        surplus *= 1 + _moment(p_logits, q_logits, pinned, mean, total, axis) * UNIT
     value = _log1p(surplus)
     return jnp.where((scale < jnp.inf) & (value < jnp.inf), value, jnp.where(mean == jnp.inf, mean, jnp.nan))
 
 
-def divergence_of_few_classes(p_logits: Any, q_logits: Any, axis: int) -> Any:
+def _of_few_classes(p_logits: Any, q_logits: Any, axis: int) -> Any:
     """KL of rows that are summed column by column: two loops over the rows, between which one number a row is stored,
     and all else is found anew. Not finite where something in the row is not."""
 
@@ -205,8 +205,8 @@ def is_far(value: Any, dtype: Any) -> Any:
 
 def far_pair(value: Any, of_p: Rows, of_q: Rows) -> LogitPair:
     """The statistics of two rows of logits where KL is far."""
-    mean = (value + jnp.log(of_p.total / of_q.total)) / _UNIT
-    centre = of_p.maximum / _UNIT - of_q.maximum / _UNIT
+    mean = (value + jnp.log(of_p.total / of_q.total)) / UNIT
+    centre = of_p.maximum / UNIT - of_q.maximum / UNIT
     none = jnp.full_like(value, jnp.nan)
     return LogitPair(of_p, of_q, centre, jnp.zeros_like(value), mean, none, none)
 
@@ -226,8 +226,8 @@ def ranges(dtype: Any) -> Ranges:
 def _difference(a: Any, b: Any) -> tuple[Any, Any]:
     """a - b in units, rounded, and what the rounding left, 0 where the difference is infinite, as it is for b = -inf;
     other infinities count as the largest number."""
-    largest = huge(a.dtype) / _UNIT
-    a, b = a / _UNIT, b / _UNIT
+    largest = huge(a.dtype) / UNIT
+    a, b = a / UNIT, b / UNIT
     a, b = jnp.clip(a, -largest, largest), jnp.where(b == -jnp.inf, b, jnp.clip(b, -largest, largest))
     difference = a - b
     rounded = difference - a
@@ -245,13 +245,13 @@ def _delta(a: Any, b: Any, centre: Any, remainder: Any) -> Any:
 def deviations(pair: LogitPair, p_logits: Any, q_logits: Any, axis: int) -> Any:
     """δ - μ for each class."""
     centre, remainder, mean = (jnp.expand_dims(row, axis) for row in (pair.centre, pair.remainder, pair.mean))
-    return (_delta(p_logits, q_logits, centre, remainder) - mean) * _UNIT
+    return (_delta(p_logits, q_logits, centre, remainder) - mean) * UNIT
 
 
 def log_ratios(pair: LogitPair, p_logits: Any, q_logits: Any, axis: int) -> Any:
     """log(q/p) for each class; NaN where p and q are far apart."""
     centre, remainder, shift = (jnp.expand_dims(row, axis) for row in (pair.centre, pair.remainder, pair.shift))
-    return shift - _delta(p_logits, q_logits, centre, remainder) * _UNIT
+    return shift - _delta(p_logits, q_logits, centre, remainder) * UNIT
 
 
 def probabilities(logits: Any, rows: Rows, axis: int) -> Any:

@@ -48,7 +48,15 @@ def huge(dtype: Any) -> Any:
 # -- along the rows ----------------------------------------------------------------------------------------------------
 
 
-def row_sum(
+class Reduction(NamedTuple):
+    """How the terms of a row become one: two of them, and all along an axis."""
+
+    combine: Callable[[Any, Any], Any]
+    reduce: Callable[..., Any]
+
+
+def along_rows(
+    reduction: Reduction,
     term: Callable[..., Any],
     entries: Sequence[Any],
     rows: Sequence[Any],
@@ -57,34 +65,30 @@ def row_sum(
     apart: bool = False,
     columnwise: int = COLUMNWISE,
 ) -> Any:
-    """Σ term(entry, ..., row value, ...) over the classes of each row.
+    """The reduction of term(entry, ..., row value, ...) over the classes of each row.
 
-    Over a few classes the terms are added column by column, which a compiler fuses into one loop over the rows, where
-    a reduction would start a loop of two or three steps for every row.  Otherwise it is one fused reduction.
+    Over a few classes the terms are combined column by column, which a compiler fuses into one loop over the rows,
+    where a reduction would start a loop of two or three steps for every row.  Otherwise it is one fused reduction.
 
     Args:
+      reduction: as in :func:`row_sum` and :func:`row_max`.
       term: of one entry of each array and one number of each row.
       entries: arrays with the classes along ``axis``.
       rows: numbers for each row.
       axis: that of the classes.
       apart: whether the reduction's operands are behind a barrier. Two sums over the same widened or broadcast operand
         would share it, and XLA:CPU would store it, as large as the logits; set apart, each makes its own in its loop.
-      columnwise: at most so many classes are added so.
+      columnwise: at most so many classes are combined so.
     """
-    return _reduced(jnp.add, wide_sum, term, entries, rows, axis, apart, columnwise)
-
-
-def row_max(
-    term: Callable[..., Any],
-    entries: Sequence[Any],
-    rows: Sequence[Any],
-    axis: int,
-    *,
-    apart: bool = False,
-    columnwise: int = COLUMNWISE,
-) -> Any:
-    """The largest term(entry, ..., row value, ...) of each row, found as a ``row_sum`` is."""
-    return _reduced(jnp.maximum, jnp.max, term, entries, rows, axis, apart, columnwise)
+    if is_columnwise(entries[0], axis, columnwise):
+        terms = [term(*column, *rows) for column in zip(*(columns(array, axis) for array in entries), strict=True)]
+        while len(terms) > 1:
+            # In pairs: what one addition rounds off, few others add to.
+            terms = [functools.reduce(reduction.combine, terms[i : i + 2]) for i in range(0, len(terms), 2)]
+        return terms[0]
+    if apart:
+        entries, rows = jax.lax.optimization_barrier((entries, rows))
+    return reduction.reduce(term(*entries, *(jnp.expand_dims(row, axis) for row in rows)), axis=axis)
 
 
 def wide_sum(terms: Any, axis: int) -> Any:
@@ -95,25 +99,8 @@ def wide_sum(terms: Any, axis: int) -> Any:
     return jnp.where(jnp.isnan(summed), jnp.nan, summed)
 
 
-def _reduced(
-    combine: Any,
-    reduce: Any,
-    term: Any,
-    entries: Sequence[Any],
-    rows: Sequence[Any],
-    axis: int,
-    apart: bool,
-    columnwise: int,
-) -> Any:
-    if is_columnwise(entries[0], axis, columnwise):
-        terms = [term(*column, *rows) for column in zip(*(columns(array, axis) for array in entries), strict=True)]
-        while len(terms) > 1:
-            # In pairs: what one addition rounds off, few others add to.
-            terms = [functools.reduce(combine, terms[i : i + 2]) for i in range(0, len(terms), 2)]
-        return terms[0]
-    if apart:
-        entries, rows = jax.lax.optimization_barrier((entries, rows))
-    return reduce(term(*entries, *(jnp.expand_dims(row, axis) for row in rows)), axis=axis)
+row_sum = functools.partial(along_rows, Reduction(jnp.add, wide_sum))
+row_max = functools.partial(along_rows, Reduction(jnp.maximum, jnp.max))
 
 
 class Columns(tuple[Any, ...]):

@@ -1,7 +1,7 @@
 """bfloat16 as float32 in a linear rule, so that its transpose, which rounds gradients to bfloat16, costs little.
 
 The transpose of an ordinary conversion is an ordinary conversion, and that to bfloat16 has a select on XLA:CPU, behind
-which loops over a few classes are not vectorized: gradients take 2 to 5 times as long.  So the two conversions are a
+which loops over a few classes are not vectorized: they take five times as long.  So the two conversions are a
 pair of linear primitives, each the other's transpose, and on a CPU the one to bfloat16 rounds the bits as integers.
 On other devices both are the ordinary ones.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,9 +17,9 @@ from xentjax.core.domains import Domain, Logits
 from xentjax.core.op import op
 from xentjax.core.policy import up
 from xentjax.logit_pairs import (
+    UNIT,
     LogitPair,
     deviations,
-    divergence_of_few_classes,
     expm1_minus,
     far_divergence,
     far_divergence_in_one_loop,
@@ -115,49 +115,41 @@ def _(bound: dict[str, Any], keep: Any) -> dict[str, Any]:
 
 @kl_divergence_from_logits.value
 def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
-    def careful(logits: tuple[Any, Any], of_rows: Sequence[Rows], axis: int) -> tuple[Any, LogitPair]:
-        of_p, of_q = of_rows or [rows_of(z, axis, of_subset=True) for z in logits]
-        pair, value = near_pair(*logits, of_p, of_q, axis)
-        # Of few classes the value is found without what is known of the rows, which need not be stored for it.
-        known = () if is_columnwise(p_logits, axis, COLUMNWISE_PAIRS) else (of_p, of_q)
-        return _with_extremes(value, logits, known, axis), pair
-
-    logits = p_logits, q_logits
-    if is_columnwise(p_logits, axis, COLUMNWISE_PAIRS):
-        # Among many rows of few classes some are always near.
-        value, pair = careful(logits, [rows_of(z, axis) for z in logits], axis)
-    else:
-        of_p, of_q = (plain_rows(z, axis) for z in logits)
-        value = far_divergence(p_logits, q_logits, of_p, of_q, axis)
-        found = value, far_pair(value, of_p, of_q)
-        value, pair = for_rows(~is_far(value, p_logits.dtype), found, careful, logits, (), axis)
+    value, pair = _found((p_logits, q_logits), far_divergence, axis)
     return jnp.expand_dims(value, axis), pair
 
 
 @kl_divergence_from_logits.alone
 def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
-    def careful(logits: tuple[Any, Any], rows: tuple[()], axis: int) -> Any:
-        of_p, of_q = (rows_of(z, axis, of_subset=True) for z in logits)
-        _, value = near_pair(*logits, of_p, of_q, axis)
-        return _with_extremes(value, logits, (of_p, of_q), axis)
+    def far(p_logits: Any, q_logits: Any, of_p: Rows, of_q: Rows, axis: int) -> Any:
+        # Elsewhere the one loop would be several, with arrays as large as the logits stored between them.
+        return jax.lax.platform_dependent(
+            *(p_logits, q_logits, of_p, of_q),
+            cpu=lambda p_logits, q_logits, *_: far_divergence_in_one_loop(p_logits, q_logits, axis),
+            default=functools.partial(far_divergence, axis=axis),
+        )
 
-    logits = p_logits, q_logits
-    if is_columnwise(p_logits, axis, COLUMNWISE_PAIRS):
-        value = _with_extremes(divergence_of_few_classes(p_logits, q_logits, axis), logits, (), axis)
-    else:
-
-        def by_passes(p_logits: Any, q_logits: Any) -> Any:
-            of_p, of_q = plain_rows(p_logits, axis), plain_rows(q_logits, axis)
-            return far_divergence(p_logits, q_logits, of_p, of_q, axis)
-
-        if has_one_loop(p_logits, axis):
-            # Elsewhere the one loop would be several, with arrays as large as the logits stored between them.
-            one_loop = functools.partial(far_divergence_in_one_loop, axis=axis)
-            value = jax.lax.platform_dependent(*logits, cpu=one_loop, default=by_passes)
-        else:
-            value = by_passes(*logits)
-        value = for_rows(~is_far(value, p_logits.dtype), value, careful, logits, (), axis)
+    value, _ = _found((p_logits, q_logits), far if has_one_loop(p_logits, axis) else far_divergence, axis)
     return jnp.expand_dims(value, axis)
+
+
+def _found(logits: tuple[Any, Any], far: Callable[..., Any], axis: int) -> tuple[Any, LogitPair]:
+    """KL with the statistics of the rows: the far one, as given, and with care where that is not right."""
+    is_few = is_columnwise(logits[0], axis, COLUMNWISE_PAIRS)
+
+    def careful(logits: tuple[Any, Any], of_rows: Sequence[Rows], axis: int) -> tuple[Any, LogitPair]:
+        of_p, of_q = of_rows or [rows_of(z, axis, of_subset=True) for z in logits]
+        pair, value = near_pair(*logits, of_p, of_q, axis)
+        # Of few classes the value is found without what is known of the rows, which need not be stored for it.
+        return _with_extremes(value, logits, () if is_few else (of_p, of_q), axis), pair
+
+    if is_few:
+        # Among many rows of few classes some are always near.
+        return careful(logits, [rows_of(z, axis) for z in logits], axis)
+    of_p, of_q = (plain_rows(z, axis) for z in logits)
+    value = far(*logits, of_p, of_q, axis)
+    found = value, far_pair(value, of_p, of_q)
+    return for_rows(~is_far(value, logits[0].dtype), found, careful, logits, (), axis)  # type: ignore[no-any-return]
 
 
 def _with_extremes(value: Any, logits: tuple[Any, Any], rows: Sequence[Rows], axis: int) -> Any:
@@ -179,13 +171,14 @@ def _of_extremes(logits: Sequence[Any], rows: Sequence[Rows], axis: int) -> Any:
         return jnp.where((up(a) > -jnp.inf) & (up(b) == -jnp.inf), 1.0, 0.0)
 
     def information(a: Any, b: Any, m_a: Any, m_b: Any, log_scale: Any, share: Any) -> Any:
-        # A quarter of it, which is finite, of each of the p.
-        depth_a, depth_b = up(a) / 4 - m_a / 4, up(b) / 4 - m_b / 4
-        return jnp.where(up(a) == -jnp.inf, 0, jnp.exp(depth_a * 4) * share * ((depth_a - depth_b) + log_scale / 4))
+        # In units, in which it is finite.
+        depth_a, depth_b = up(a) / UNIT - m_a / UNIT, up(b) / UNIT - m_b / UNIT
+        log_ratio = (depth_a - depth_b) + log_scale / UNIT
+        return jnp.where(up(a) == -jnp.inf, 0, jnp.exp(depth_a * UNIT) * share * log_ratio)
 
     entries = [p_logits, q_logits]
     rows = [of_p.maximum, of_q.maximum, jnp.log(of_q.total / of_p.total), 1 / of_p.total]
-    plain = 4 * row_sum(information, entries, rows, axis, apart=True, columnwise=COLUMNWISE_PAIRS)
+    plain = UNIT * row_sum(information, entries, rows, axis, apart=True, columnwise=COLUMNWISE_PAIRS)
     _, value = near_pair(p_logits, q_logits, of_p, of_q, axis)
     value = jnp.where(jnp.isnan(value), plain, value)
     value = jnp.where(
