@@ -59,10 +59,9 @@ def in_pieces(function: Callable[..., Any], *arrays: Any) -> Any:
     return jax.tree.map(joined, done)
 
 
-#: Rows that need care are sought in blocks of so many entries, or by themselves; they are few where they are in at most
-#: _FEW of _SHARES of the blocks, and one share is computed at a time. Of rows with less than _WIDE entries some always
-#: need care.
-_BLOCK, _SHARES, _FEW, _WIDE = 32, 128, 32, 16
+#: Rows that need care are few where they are at most _FEW of _SHARES, and one share is computed at a time; the next is
+#: found among the rows in groups of so many. Of rows with less than _WIDE entries some always need care.
+_SHARES, _FEW, _GROUP, _WIDE = 128, 32, 32, 16
 
 
 def for_rows(
@@ -78,8 +77,8 @@ def for_rows(
 ) -> Any:
     """What is found, numbers by row, with ``function(arrays, rows, axis)``, right for any row, where a row needs it.
 
-    Where few rows do, only the blocks of rows that they are in are computed anew, and few rows cost little. Where many
-    do, all are, piece by piece unless they may be taken as a whole.
+    Where few rows do, only they are computed anew, and cost little. Where many do, all are, piece by piece unless they
+    may be taken as a whole.
 
     Args:
       needed: which rows need it.
@@ -93,22 +92,27 @@ def for_rows(
     """
     length = needed.size
     width = jax.tree.leaves(arrays)[0].size // max(length, 1)
-    block = max(1, min(_BLOCK // max(width, 1), length // _SHARES))
-    padded = jnp.pad(jnp.ravel(needed), (0, -length % block))
-    blocks = jnp.any(padded.reshape(-1, block), axis=1)
-    size = -(-blocks.size // _SHARES)
+    size = -(-length // _SHARES)
 
     def all_rows(found: Any, arrays: Any, rows: Any) -> Any:
         along = functools.partial(function, axis=axis)
         return along(arrays, rows) if whole or axis == 0 else in_pieces(along, arrays, rows)
 
     def some_rows(found: Any, arrays: Any, rows: Any) -> Any:
-        number = jnp.cumsum(blocks)
+        groups = jnp.pad(jnp.ravel(needed), (0, -length % _GROUP)).reshape(-1, _GROUP)
+        counts = jnp.sum(groups, axis=1, dtype=jnp.int32)
+        until = jnp.cumsum(counts)
+
+        def chosen_for(share: Any) -> Any:
+            """The rows of this share; past the last one that needs it: none, which is beyond the end."""
+            rank = share * size + jnp.arange(size, dtype=jnp.int32)
+            group = jnp.searchsorted(until, rank, side="right").astype(jnp.int32)
+            before, bits = (a.at[group].get(mode="clip") for a in (until - counts, groups))
+            inside = jnp.sum(jnp.cumsum(bits, axis=1) <= (rank - before)[:, None], axis=1, dtype=jnp.int32)
+            return jnp.where(rank < until[-1], group * _GROUP + inside, length)
 
         def of(share: Any) -> Any:
-            # Those of the blocks that this share is of; past the last one: their length.
-            chosen = jnp.searchsorted(number, share * size + 1 + jnp.arange(size))
-            chosen = jnp.ravel(chosen[:, None] * block + jnp.arange(block))
+            chosen = chosen_for(share)
             # Behind a barrier with the choice, so that nothing is made of the whole arrays before the loop.
             (entries, numbers), chosen = jax.lax.optimization_barrier(((arrays, rows), chosen))
 
@@ -118,26 +122,25 @@ def for_rows(
                 return of_bits(bits.reshape(shape).at[chosen].get(mode="clip"), array.dtype)
 
             of_entries, of_numbers = (functools.partial(part, shape=s) for s in ((length, -1), (length,)))
-            return function(jax.tree.map(of_entries, entries), jax.tree.map(of_numbers, numbers), axis=-1)
+            return chosen, function(jax.tree.map(of_entries, entries), jax.tree.map(of_numbers, numbers), axis=-1)
 
         def none(share: Any) -> Any:
-            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of, share))
+            return jax.tree.map(lambda a: jnp.full(a.shape, length, a.dtype), jax.eval_shape(of, share))
 
         def done_of(share: Any) -> Any:
-            return jax.lax.cond(anywhere(number[-1] > share * size), of, none, share)
+            return jax.lax.cond(anywhere(until[-1] > share * size), of, none, share)
 
-        done = jax.lax.map(done_of, jnp.arange(_FEW))
+        chosen, done = jax.lax.map(done_of, jnp.arange(_FEW, dtype=jnp.int32))
 
         def in_place(old: Any, new: Any) -> Any:
-            by_block = jnp.ravel(new.reshape(-1, block).at[number - 1].get(mode="clip"))
-            return jnp.where(needed, by_block[:length].reshape(old.shape), old)
+            return jnp.ravel(old).at[jnp.ravel(chosen)].set(jnp.ravel(new), mode="drop").reshape(old.shape)
 
         return jax.tree.map(in_place, found, done)
 
     def some(*operands: Any) -> Any:
         if not subset or length < _SHARES or width < _WIDE:
             return all_rows(*operands)
-        return jax.lax.cond(anywhere(jnp.sum(blocks) > size * _FEW), all_rows, some_rows, *operands)
+        return jax.lax.cond(anywhere(jnp.sum(needed) > size * _FEW), all_rows, some_rows, *operands)
 
     return jax.lax.cond(anywhere(needed), some, lambda found, *_: found, found, arrays, rows)
 

@@ -190,11 +190,15 @@ def is_dominated(total: Any) -> Any:
     return ~((total >= DOMINATED) & (total < jnp.inf))
 
 
-def plain_rows(logits: Any, axis: int) -> Rows:
+def plain_rows(logits: Any, axis: int, columnwise: int) -> Rows:
     """The statistics of each row; the arrays have the shape of the logits without ``axis``. Right where the row is not
     dominated."""
-    maximum = row_maximum(logits, axis)
-    total = row_sum(exponential, [logits], [finite(maximum)], axis, columnwise=COLUMNWISE_PAIRS)
+    if is_columnwise(logits, axis, columnwise):
+        logits = columns(logits, axis)
+        maximum = row_max(up, [logits], [], axis)
+    else:
+        maximum = row_maximum(logits, axis)
+    total = row_sum(exponential, [logits], [finite(maximum)], axis, columnwise=0)
     return Rows(maximum, total, total - 1, jnp.log(total))
 
 

@@ -19,6 +19,7 @@ from xentjax.core.policy import up
 from xentjax.logit_pairs import (
     UNIT,
     LogitPair,
+    columnwise_if_far,
     deviations,
     expm1_minus,
     far_divergence,
@@ -146,7 +147,7 @@ def _found(logits: tuple[Any, Any], far: Callable[..., Any], axis: int) -> tuple
     if is_few:
         # Among many rows of few classes some are always near.
         return careful(logits, [rows_of(z, axis) for z in logits], axis)
-    of_p, of_q = (plain_rows(z, axis) for z in logits)
+    of_p, of_q = (plain_rows(z, axis, columnwise_if_far(logits[0].dtype)) for z in logits)
     value = far(*logits, of_p, of_q, axis)
     found = value, far_pair(value, of_p, of_q)
     return for_rows(~is_far(value, logits[0].dtype), found, careful, logits, (), axis)  # type: ignore[no-any-return]
