@@ -14,6 +14,9 @@ from benchmarks import core, peers
 from xentjax.core.domains import Labels, Probabilities
 from xentjax.core.op import ops
 
+#: What takes the compiler its time changes nothing in the memory that it assigns.
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 ELEMENTS = 4_000_000
 #: One small block: a mebibyte, or nine numbers for each row, which is less than a further array from ten classes on.
 BLOCK, PER_ROW = 2**20, 36
