@@ -145,7 +145,7 @@ def test_rows_that_are_no_distributions_are_nan(a: list[float]) -> None:
             assert jnp.isnan(divergence_of(*(jnp.array(z, jnp.float32) for z in pair)))
 
 
-@pytest.mark.parametrize(("special", "axis"), [(1, 2), (3, 0), (2800, 1)])
+@pytest.mark.parametrize(("special", "axis"), [(3, 2), (2800, 0)])
 def test_rows_that_need_care_are_found_wherever_they_are(special: int, axis: int) -> None:
     """Few of them, or many: near, dominated and infinite rows among others get what they get alone."""
     rng = np.random.default_rng(special)

@@ -165,7 +165,8 @@ def _with_extremes(value: Any, logits: tuple[Any, Any], rows: Sequence[Rows], ax
 
 
 def _of_extremes(logits: Sequence[Any], rows: Sequence[Rows], axis: int) -> Any:
-    """KL of rows with infinities, and Σ p log(p/q) as it stands where e^KL is beyond the format."""
+    """KL of rows with infinities, or whose e^KL is beyond the format: Σ p log(p/q) as it stands, as nothing cancels in
+    a KL that is large, nor in that of a p that is a single class."""
     (p_logits, of_p), (q_logits, of_q) = (at_limit(*found, axis) for found in zip(logits, rows, strict=True))
 
     def is_impossible(a: Any, b: Any) -> Any:
@@ -178,10 +179,8 @@ def _of_extremes(logits: Sequence[Any], rows: Sequence[Rows], axis: int) -> Any:
         return jnp.where(up(a) == -jnp.inf, 0, jnp.exp(depth_a * UNIT) * share * log_ratio)
 
     entries = [p_logits, q_logits]
-    rows = [of_p.maximum, of_q.maximum, jnp.log(of_q.total / of_p.total), 1 / of_p.total]
-    plain = UNIT * row_sum(information, entries, rows, axis, apart=True, columnwise=COLUMNWISE_PAIRS)
-    _, value = near_pair(p_logits, q_logits, of_p, of_q, axis)
-    value = jnp.where(jnp.isnan(value), plain, value)
+    rows = [of_p.maximum, of_q.maximum, of_q.log_total - of_p.log_total, 1 / of_p.total]
+    value = UNIT * row_sum(information, entries, rows, axis, apart=True, columnwise=COLUMNWISE_PAIRS)
     value = jnp.where(
         row_max(is_impossible, entries, [], axis, apart=True, columnwise=COLUMNWISE_PAIRS) > 0, jnp.inf, value
     )
