@@ -12,7 +12,7 @@ digits: $(VENV)/.installed  ## the main job: softmax regression on handwritten d
 	$(BIN)/xentjax fit configs/digits.toml --force
 
 test: $(VENV)/.installed  ## the test suite, docstring examples included
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(VENV)/.installed  ## every hand-derived derivative against automatic differentiation
 	$(BIN)/xentjax check

@@ -15,6 +15,8 @@ from xentjax.core.check import check_records
 from xentjax.core.op import ops
 from xentjax.core.report import GradientError
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((20, 5)).astype(np.float32), RNG.standard_normal(20).astype(np.float32)
 W, B = RNG.standard_normal(5).astype(np.float32), np.float32(0.3)
@@ -375,7 +377,7 @@ def test_small_errors_in_one_element_of_a_network_are_still_caught(factor, dtype
 
 
 @pytest.fixture(scope="module")
-def one_table():
+def one_table(module_compiled_fast):
     return check_records("binary_entropy_from_logits", dtypes=("float32", "float64"), timed=True)
 
 

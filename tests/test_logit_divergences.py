@@ -11,7 +11,7 @@ import pytest
 
 import xentjax as xj
 
-pytestmark = pytest.mark.usefixtures("strict_dtypes")
+pytestmark = pytest.mark.usefixtures("compiled_fast", "strict_dtypes")
 
 INF = np.inf
 
@@ -33,7 +33,7 @@ def divergence(a: Any, b: Any) -> Any:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 17, 32, 41, 100, 1000])
-def test_divergence_is_right_from_near_to_far(classes: int) -> None:
+def test_divergence_is_right_from_near_to_far(classes: int, optimized: None) -> None:
     rng = np.random.default_rng(classes)
     rows = {32: 4000, 1000: 160}.get(classes, max(16_800, 160_000 // classes))  # from 4096 on in one loop
     a = (rng.normal(size=(rows, classes)) * rng.choice([0.3, 1, 5, 20], (rows, 1))).astype(np.float32)
@@ -146,7 +146,7 @@ def test_rows_that_are_no_distributions_are_nan(a: list[float]) -> None:
 
 
 @pytest.mark.parametrize(("special", "axis"), [(3, 2), (2800, 0)])
-def test_rows_that_need_care_are_found_wherever_they_are(special: int, axis: int) -> None:
+def test_rows_that_need_care_are_found_wherever_they_are(special: int, axis: int, optimized: None) -> None:
     """Few of them, or many: near, dominated and infinite rows among others get what they get alone."""
     rng = np.random.default_rng(special)
     a, b = rng.normal(0, 1, (2, 4200, 48)).astype(np.float32)

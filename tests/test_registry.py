@@ -17,7 +17,7 @@ from xentjax.core.domains import Domain, Logit
 from xentjax.core.op import forget, op, ops
 from xentjax.core.reference import Formula
 
-pytestmark = pytest.mark.usefixtures("strict_dtypes")
+pytestmark = pytest.mark.usefixtures("compiled_fast", "strict_dtypes")
 
 
 @contextlib.contextmanager

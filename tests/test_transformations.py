@@ -90,9 +90,7 @@ def same(got, expected, terms=1e-300):
 
 
 def by_name(records):
-    """Tests of one record go to one process (``--dist loadgroup``): they share what ``derivatives`` has compiled."""
-    group = pytest.mark.xdist_group
-    return pytest.mark.parametrize("record", [pytest.param(r, id=r.name, marks=group(r.name)) for r in records])
+    return pytest.mark.parametrize("record", records, ids=lambda r: r.name)
 
 
 @by_name(PUBLIC)

@@ -198,9 +198,10 @@ def far_divergence_in_one_loop(p_logits: Any, q_logits: Any, axis: int) -> Any:
     def below_maximum(z: Any) -> Any:
         return up(z) - jnp.minimum(up(jnp.max(z, axis=axis, keepdims=True)), limit)
 
-    # Of a class of p that is excluded the share is 0, times a finite number.
-    a, b = jnp.maximum(below_maximum(p_logits), -limit), below_maximum(q_logits)
+    a, b = below_maximum(p_logits), below_maximum(q_logits)
     total_p, total_q = (jnp.sum(jnp.exp(x), axis=axis, keepdims=True) for x in (a, b))
+    # Of a class of p that is excluded the share is 0, times a finite number. A NaN is in the total, but not in this.
+    a = jnp.maximum(a, -limit)
     log_q = b + jnp.log(total_p / total_q)
     # No digit of it is changed; NaN, by an operation that the loop may have, where a class dominates.
     share = 1 / total_p + 0 * jnp.log(total_p - DOMINATED)

@@ -221,7 +221,8 @@ def _rowwise_sums(logits: Any, maximum: Any, axis: int, of_subset: bool) -> tupl
 
         maximum, total = row
         rest = row_sum(below, [logits], [finite(maximum)], axis, columnwise=0)
-        rest = jnp.where(_infinite_entries(logits, maximum, axis) > 1, jnp.nan, rest)
+        # In XLA:CPU's loops of sums the minimum of a NaN and a number is the number; in the total the NaN has stayed.
+        rest = jnp.where(jnp.isnan(total) | (_infinite_entries(logits, maximum, axis) > 1), jnp.nan, rest)
         dominated = is_dominated(total)
         return jnp.where(dominated, 1 + rest, total), jnp.where(dominated, rest, total - 1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -135,39 +135,38 @@ def _(p_logits: Any, q_logits: Any, *, axis: int) -> Any:
 
 
 def _found(logits: tuple[Any, Any], far: Callable[..., Any], axis: int) -> tuple[Any, LogitPair]:
-    """KL with the statistics of the rows: the far one, as given, and with care where that is not right."""
-    is_few = is_columnwise(logits[0], axis, COLUMNWISE_PAIRS)
+    """KL with the statistics of the rows: the far one, as given, with care where that is not right, and anew where
+    neither is finite."""
 
-    def careful(logits: tuple[Any, Any], of_rows: Sequence[Rows], axis: int) -> tuple[Any, LogitPair]:
-        of_p, of_q = of_rows or [rows_of(z, axis, of_subset=True) for z in logits]
-        pair, value = near_pair(*logits, of_p, of_q, axis)
-        # Of few classes the value is found without what is known of the rows, which need not be stored for it.
-        return _with_extremes(value, logits, () if is_few else (of_p, of_q), axis), pair
+    def careful(logits: tuple[Any, Any], rows: tuple[()], axis: int) -> tuple[Any, LogitPair]:
+        pair, value = near_pair(*logits, *_rows_of_some(logits, axis), axis)
+        return value, pair
 
-    if is_few:
+    if is_columnwise(logits[0], axis, COLUMNWISE_PAIRS):
         # Among many rows of few classes some are always near.
-        return careful(logits, [rows_of(z, axis) for z in logits], axis)
-    of_p, of_q = (plain_rows(z, axis, columnwise_if_far(logits[0].dtype)) for z in logits)
-    value = far(*logits, of_p, of_q, axis)
-    found = value, far_pair(value, of_p, of_q)
-    return for_rows(~is_far(value, logits[0].dtype), found, careful, logits, (), axis)  # type: ignore[no-any-return]
+        of_p, of_q = (rows_of(z, axis) for z in logits)
+        pair, value = near_pair(*logits, of_p, of_q, axis)
+    else:
+        of_p, of_q = (plain_rows(z, axis, columnwise_if_far(logits[0].dtype)) for z in logits)
+        value = far(*logits, of_p, of_q, axis)
+        found = value, far_pair(value, of_p, of_q)
+        value, pair = for_rows(~is_far(value, logits[0].dtype), found, careful, logits, (), axis)
+
+    def extreme(logits: tuple[Any, Any], value: Any, axis: int) -> Any:
+        return jnp.where(jnp.isfinite(value), value, _of_extremes(logits, axis))
+
+    return for_rows(~jnp.isfinite(value), value, extreme, logits, value, axis, subset=False), pair
 
 
-def _with_extremes(value: Any, logits: tuple[Any, Any], rows: Sequence[Rows], axis: int) -> Any:
-    """The value; found anew where it is not finite, from what is known of the rows or from the logits alone."""
-
-    def beyond(logits: tuple[Any, Any], known: Any, axis: int) -> Any:
-        value, *rows = known
-        of_rows = rows or [rows_of(z, axis, of_subset=True) for z in logits]
-        return jnp.where(jnp.isfinite(value), value, _of_extremes(logits, of_rows, axis))
-
-    return for_rows(~jnp.isfinite(value), value, beyond, logits, (value, *rows), axis, subset=False)
+def _rows_of_some(logits: tuple[Any, Any], axis: int) -> tuple[Rows, Rows]:
+    of_p, of_q = (rows_of(z, axis, of_subset=True, columnwise=COLUMNWISE_PAIRS) for z in logits)
+    return of_p, of_q
 
 
-def _of_extremes(logits: Sequence[Any], rows: Sequence[Rows], axis: int) -> Any:
+def _of_extremes(logits: tuple[Any, Any], axis: int) -> Any:
     """KL of rows with infinities, or whose e^KL is beyond the format: Σ p log(p/q) as it stands, as nothing cancels in
     a KL that is large, nor in that of a p that is a single class."""
-    (p_logits, of_p), (q_logits, of_q) = (at_limit(*found, axis) for found in zip(logits, rows, strict=True))
+    (p_logits, of_p), (q_logits, of_q) = map(at_limit, logits, _rows_of_some(logits, axis), (axis, axis))
 
     def is_impossible(a: Any, b: Any) -> Any:
         return jnp.where((up(a) > -jnp.inf) & (up(b) == -jnp.inf), 1.0, 0.0)
