@@ -32,7 +32,7 @@ def divergence(a: Any, b: Any) -> Any:
     return np.where(np.any((log_p > -INF) & (log_q == -INF), -1), INF, terms.sum(-1))
 
 
-@pytest.mark.parametrize("classes", [2, 3, 10, 17, 32, 41, 100, 1000])
+@pytest.mark.parametrize("classes", [2, 10, 17, 32, 100, 1000])
 def test_divergence_is_right_from_near_to_far(classes: int, optimized: None) -> None:
     rng = np.random.default_rng(classes)
     rows = {32: 4000, 1000: 160}.get(classes, max(16_800, 160_000 // classes))  # from 4096 on in one loop
@@ -81,7 +81,7 @@ def test_one_argument_of_16_bits_beside_one_of_32_costs_no_digit(narrow: str) ->
         assert np.all(np.abs(got - true) <= (4 + np.abs(np.log(true))) * np.spacing(true))
 
 
-@pytest.mark.parametrize(("classes", "rows"), [(10, 5000), (17, 5000), (41, 40), (41, 5000)])
+@pytest.mark.parametrize(("classes", "rows"), [(10, 5000), (17, 40), (41, 5000)])
 def test_a_class_that_q_excludes_is_infinite_however_little_p_has_of_it(classes: int, rows: int) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, rows, classes)).astype(np.float32)
