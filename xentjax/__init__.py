@@ -27,18 +27,23 @@ from xentjax.models.logistic import (
 from xentjax.models.objective import LogisticObjective
 from xentjax.solvers.gradient_descent import GradientDescent
 from xentjax.solvers.minimize import History, Solution, Solver, iterate, minimize
+from xentjax.solvers.newton import Newton
 from xentjax.solvers.objective import Objective
 from xentjax.solvers.optax import Optax
 from xentjax.solvers.status import Status
+from xentjax.training.fit import fit_logistic
+from xentjax.training.fit_result import LogisticFit
 from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train_minibatch
 
 __all__ = [
     "GradientDescent",
     "GradientReport",
     "History",
+    "LogisticFit",
     "LogisticObjective",
     "LogisticParams",
     "MinibatchResult",
+    "Newton",
     "Objective",
     "Optax",
     "Solution",
@@ -53,6 +58,7 @@ __all__ = [
     "entropy_from_logits",
     "entropy_of_counts",
     "entropy_of_labels",
+    "fit_logistic",
     "iterate",
     "iterate_minibatch",
     "joint_entropy",

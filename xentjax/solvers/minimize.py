@@ -35,7 +35,11 @@ class Solver(Protocol):
         ...
 
     def step(self, objective: Any, point: Point, state: Any) -> tuple[Point, Any]:
-        """The next point, with value and gradient there, and the next state, of the shapes and dtypes of the last."""
+        """The next point, with value and gradient there, and the next state, of the shapes and dtypes of the last.
+
+        A solver that knows when rounding hides what it could gain says so by ``exhausted(state) -> bool``: the run then
+        has stalled.
+        """
         ...
 
 
@@ -108,7 +112,7 @@ def minimize(
         its gradient (``gradient_error(params)``), that is at most tol too.
       - ``max_steps``: none of the others happened.
       - ``stalled``: for 100 steps no parameter moved by more than 8 units in the last place and neither value nor
-        gradient norm was smaller than ever before; or the gradient norm is at most tol, but its rounding error is not.
+        gradient norm was smaller than ever before; or the solver is exhausted; or the gradient norm is at most tol, but its rounding error is not.
       - ``diverged``: a step led to a value or gradient that is NaN or infinite; ``params`` are those before it.
       - ``not_finite``: value or gradient are NaN or infinite at ``init`` already.
 
@@ -219,7 +223,10 @@ def _steps(objective: Any, solver: Solver, state: State, tol: Any, max_steps: An
         history = History(jnp.where(here, point.value, history.value), jnp.where(here, norm, history.gradient_norm))
         better = (point.value < state.best_value) | (norm < state.best_norm)
         idle = jnp.where(better | _moved(state.point.params, point.params), 0, state.idle + 1)
-        code = jnp.where(idle >= _PATIENCE, codes.STALLED, state.code)
+        spent = idle >= _PATIENCE
+        if hasattr(solver, "exhausted"):
+            spent = spent | solver.exhausted(inside)
+        code = jnp.where(spent, codes.STALLED, state.code)
         code = jnp.where(norm <= tol, codes.CONVERGED, code)
         moved = State(
             point=point,

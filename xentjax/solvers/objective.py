@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 
 
 class Point(NamedTuple):
@@ -67,7 +68,10 @@ def as_objective(objective: Any) -> Any:
 
 def evaluate(objective: Any, params: Any) -> Point:
     """The point at ``params``; errors name what an objective returned that is no scalar or no gradient."""
-    value, gradient = objective.value_and_gradient(params)
+    return as_point(params, *objective.value_and_gradient(params))
+
+
+def as_point(params: Any, value: Any, gradient: Any) -> Point:
     value = _real_scalar(value)
     structures: Any = [jax.tree.structure(gradient), jax.tree.structure(params)]
     if structures[0] != structures[1]:
@@ -76,6 +80,25 @@ def evaluate(objective: Any, params: Any) -> Point:
             f"but needs that of params, {jax.tree.structure(params)}"
         )
     return Point(params, value, jax.tree.map(_like, gradient, params))
+
+
+def evaluate_with_hessian(objective: Any, params: Any, dtype: Any = None) -> tuple[Point, jax.Array]:
+    """The point at ``params``, and the Hessian as a matrix in the order of the raveled parameters.
+
+    An objective may have ``value_gradient_hessian(params, dtype)``, which gives all three at once, its products in
+    ``dtype``; otherwise the Hessian is JAX's derivative of the gradient.
+    """
+    if hasattr(objective, "value_gradient_hessian"):
+        value, gradient, hessian = objective.value_gradient_hessian(params, dtype)
+        return as_point(params, value, gradient), hessian
+    flat, unravel = ravel_pytree(params)
+
+    def gradient_of(flat: Any) -> tuple[Any, Point]:
+        point = evaluate(objective, unravel(flat))
+        return ravel_pytree(point.gradient)[0], point
+
+    hessian, point = jax.jacfwd(gradient_of, has_aux=True)(flat)
+    return point, hessian
 
 
 def _real_scalar(value: Any) -> jax.Array:

@@ -1,0 +1,226 @@
+"""Logistic and softmax regression, fitted to the last digits and certified."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike
+
+from xentjax.core import policy
+from xentjax.models.logistic import LogisticParams, params_as_arrays
+from xentjax.models.objective import LogisticObjective
+from xentjax.solvers import checks
+from xentjax.solvers.compiled import join, separate
+from xentjax.solvers.minimize import Solver
+from xentjax.training.fit_result import LogisticFit
+from xentjax.training.solution import solve
+from xentjax.training.solvers_by_name import chosen_solver
+
+#: Up to this many parameters their covariances are computed unless told otherwise.
+_INFERENCE = 1000
+
+
+def fit_logistic(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    l2: ArrayLike = 0.0,
+    weights: ArrayLike | None = None,
+    class_weight: str | Mapping[int, float] | ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+    fit_intercept: bool = True,
+    solver: str | Solver = "auto",
+    tol: ArrayLike | None = None,
+    max_steps: int = 1000,
+    init: LogisticParams | None = None,
+    num_classes: int | None = None,
+    inference: bool | None = None,
+) -> LogisticFit:
+    r"""Fit a logistic or softmax regression.
+
+    .. math::
+      \min_{w, b}\ \frac{1}{\sum_i s_i}\sum_i s_i\,\ell_i(x_i w + b + o_i) + \frac{\lambda}{2}\|w\|^2
+
+    with :math:`\ell_i` the cross-entropy of row i (:func:`logistic_loss`). The bias is not penalized. The features are
+    centred and scaled inside, and the result is that of the features as given, as is the penalty.
+
+    Args:
+      x: features ``[n, d]``.
+      y: two classes: ``[n]``, 0 and 1 (or booleans, or probabilities of class 1). K classes: integers ``[n]`` from 0 to
+        K - 1, or target distributions ``[n, K]``.
+      l2: λ, or one factor for each feature ``[d]``. scikit-learn's C is :math:`1/(\lambda \sum_i s_i)`.
+      weights: example weights s ``[n]``, 0 or more. They count repetitions: weight 2 is the same row twice, weight 0
+        none.
+      class_weight: factors of the weights by class: ``"balanced"`` for :math:`\sum s / (K \sum_{i \in c} s_i)`, a
+        mapping of classes to factors (1 for others), or an array ``[K]``. For labels that are integers.
+      offset: known parts o of the logits, ``[n]`` or ``[n, K]``.
+      fit_intercept: whether there is a bias b.
+      solver: ``"auto"``, ``"newton"``, or any :class:`Solver`.
+      tol: bound of the gradient's largest component, in units of standardized features. By default 1e-8 (float32:
+        1e-4) times 4 f (1 - f), f being the share of the rarest class, or the gradient's rounding error, if that is
+        more.
+      max_steps: the most steps of the solver.
+      init: initial parameters; by default those of the model without features.
+      num_classes: K, where integer labels do not tell.
+      inference: whether to compute the covariances of the estimates, which standard errors and tests are made of. By
+        default for up to 1000 parameters.
+
+    Returns:
+      A :class:`LogisticFit`. Of the many parameters that give K classes the same probabilities it has those relative
+      to class 0 where there is no penalty, and otherwise those that sum to 0 over the classes.
+
+    It works under ``jit`` and ``vmap``; y then needs ``num_classes`` for more than two classes, and what would be an
+    error is in the status.
+
+    Raises:
+      ValueError: a shape does not fit; x, y, weights or offset hold NaN, infinities, or labels out of range (the error
+        names the first place; rows of weight 0 may hold anything); a weight or factor is negative; all weights are 0;
+        or a class has no row with a weight.
+      TypeError: an argument is of the wrong type.
+
+    Example:
+      >>> import jax.numpy as jnp, xentjax as xj
+      >>> x, y = jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), jnp.array([0, 1, 0, 1])
+      >>> fit = xj.fit_logistic(x, y)
+      >>> str(fit.status), fit.params.weights.round(3), fit.std_err.weights.round(2)
+      ('converged', Array([0.612], dtype=float32), Array([0.76], dtype=float32))
+    """
+    objective, shapes = _objective(x, y, l2, weights, class_weight, offset, fit_intercept, num_classes)
+    steps = checks.number_of_steps(max_steps)
+    if tol is not None:
+        checks.require_tolerance(tol)
+    size = shapes.weights.size + shapes.bias.size
+    name, made = chosen_solver("fit_logistic", solver, objective, size)
+    if init is not None:
+        init = params_as_arrays("fit_logistic", "init", init)
+        for field, got, needed in zip(init._fields, init, shapes, strict=True):
+            policy.require_shape("fit_logistic", f"init.{field}", got.shape, needed.shape, "that of the parameters")
+    with_inference = size <= _INFERENCE if inference is None else inference
+    static, data = separate((objective, made, init, shapes, tol))
+    return _solved(static, data, name, steps, with_inference)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
+def _solved(static: Any, data: Any, name: str, max_steps: int, with_inference: bool) -> LogisticFit:
+    objective, solver, init, shapes, tol = join(static, data)
+    options: dict[str, Any] = {"name": name, "max_steps": max_steps, "with_inference": with_inference}
+    return solve(objective, solver, init, tol, shapes=shapes, **options)
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------------
+
+
+def _objective(
+    x: Any, y: Any, l2: Any, weights: Any, class_weight: Any, offset: Any, fit_intercept: Any, num_classes: Any
+) -> tuple[LogisticObjective, LogisticParams]:
+    """The problem in the user's units, checked, and parameters 0 of its shapes."""
+    name = "fit_logistic"
+    x, y, l2 = (policy.as_array(name, n, v) for n, v in (("x", x), ("y", y), ("l2", l2)))
+    weights, offset = (
+        None if v is None else policy.as_array(name, n, v) for n, v in (("weights", weights), ("offset", offset))
+    )
+    if not isinstance(fit_intercept, bool):
+        raise TypeError(f"{name}: fit_intercept must be True or False, got {fit_intercept!r}")
+    if x.ndim != 2:
+        raise ValueError(f"{name}: x has shape {x.shape}, but needs [n, d]")
+    if x.shape[0] == 0:
+        raise ValueError(f"{name}: x has shape {x.shape}: there is no row to fit to")
+    if not policy.is_float(x):
+        x = x.astype(jnp.result_type(float))
+    if y.dtype == jnp.bool_:
+        y = y.astype(jnp.int32)
+    _require_values(x, y, l2, weights, offset)
+    objective = LogisticObjective(x, y, l2, weights, offset, fit_intercept=fit_intercept, num_classes=num_classes)
+    shapes = objective.init()
+    if class_weight is not None:
+        objective = _with_class_weight(objective, shapes, class_weight)
+    _require_classes(objective, shapes)
+    return objective, shapes
+
+
+def _require_values(x: Any, y: Any, l2: Any, weights: Any, offset: Any) -> None:
+    """ValueError for what is no number, or negative where it must not be, in a row that counts; traced: nothing."""
+    counts = None
+    if _known(weights) and weights is not None and weights.shape == x.shape[:1]:
+        numbers = np.asarray(weights)
+        _require_all(numbers >= 0, "weights", numbers, "0 or more")
+        _require_all(np.isfinite(numbers), "weights", numbers, "finite")
+        counts = numbers != 0
+        if not counts.any():
+            raise ValueError("fit_logistic: all weights are 0: there is no row to fit to")
+    for name, values in (("x", x), ("y", y), ("offset", offset)):
+        if values is not None and _known(values, weights) and policy.is_float(values):
+            # One pass on the device tells that all is well; where it is not, the first place is looked for.
+            if bool(jnp.all(jnp.isfinite(values))):
+                continue
+            numbers = np.asarray(values.astype(jnp.float32) if values.dtype.itemsize == 2 else values)
+            finite = np.isfinite(numbers)
+            if counts is not None:
+                finite |= ~counts.reshape((-1,) + (1,) * (numbers.ndim - 1))
+            _require_all(finite, name, numbers, "finite")
+    if _known(l2):
+        factors = np.asarray(l2)
+        _require_all(np.isfinite(factors) & (factors >= 0), "l2", factors, "finite and 0 or more")
+
+
+def _require_all(good: Any, name: str, values: Any, needed: str) -> None:
+    if not np.all(good):
+        place = np.argwhere(~np.asarray(good))[0]
+        where = f"[{', '.join(map(str, place))}]" if place.size else ""
+        raise ValueError(f"fit_logistic: {name}{where} is {values[tuple(place)]}, but needs to be {needed}")
+
+
+def _known(*values: Any) -> bool:
+    return not any(isinstance(v, jax.core.Tracer) for v in values)
+
+
+def _with_class_weight(objective: LogisticObjective, shapes: LogisticParams, class_weight: Any) -> LogisticObjective:
+    y, k = objective.y, max(shapes.bias.size, 2)
+    if policy.is_float(y):
+        raise TypeError(f"fit_logistic: class_weight needs labels that are integers, got y of dtype {y.dtype}")
+    dtype = shapes.bias.dtype
+    own = jnp.ones(y.shape, dtype) if objective.weights is None else objective.weights.astype(dtype)
+    if isinstance(class_weight, str):
+        if class_weight != "balanced":
+            raise ValueError(f"fit_logistic: class_weight must be 'balanced', a mapping or [K], got {class_weight!r}")
+        counts = jnp.zeros(k, dtype).at[y].add(own)
+        factors = jnp.sum(counts) / (k * jnp.where(counts == 0, 1, counts))
+    elif isinstance(class_weight, Mapping):
+        unknown = [c for c in class_weight if c not in range(k)]
+        if unknown:
+            raise ValueError(f"fit_logistic: class_weight names class {unknown[0]!r}; there are 0 to {k - 1}")
+        factors = jnp.asarray([class_weight.get(c, 1.0) for c in range(k)], dtype)
+    else:
+        factors = policy.as_array("fit_logistic", "class_weight", class_weight).astype(dtype)
+        policy.require_shape("fit_logistic", "class_weight", factors.shape, (k,), "one factor for each class")
+    if _known(factors):
+        numbers = np.asarray(factors)
+        _require_all(np.isfinite(numbers) & (numbers >= 0), "class_weight", numbers, "finite and 0 or more")
+    return dataclasses.replace(objective, weights=own * factors[y])
+
+
+def _require_classes(objective: LogisticObjective, shapes: LogisticParams) -> None:
+    """ValueError where a class has no row that counts: its bias would be infinite, with a penalty too."""
+    if not _known(objective.y, objective.weights) or not objective.fit_intercept:
+        return
+    y = np.asarray(objective.y)
+    counts = np.ones(y.shape[0], bool) if objective.weights is None else np.asarray(objective.weights) > 0
+    y, k = y[counts], max(shapes.bias.size, 2)
+    if y.ndim == 2:
+        present = (y > 0).any(axis=0)
+    elif shapes.bias.ndim == 0:
+        present = np.array([(y < 1).any(), (y > 0).any()])
+    else:
+        present = np.bincount(y.astype(np.int64), minlength=k)[:k] > 0
+    if not present.all():
+        of = "" if objective.weights is None else " with a weight above 0"
+        raise ValueError(
+            f"fit_logistic: class {int(np.argmin(present))} has no row{of} in y, so that its bias has no finite optimum: "
+            "leave the class out, or add rows of it"
+        )
