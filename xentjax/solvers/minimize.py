@@ -112,7 +112,8 @@ def minimize(
         its gradient (``gradient_error(params)``), that is at most tol too.
       - ``max_steps``: none of the others happened.
       - ``stalled``: for 100 steps no parameter moved by more than 8 units in the last place and neither value nor
-        gradient norm was smaller than ever before; or the solver is exhausted; or the gradient norm is at most tol, but its rounding error is not.
+        gradient norm was smaller than ever before; or the solver is exhausted; or the gradient norm is at most tol, but
+        its rounding error is not.
       - ``diverged``: a step led to a value or gradient that is NaN or infinite; ``params`` are those before it.
       - ``not_finite``: value or gradient are NaN or infinite at ``init`` already.
 

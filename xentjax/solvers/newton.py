@@ -48,8 +48,8 @@ class Newton:
       >>> import jax.numpy as jnp, xentjax as xj
       >>> objective = xj.LogisticObjective(jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), jnp.array([0, 1, 0, 1]), l2=0.1)
       >>> solution = xj.minimize(objective, objective.init(), xj.Newton())
-      >>> str(solution.status), int(solution.steps), solution.params.weights.round(4)
-      ('converged', 3, Array([0.3553], dtype=float32))
+      >>> str(solution.status), int(solution.steps), f"{solution.params.weights[0]:.4f}"
+      ('converged', 3, '0.3553')
     """
 
     hessian_dtype: str | None = dataclasses.field(default=None, metadata={"static": True})
