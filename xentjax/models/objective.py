@@ -61,8 +61,8 @@ class LogisticObjective:
         if self.gradient not in ("hand", "auto"):
             raise ValueError(f"LogisticObjective: gradient must be 'hand' or 'auto', got {self.gradient!r}")
 
-    def init(self) -> LogisticParams:
-        """Parameters 0 of the right shapes, in float32 for 16-bit data.
+    def init(self, function: str = "LogisticObjective") -> LogisticParams:
+        """Parameters 0 of the right shapes, in float32 for 16-bit data. Errors name the ``function``.
 
         K classes if ``num_classes`` says so, y is ``[n, K]``, or y holds integers above 1 that are not traced.
 
@@ -71,12 +71,12 @@ class LogisticObjective:
             range in a row that is not of weight 0. (The constructor raises nothing of the kind: under ``vmap`` the
             fields have one axis more, and JAX makes objectives of things that are no arrays.)
         """
-        x, y = (policy.as_array("LogisticObjective", n, v) for n, v in (("x", self.x), ("y", self.y)))
+        x, y = (policy.as_array(function, n, v) for n, v in (("x", self.x), ("y", self.y)))
         dtype, d, shape = policy.compute_dtype(policy.result_dtype((x,))), x.shape[-1:], self._classes(y)
         params = LogisticParams(jnp.zeros((*(d or (0,)), *shape), dtype), jnp.zeros(shape, dtype))
-        check_arguments("LogisticObjective", params, x, y, jnp.zeros(()), None)
+        check_arguments(function, params, x, y, jnp.zeros(()), None)
         if not any(isinstance(known, jax.core.Tracer) for known in (y, self.weights)):
-            self._require_labels(np.asarray(y), *shape)
+            self._require_labels(function, np.asarray(y), *shape)
         return params
 
     def _classes(self, y: jax.Array) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ class LogisticObjective:
             return np.ones(y.shape[:1], bool)
         return np.asarray(self.weights) != 0
 
-    def _require_labels(self, y: Any, num_classes: int | None = None) -> None:
+    def _require_labels(self, function: str, y: Any, num_classes: int | None = None) -> None:
         if y.ndim == 2:
             good, needed = np.all(y >= 0, axis=1), "masses of 0 or more"
         elif num_classes is not None:
@@ -104,7 +104,7 @@ class LogisticObjective:
             good, needed = (y >= 0) & (y <= 1), "0, 1 or a probability between them"
         bad = np.flatnonzero(~good & self._counted(y))
         if bad.size:
-            raise ValueError(f"LogisticObjective: y[{bad[0]}] is {y[bad[0]]}, but needs to be {needed}")
+            raise ValueError(f"{function}: y[{bad[0]}] is {y[bad[0]]}, but needs to be {needed}")
 
     def value(self, params: LogisticParams) -> jax.Array:
         """The loss; JAX differentiates it as ``gradient`` says."""

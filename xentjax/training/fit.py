@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from xentjax.core import policy
-from xentjax.models.logistic import LogisticParams, params_as_arrays
+from xentjax.models.logistic import LogisticParams, check_arguments, params_as_arrays
 from xentjax.models.objective import LogisticObjective
 from xentjax.solvers import checks
 from xentjax.solvers.compiled import join, separate
@@ -159,7 +159,8 @@ def _objective(
         y = y.astype(jnp.int32)
     _require_values(x, y, l2, weights, offset)
     objective = LogisticObjective(x, y, l2, weights, offset, fit_intercept=fit_intercept, num_classes=num_classes)
-    shapes = objective.init()
+    shapes = objective.init(name)
+    check_arguments(name, shapes, x, y, l2, weights, offset)
     if class_weight is not None:
         objective = _with_class_weight(objective, shapes, class_weight)
     _require_classes(objective, shapes)

@@ -31,7 +31,7 @@ class LogisticFit:
       status: how it ended; ``message`` says it in words.
       history: objective and gradient norm of each step.
       dependent: ``[d]``, columns that are combinations of those before them, or constant.
-      direction: parameters along which the classes are separated, the largest 1; NaN where nothing separates them.
+      direction: parameters along which the classes are separated, the largest weight 1; NaN where nothing does so.
       completely_separated: whether no row lies between the classes.
       log_likelihood: of the rows with their weights, without the penalty.
       null_log_likelihood: the same of the model without features.
@@ -77,7 +77,7 @@ class LogisticFit:
         weights = np.abs(np.asarray(self.direction.weights))
         how = "completely" if bool(self.completely_separated) else "but for ties"
         of_features = weights if weights.ndim == 1 else weights.max(axis=1)
-        text = f"Separated {how} by columns {_numbers(np.flatnonzero(of_features > 1e-6 * of_features.max()))}"
+        text = f"Separated {how} by columns {_numbers(np.flatnonzero(of_features))}"
         if weights.ndim == 2:
             table = np.vstack([np.asarray(self.direction.weights), np.asarray(self.direction.bias)])
             apart = np.flatnonzero(np.abs(table - np.median(table, axis=1, keepdims=True)).max(axis=0) > 1e-6)

@@ -77,7 +77,7 @@ def solve(
     free = (jnp.broadcast_to(inner.l2, scaling.inverse.shape) == 0) & jnp.ones_like(scaling.inverse, bool)
     constant = free & (scaling.inverse == 0) if objective.fit_intercept else jnp.zeros_like(free)
     # Sums of products are rounded: what is left of a column that depends on others is a few units in the last place.
-    pivots = jnp.diagonal(factored[1])[: shapes.weights.size].reshape(*scaling.inverse.shape, -1) ** 2
+    pivots = jnp.diagonal(factored[1])[: shapes.weights.size].reshape(-1, shapes.bias.size) ** 2
     none = 64 * hessian.shape[0] * jnp.finfo(dtype).eps
     combined = free & jnp.any(pivots <= none, axis=1) & (scaling.inverse != 0)
     moving = ~(jnp.max(jnp.abs(step), initial=0) <= _STILL_MOVING[jnp.finfo(dtype).bits])
