@@ -30,6 +30,8 @@ from xentjax.solvers.minimize import History, Solution, Solver, iterate, minimiz
 from xentjax.solvers.newton import Newton
 from xentjax.solvers.objective import Objective
 from xentjax.solvers.optax import Optax
+from xentjax.solvers.proximal_gradient import ProximalGradient
+from xentjax.solvers.proximal_newton import ProximalNewton
 from xentjax.solvers.status import Status
 from xentjax.training.fit import fit_logistic
 from xentjax.training.fit_result import LogisticFit
@@ -46,6 +48,8 @@ __all__ = [
     "Newton",
     "Objective",
     "Optax",
+    "ProximalGradient",
+    "ProximalNewton",
     "Solution",
     "Solver",
     "Status",

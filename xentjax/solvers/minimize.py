@@ -15,7 +15,8 @@ import numpy as np
 from xentjax.solvers import checks
 from xentjax.solvers import status as codes
 from xentjax.solvers.compiled import join, separate, types_in
-from xentjax.solvers.objective import Point, as_objective, evaluate, largest_component
+from xentjax.solvers.objective import Point, as_objective, evaluate, largest_component, residual
+from xentjax.solvers.penalty import require_ability
 from xentjax.solvers.status import Status
 
 #: Steps that neither move the parameters by more than rounding nor better anything, after which a run has stalled.
@@ -38,7 +39,8 @@ class Solver(Protocol):
         """The next point, with value and gradient there, and the next state, of the shapes and dtypes of the last.
 
         A solver that knows when rounding hides what it could gain says so by ``exhausted(state) -> bool``: the run then
-        has stalled.
+        has stalled. One for objectives with an L1 penalty has ``handles_l1 = True``: the point's value is with the
+        penalty, its gradient that of the smooth part.
         """
         ...
 
@@ -96,12 +98,16 @@ def minimize(
 ) -> Solution:
     r"""Minimize an objective until no component of its gradient exceeds ``tol``.
 
+    An objective with an L1 penalty (``l1_factors(params)``) has a smallest subgradient in the gradient's place: the
+    distance of each component from what the kink of the penalty allows.
+
     Args:
       objective: a function ``f(params) -> scalar`` (automatic gradient), an :class:`Objective`, or anything with
         ``value_and_gradient(params)``, as :class:`LogisticObjective`. Arrays in an objective that is a pytree are
         data: other data of the same shape do not compile again.
       init: initial parameters, a pytree of arrays; integers become floats.
-      solver: :class:`GradientDescent`, :class:`Optax`, or your own :class:`Solver`.
+      solver: :class:`GradientDescent`, :class:`Newton`, :class:`Optax`, or your own :class:`Solver`; for an objective
+        with an L1 penalty :class:`ProximalNewton` or :class:`ProximalGradient`.
       tol: bound of the gradient's infinity-norm, 0 or more. It is checked before the first step too.
       max_steps: the most steps, and the length of the history less one.
 
@@ -123,7 +129,7 @@ def minimize(
       TypeError: the objective is neither a function nor has ``value_and_gradient``; the solver has no ``init`` and
         ``step``, or a step returns another shape or dtype than it was given; max_steps is no whole number, tol no
         number.
-      ValueError: max_steps is negative or 2**31 or more, tol is negative or NaN, the value is no real scalar, or a
+      ValueError: the objective has an L1 penalty, and the solver cannot minimize such; max_steps is negative or 2**31 or more, tol is negative or NaN, the value is no real scalar, or a
         gradient's shape is not its parameter's.
 
     Example:
@@ -184,8 +190,9 @@ def in_chunks(state: State, go_on: Callable[[State], tuple[State, History]]) -> 
 def start(objective: Any, init: Any, solver: Solver, *, tol: Any, max_steps: Any) -> State:
     """The state before the first step. Arguments as in :func:`minimize`; every one may be traced."""
     objective = as_objective(objective)
+    require_ability(solver, objective, init)
     point = evaluate(objective, init)
-    norm = largest_component(point.gradient)
+    norm = largest_component(residual(objective, point))
     code = jnp.where(norm <= tol, codes.CONVERGED, codes.RUNNING)
     code = jnp.where(_finite(point.value, norm), code, codes.NOT_FINITE).astype(jnp.int32)
     zero = jnp.zeros((), jnp.int32)
@@ -217,7 +224,7 @@ def _steps(objective: Any, solver: Solver, state: State, tol: Any, max_steps: An
         made = solver.step(objective, state.point, state.solver)
         checks.require_alike(solver, (state.point, state.solver), made)
         point, inside = made
-        norm = largest_component(point.gradient)
+        norm = largest_component(residual(objective, point))
         # By comparison: under vmap an indexed update would be a scatter.
         here = jnp.arange(chunk, dtype=jnp.int32) == state.step - first
         history = History(jnp.where(here, point.value, history.value), jnp.where(here, norm, history.gradient_norm))

@@ -17,7 +17,9 @@ from xentjax.models.scaling import Scaling
 from xentjax.solvers import status as codes
 from xentjax.solvers.minimize import advance, start
 from xentjax.solvers.newton import Curvature, Newton, damped_factor, solve_factored, solve_positive
-from xentjax.solvers.objective import Point, evaluate, evaluate_with_hessian, largest_component
+from xentjax.solvers.objective import Point, evaluate, evaluate_with_hessian, largest_component, residual
+from xentjax.solvers.penalty import absolute, l1_factors
+from xentjax.solvers.proximal_newton import ProximalCurvature, flat_factors, on_support, support
 from xentjax.solvers.status import Status
 from xentjax.training.fit_result import LogisticFit
 
@@ -55,13 +57,13 @@ def solve(
     state, history = advance(inner, solver, state, tol=tol, max_steps=max_steps, chunk=max_steps)
 
     point, hessian, decrement, step = _polished(inner, state.point, state.solver)
-    norm = largest_component(point.gradient)
+    norm = largest_component(residual(inner, point))
     noise = inner.gradient_error(point.params)
     code = jnp.where(state.code == codes.STALLED, codes.PRECISION_LIMITED, state.code)
     reached = (norm <= tol) & (code != codes.NOT_FINITE)
     code = jnp.where(reached, jnp.where(noise <= tol, codes.CONVERGED, codes.PRECISION_LIMITED), code)
 
-    free = (jnp.broadcast_to(inner.l2, scaling.inverse.shape) == 0) & jnp.ones_like(scaling.inverse, bool)
+    free = inner.unpenalized()
     data = one_pass.Data(inner.x, inner.y, weights, None, scaling)
     low, high = separation.margins(step, data)
     code, direction, complete = _separated(inner, data, point.params, code, jnp.maximum(-low, high), jnp.all(free))
@@ -78,8 +80,12 @@ def solve(
         covariances = jax.tree.map(lambda c: jnp.where(known, c, jnp.nan), covariances)
     n = jnp.asarray(x.shape[0], dtype) if weights is None else jnp.sum(weights)
     loss = point.value - _rows.penalty(scaling.penalty(inner.l2), point.params.weights)
+    loss = loss - absolute(l1_factors(inner, point.params), point.params)
     rank = (jnp.sum(~kept.dependent) + objective.fit_intercept) * max(shapes.bias.size - 1, 1)
     penalized = covariances.degrees if covariances is not None else jnp.full((), jnp.nan, dtype)
+    if inner.l1 is not None:
+        nonzero = jnp.sum(kept.params.weights != 0)
+        penalized = (nonzero + objective.fit_intercept * max(shapes.bias.size - 1, 1)).astype(dtype)
     return LogisticFit(
         params=inference.in_user_units(kept.params, scaling, free),
         objective=point.value,
@@ -98,6 +104,7 @@ def solve(
         covariance=None if covariances is None else covariances.model,
         robust_covariance=None if covariances is None else covariances.robust,
         solver=name,
+        with_l1=inner.l1 is not None,
     )
 
 
@@ -137,14 +144,28 @@ def _null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[Logis
 
 
 def _polished(inner: LogisticObjective, point: Point, state: Any) -> tuple[Point, Any, Any, LogisticParams]:
-    """The point after one more Newton step, if that helps; the Hessian, the decrement and the next step there."""
+    """The point after one more Newton step, if that helps; the Hessian, the decrement and the next step there.
+
+    With an L1 penalty all of them are those of the parameters that are not 0, whose signs the step has to keep.
+    """
     start, unravel = ravel_pytree(point.params)
-    hessian = state.hessian if isinstance(state, Curvature) else evaluate_with_hessian(inner, point.params)[1]
+    known = isinstance(state, (Curvature, ProximalCurvature))
+    hessian = state.hessian if known else evaluate_with_hessian(inner, point.params)[1]
+    if inner.l1 is not None:
+        hessian = on_support(hessian, support(start, flat_factors(inner, point.params)))
     factor = damped_factor(hessian)
-    moved = evaluate(inner, unravel(start - solve_factored(factor, ravel_pytree(point.gradient)[0])))
-    better = largest_component(moved.gradient) < largest_component(point.gradient)
+
+    def pull(point: Point) -> Any:
+        flat = ravel_pytree(residual(inner, point))[0]
+        return flat if inner.l1 is None else jnp.where(support(start, flat_factors(inner, point.params)), flat, 0)
+
+    moved = evaluate(inner, unravel(start - solve_factored(factor, pull(point))))
+    better = largest_component(residual(inner, moved)) < largest_component(residual(inner, point))
+    if inner.l1 is not None:
+        kept = jnp.sign(ravel_pytree(moved.params)[0]) == jnp.sign(start)
+        better = better & jnp.all(kept | (flat_factors(inner, point.params) == 0))
     point = jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, point)
-    gradient = ravel_pytree(point.gradient)[0]
+    gradient = pull(point)
     step = solve_factored(factor, gradient)
     tiny = jnp.finfo(start.dtype).tiny
     decrement = jnp.vdot(gradient, step) / 2 / jnp.maximum(jnp.abs(point.value), tiny)
