@@ -35,6 +35,7 @@ from xentjax.solvers.proximal_newton import ProximalNewton
 from xentjax.solvers.status import Status
 from xentjax.training.fit import fit_logistic
 from xentjax.training.fit_result import LogisticFit
+from xentjax.training.path import lambda_max
 from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train_minibatch
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "js_divergence_from_logits",
     "kl_divergence",
     "kl_divergence_from_logits",
+    "lambda_max",
     "logistic",
     "logistic_derivative",
     "logistic_gradient",

@@ -98,7 +98,7 @@ def fit_logistic(
       >>> str(fit.status), fit.params.weights.round(3), fit.std_err.weights.round(2)
       ('converged', Array([0.612], dtype=float32), Array([0.76], dtype=float32))
     """
-    objective, shapes = _objective(x, y, l2, l1, weights, class_weight, offset, fit_intercept, num_classes)
+    objective, shapes = checked_objective(x, y, l2, l1, weights, class_weight, offset, fit_intercept, num_classes)
     steps = checks.number_of_steps(max_steps)
     if tol is not None:
         checks.require_tolerance(tol)
@@ -126,7 +126,7 @@ def _solved(static: Any, data: Any, name: str, max_steps: int, with_inference: b
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
-def _objective(
+def checked_objective(
     x: Any,
     y: Any,
     l2: Any,

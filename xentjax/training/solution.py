@@ -47,7 +47,7 @@ def solve(
     weights = None if objective.weights is None else objective.weights.astype(dtype)
     scaling = Scaling.of(x.astype(dtype), weights, centered=objective.fit_intercept)
     inner = dataclasses.replace(objective, scaling=scaling, weights=weights)
-    null, spread = _null_model(inner, shapes)
+    null, spread = null_model(inner, shapes)
     first = null if init is None else scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init))
     noise = inner.gradient_error(null)
     if tol is None:
@@ -98,7 +98,7 @@ def solve(
         direction=direction,
         completely_separated=complete,
         log_likelihood=-n * loss,
-        null_log_likelihood=-n * _null_loss(inner, null),
+        null_log_likelihood=-n * null_point(inner, null)[1],
         num_observations=n,
         degrees_of_freedom=jnp.where(jnp.all(free), rank.astype(dtype), penalized),
         covariance=None if covariances is None else covariances.model,
@@ -108,17 +108,19 @@ def solve(
     )
 
 
-def _null_loss(inner: LogisticObjective, null: LogisticParams) -> Any:
-    """The mean loss of the model without features, whose bias is fitted to the offset."""
-    columns = dataclasses.replace(inner, x=inner.x[:, :0], scaling=None, l2=jnp.zeros((), null.bias.dtype))
+def null_point(inner: LogisticObjective, null: LogisticParams) -> tuple[LogisticParams, Any]:
+    """The model without features, whose bias is fitted to the offset, and its mean loss."""
+    no_penalty = {"l2": jnp.zeros((), null.bias.dtype), "l1": None}
+    columns = dataclasses.replace(inner, x=inner.x[:, :0], scaling=None, **no_penalty)
     params = LogisticParams(null.weights[:0], null.bias)
     if inner.offset is None or not inner.fit_intercept:
-        return columns.value_and_gradient(params)[0]
+        return null, columns.value_and_gradient(params)[0]
     state = start(columns, params, Newton(), tol=0.0, max_steps=50)
-    return advance(columns, Newton(), state, tol=0.0, max_steps=50, chunk=50)[0].point.value
+    point = advance(columns, Newton(), state, tol=0.0, max_steps=50, chunk=50)[0].point
+    return null._replace(bias=point.params.bias), point.value
 
 
-def _null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[LogisticParams, Any]:
+def null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[LogisticParams, Any]:
     """The parameters of the model without features, and 4 f(1 - f) for the share f of its rarest class.
 
     The curvature of the loss is in proportion to the second: a gradient is small only beside it.
