@@ -192,11 +192,16 @@ def start(objective: Any, init: Any, solver: Solver, *, tol: Any, max_steps: Any
     objective = as_objective(objective)
     require_ability(solver, objective, init)
     point = evaluate(objective, init)
+    return start_at(objective, point, solver.init(objective, point), tol=tol, max_steps=max_steps)
+
+
+def start_at(objective: Any, point: Point, inside: Any, *, tol: Any, max_steps: Any) -> State:
+    """The state before the first step from a point that is known already, with the solver's own state there."""
     norm = largest_component(residual(objective, point))
     code = jnp.where(norm <= tol, codes.CONVERGED, codes.RUNNING)
     code = jnp.where(_finite(point.value, norm), code, codes.NOT_FINITE).astype(jnp.int32)
     zero = jnp.zeros((), jnp.int32)
-    state = State(point, solver.init(objective, point), zero, code, norm, point.value, norm, zero)
+    state = State(point, inside, zero, code, norm, point.value, norm, zero)
     return _settled(objective, state, tol, max_steps)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from xentjax.solvers.newton import damped_factor, solve_factored
+from xentjax.solvers.newton import damped_factor, solve_factored, solve_positive
 from xentjax.solvers.objective import Point, evaluate_with_hessian, largest_component, residual
 from xentjax.solvers.penalty import absolute, l1_factors, smallest_subgradient, soft_threshold
 
@@ -70,7 +70,10 @@ class ProximalNewton:
     handles_l1: ClassVar[bool] = True
 
     def init(self, objective: Any, point: Point) -> ProximalCurvature:
-        _, hessian = evaluate_with_hessian(objective, point.params, self.hessian_dtype)
+        return self.at(evaluate_with_hessian(objective, point.params, self.hessian_dtype)[1])
+
+    def at(self, hessian: jax.Array) -> ProximalCurvature:
+        """The state at a point whose Hessian is known, or nearly so."""
         return ProximalCurvature(hessian, jnp.zeros((), bool))
 
     def exhausted(self, state: ProximalCurvature) -> jax.Array:
@@ -82,8 +85,11 @@ class ProximalNewton:
         gradient = ravel_pytree(point.gradient)[0]
         factors = flat_factors(objective, point.params)
         norm = largest_component(residual(objective, point))
-        model = _Model(state.hessian, gradient, factors, start)
-        direction = _minimum(model, _INEXACT * norm, self.hessian_dtype) - start
+        if l1_factors(objective, point.params) is None:
+            direction = -solve_positive(state.hessian, gradient, self.hessian_dtype)
+        else:
+            model = _Model(state.hessian, gradient, factors, start)
+            direction = _minimum(model, _INEXACT * norm, self.hessian_dtype) - start
         # How much the objective would fall if it were linear but for its kinks: at least directionᵀ H direction.
         slope = jnp.vdot(gradient, direction) + absolute(factors, start + direction) - absolute(factors, start)
         rounding = 16 * jnp.finfo(start.dtype).eps * jnp.abs(point.value)

@@ -23,6 +23,9 @@ from xentjax.solvers.proximal_newton import ProximalCurvature, flat_factors, on_
 from xentjax.solvers.status import Status
 from xentjax.training.fit_result import LogisticFit
 
+#: The tolerance for classes of equal size, by the bits of the dtype.
+RELATIVE_TOLERANCE = {32: 1e-4, 64: 1e-8}
+
 #: A Newton step that changes a logit by more than this is no rounding: the loss falls on.
 _STILL_MOVING = 1e-3
 
@@ -51,8 +54,7 @@ def solve(
     first = null if init is None else scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init))
     noise = inner.gradient_error(null)
     if tol is None:
-        relative = {32: 1e-4, 64: 1e-8}[jnp.finfo(dtype).bits]
-        tol = jnp.maximum(relative * spread, noise)
+        tol = jnp.maximum(RELATIVE_TOLERANCE[jnp.finfo(dtype).bits] * spread, noise)
     state = start(inner, first, solver, tol=tol, max_steps=max_steps)
     state, history = advance(inner, solver, state, tol=tol, max_steps=max_steps, chunk=max_steps)
 
