@@ -118,7 +118,7 @@ def clean():
 def test_a_column_of_any_mean_and_size_gives_the_same_digits(clean):
     x, y = clean
     plain = xj.fit_logistic(x, y, l2=1 / 500)
-    moved = xj.fit_logistic(x + [1e6, 0, 0], y, l2=1 / 500)
+    moved = xj.fit_logistic(x + np.array([1e6, 0, 0]), y, l2=1 / 500)
     # Adding 1e6 rounds x itself by 1e-10.
     assert_relative(moved.params.weights, plain.params.weights, 1e-9)
     assert_relative(moved.params.bias, plain.params.bias - 1e6 * plain.params.weights[0], 1e-9)
@@ -190,8 +190,12 @@ def test_dependent_columns_give_the_solution_of_minimum_norm(clean, classes):
 def test_a_duplicate_leaves_the_errors_of_the_others(clean):
     x, y = clean
     plain, fit = xj.fit_logistic(x, y), xj.fit_logistic(np.column_stack([x, x[:, 1]]), y)
-    np.testing.assert_allclose(np.asarray(fit.params.weights)[[1, 3]], np.full(2, plain.params.weights[1] / 2), rtol=1e-9)
-    np.testing.assert_allclose(np.asarray(fit.std_err.weights)[[0, 2]], np.asarray(plain.std_err.weights)[[0, 2]], rtol=1e-9)
+    np.testing.assert_allclose(
+        np.asarray(fit.params.weights)[[1, 3]], np.full(2, plain.params.weights[1] / 2), rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        np.asarray(fit.std_err.weights)[[0, 2]], np.asarray(plain.std_err.weights)[[0, 2]], rtol=1e-9
+    )
     assert np.isnan(np.asarray(fit.std_err.weights)[[1, 3]]).all()
 
 

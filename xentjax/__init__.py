@@ -30,10 +30,13 @@ from xentjax.solvers.minimize import History, Solution, Solver, iterate, minimiz
 from xentjax.solvers.newton import Newton
 from xentjax.solvers.objective import Objective
 from xentjax.solvers.optax import Optax
+from xentjax.solvers.proximal_gradient import ProximalGradient
+from xentjax.solvers.proximal_newton import ProximalNewton
 from xentjax.solvers.status import Status
 from xentjax.training.fit import fit_logistic
 from xentjax.training.fit_result import LogisticFit
 from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train_minibatch
+from xentjax.training.path import lambda_max
 
 __all__ = [
     "GradientDescent",
@@ -46,6 +49,8 @@ __all__ = [
     "Newton",
     "Objective",
     "Optax",
+    "ProximalGradient",
+    "ProximalNewton",
     "Solution",
     "Solver",
     "Status",
@@ -66,6 +71,7 @@ __all__ = [
     "js_divergence_from_logits",
     "kl_divergence",
     "kl_divergence_from_logits",
+    "lambda_max",
     "logistic",
     "logistic_derivative",
     "logistic_gradient",

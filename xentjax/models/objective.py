@@ -31,7 +31,9 @@ class LogisticObjective:
       l2: the penalty's factor.
       weights: example weights ``[n]``.
       offset: known parts of the logits, ``[n]`` or ``[n, K]``.
-      scaling: a :class:`Scaling`: the parameters then are those of scaled features, and the penalty is still that of
+      l1: the factor of :math:`\lambda_1 \|w\|_1`, or one for each feature ``[d]``; None for no such penalty. It is
+        declared by :meth:`l1_factors`, and no part of the values and derivatives here.
+      scaling: a :class:`Scaling`: the parameters then are those of scaled features, and the penalties are still those of
         the weights of the features as given.
       fit_intercept: whether the bias moves; otherwise its gradient is 0.
       gradient: ``"hand"`` for the closed form, ``"auto"`` for JAX's derivative of the textbook formula.
@@ -52,6 +54,7 @@ class LogisticObjective:
     l2: Any = 0.0
     weights: Any = None
     offset: Any = None
+    l1: Any = None
     scaling: Scaling | None = None
     fit_intercept: bool = dataclasses.field(default=True, metadata={"static": True})
     gradient: Literal["hand", "auto"] = dataclasses.field(default="hand", metadata={"static": True})
@@ -143,6 +146,27 @@ class LogisticObjective:
             return jax.jvp(jax.grad(self.value), (params,), (direction,))[1]
         return self._held(closed_form.hvp(self._arguments(params), self._held(direction)))
 
+    def l1_factors(self, params: LogisticParams) -> LogisticParams | None:
+        """The factors of the L1 penalty on each parameter, 0 for the bias; None without one.
+
+        Raises:
+          ValueError: l1 is neither a number nor one for each feature.
+        """
+        if self.l1 is None:
+            return None
+        l1, d = policy.as_array("LogisticObjective", "l1", self.l1), params.weights.shape[:1]
+        if l1.shape not in ((), d):
+            raise ValueError(f"LogisticObjective: l1 has shape {l1.shape}, but needs () or {d}, one for each feature")
+        l1 = l1.astype(params.weights.dtype) * (1 if self.scaling is None else jnp.abs(self.scaling.inverse))
+        of_features = jnp.broadcast_to(l1, d).reshape(d + (1,) * (params.weights.ndim - 1))
+        return LogisticParams(jnp.broadcast_to(of_features, params.weights.shape), jnp.zeros_like(params.bias))
+
+    def unpenalized(self) -> Any:
+        """Which features have no penalty, ``[d]``."""
+        held = jnp.asarray(self.l2) != 0
+        held = held if self.l1 is None else held | (jnp.asarray(self.l1) != 0)
+        return jnp.broadcast_to(~held, jnp.shape(self.x)[1:])
+
     def _l2(self) -> Any:
         return self.l2 if self.scaling is None else self.scaling.penalty(self.l2)
 
@@ -162,7 +186,10 @@ class LogisticObjective:
         if params.bias.ndim == 0:
             return hessian
         # J/K ⊗ diag(free): the mean over the classes of each parameter that no penalty holds.
-        free = jnp.append(jnp.broadcast_to(self._l2() == 0, (d,)), self.fit_intercept).astype(hessian.dtype)
+        free = jnp.broadcast_to(self._l2() == 0, (d,))
+        l1 = self.l1_factors(params)
+        free = free if l1 is None else free & (l1.weights[:, 0] == 0)
+        free = jnp.append(free, self.fit_intercept).astype(hessian.dtype)
         curvature = jnp.mean(jnp.diagonal(hessian).reshape(d + 1, k), axis=1)
         between = jnp.full((k, k), 1 / k, hessian.dtype)
         return hessian + jnp.kron(jnp.diag(free * jnp.where(curvature == 0, 1, curvature)), between)

@@ -74,6 +74,11 @@ def sums(params: LogisticParams, data: Data, *, hessian: bool = False, hessian_d
     return over_blocks(of_block, params, data)
 
 
+def mean_loss(params: LogisticParams, data: Data) -> Any:
+    """The mean loss alone; 0 for rows without weight."""
+    return over_blocks(lambda block: jnp.sum(block.share * _rows.losses(block.z, block.y)), params, data)
+
+
 def product(params: LogisticParams, direction: LogisticParams, data: Data) -> Any:
     """The Hessian of the mean loss times a direction, as a table."""
 

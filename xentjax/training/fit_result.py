@@ -36,10 +36,12 @@ class LogisticFit:
       log_likelihood: of the rows with their weights, without the penalty.
       null_log_likelihood: the same of the model without features.
       num_observations: the sum of the weights.
-      degrees_of_freedom: the number of parameters that are determined; with a penalty their effective number.
+      degrees_of_freedom: the number of parameters that are determined; with a quadratic penalty their effective number,
+        with an L1 penalty the number of those that are not 0.
       covariance: of the raveled parameters (weights, then bias), ``[p, p]``; None if it was not asked for.
       robust_covariance: the same, whatever the distribution of y (HC0).
       solver: its name.
+      with_l1: whether there is an L1 penalty; there are no covariances then.
     """
 
     params: LogisticParams
@@ -59,6 +61,7 @@ class LogisticFit:
     covariance: jax.Array | None
     robust_covariance: jax.Array | None
     solver: str = dataclasses.field(metadata={"static": True})
+    with_l1: bool = dataclasses.field(default=False, metadata={"static": True})
 
     # -- inference ---------------------------------------------------------------------------------------------------
 
@@ -89,7 +92,7 @@ class LogisticFit:
         """Standard errors from the model; NaN for what is not determined.
 
         Raises:
-          ValueError: the fit was made without covariances.
+          ValueError: the fit was made without covariances, as every one with an L1 penalty is.
         """
         return self._deviations(self.covariance)
 
@@ -98,9 +101,18 @@ class LogisticFit:
         """Standard errors that hold whatever the distribution of y (HC0)."""
         return self._deviations(self.robust_covariance)
 
-    def _deviations(self, covariance: Any) -> LogisticParams:
+    def _required(self, covariance: Any) -> jax.Array:
+        if covariance is None and self.with_l1:
+            raise ValueError(
+                "the fit has no covariances: with an L1 penalty they are not defined. Fit the features that it chose "
+                "without l1 on other rows, or bootstrap"
+            )
         if covariance is None:
             raise ValueError("the fit has no covariances: ask for them with fit_logistic(..., inference=True)")
+        return covariance
+
+    def _deviations(self, covariance: Any) -> LogisticParams:
+        covariance = self._required(covariance)
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
         # A parameter that is 0 by its definition, as those of class 0, has no error.
         deviations = jnp.sqrt(jnp.where(variance > 0, variance, jnp.nan))
@@ -147,9 +159,7 @@ class LogisticFit:
           value: r, a number or ``[q]``.
           robust: whether to use the robust covariance.
         """
-        covariance = self.robust_covariance if robust else self.covariance
-        if covariance is None:
-            raise ValueError("the fit has no covariances: ask for them with fit_logistic(..., inference=True)")
+        covariance = self._required(self.robust_covariance if robust else self.covariance)
         rows = jnp.atleast_2d(jnp.asarray(restriction, covariance.dtype))
         parameters = ravel_pytree(self.params)[0]
         if rows.shape[1] != parameters.size:

@@ -16,9 +16,11 @@ from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
 from xentjax.models.scaling import Scaling
 from xentjax.solvers import status as codes
-from xentjax.solvers.minimize import History, opening, run_steps
+from xentjax.solvers.minimize import opening, run_steps
 from xentjax.solvers.newton import Curvature, Newton, damped_factor, solve_factored
-from xentjax.solvers.objective import Point, evaluate, evaluate_with_hessian, largest_component
+from xentjax.solvers.objective import Point, evaluate, evaluate_with_hessian, largest_component, residual
+from xentjax.solvers.penalty import absolute, l1_factors
+from xentjax.solvers.proximal_newton import ProximalCurvature, flat_factors, on_support, support
 from xentjax.solvers.status import Status
 from xentjax.training.fit_result import LogisticFit
 
@@ -55,16 +57,17 @@ def solve(
     """The minimum of an objective whose data are in the user's units, without covariances."""
     dtype = shapes.bias.dtype
     inner = scaled(objective, dtype)
-    null, frequencies = _null_model(inner, shapes)
+    null, frequencies = null_model(inner, shapes)
     scaling: Any = inner.scaling
     first = null if init is None else scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init))
-    sought = _default_tolerance(inner, frequencies) if tol is None else tol
+    sought = default_tolerance(inner, frequencies) if tol is None else tol
     state = opening(inner, first, solver, tol=sought)
     state, history = run_steps(inner, solver, state, sought, max_steps, max_steps)
 
     point, hessian, factored = _polished(inner, state.point, state.solver)
-    step = solve_factored(factored, ravel_pytree(point.gradient)[0])
-    norm = largest_component(point.gradient)
+    pull = _pull(inner, point)
+    step = solve_factored(factored, pull)
+    norm = largest_component(residual(inner, point))
     noise = inner.gradient_error(point.params)
     code = jnp.where(state.code == codes.RUNNING, codes.MAX_STEPS, state.code)
     code = jnp.where(code == codes.STALLED, codes.PRECISION_LIMITED, code)
@@ -74,7 +77,7 @@ def solve(
     reached = (norm <= sought) & (code != codes.NOT_FINITE)
     code = jnp.where(reached, jnp.where(told, codes.CONVERGED, codes.PRECISION_LIMITED), code).astype(jnp.int32)
 
-    free = (jnp.broadcast_to(inner.l2, scaling.inverse.shape) == 0) & jnp.ones_like(scaling.inverse, bool)
+    free = inner.unpenalized()
     constant = free & (scaling.inverse == 0) if objective.fit_intercept else jnp.zeros_like(free)
     # Sums of products are rounded: what is left of a column that depends on others is a few units in the last place.
     pivots = jnp.diagonal(factored[1])[: shapes.weights.size].reshape(-1, shapes.bias.size) ** 2
@@ -87,26 +90,32 @@ def solve(
 
     n = jnp.asarray(jnp.shape(inner.x)[0], dtype) if inner.weights is None else jnp.sum(inner.weights)
     loss = point.value - _rows.penalty(scaling.penalty(inner.l2), point.params.weights)
+    loss = loss - absolute(l1_factors(inner, point.params), point.params)
+    effective = jnp.full((), jnp.nan, dtype)  # with a quadratic penalty it comes with the covariances
+    if inner.l1 is not None:
+        biases = objective.fit_intercept * max(shapes.bias.size - 1, 1)
+        effective = (jnp.sum(point.params.weights != 0) + biases).astype(dtype)
     rank = (jnp.sum(~(constant | combined)) + objective.fit_intercept) * max(shapes.bias.size - 1, 1)
     tiny = jnp.finfo(dtype).tiny
     fit = LogisticFit(
         params=inference.in_user_units(point.params, scaling, free),
         objective=point.value,
         gradient_norm=norm,
-        newton_decrement=jnp.vdot(ravel_pytree(point.gradient)[0], step) / 2 / jnp.maximum(jnp.abs(point.value), tiny),
+        newton_decrement=jnp.vdot(pull, step) / 2 / jnp.maximum(jnp.abs(point.value), tiny),
         steps=state.step,
         status=Status(code.astype(jnp.int32)),
-        history=History(history.value, history.gradient_norm),
+        history=history,
         dependent=constant | combined,
         direction=jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), point.params),
         completely_separated=jnp.zeros((), bool),
         log_likelihood=-n * loss,
         null_log_likelihood=-n * _null_loss(inner, null, frequencies),
         num_observations=n,
-        degrees_of_freedom=jnp.where(jnp.all(free), rank.astype(dtype), jnp.nan),
+        degrees_of_freedom=jnp.where(jnp.all(free), rank.astype(dtype), effective),
         covariance=None,
         robust_covariance=None,
         solver=name,
+        with_l1=inner.l1 is not None,
     )
     return fit, Inside(point.params, scaling, hessian, free, moving, combined)
 
@@ -119,7 +128,7 @@ def scaled(objective: LogisticObjective, dtype: Any, scaling: Scaling | None = N
     return dataclasses.replace(objective, scaling=scaling, weights=weights)
 
 
-def _default_tolerance(inner: LogisticObjective, frequencies: Any) -> Any:
+def default_tolerance(inner: LogisticObjective, frequencies: Any) -> Any:
     """1e-8 (float32: 1e-4) times 4 f (1 - f) for the rarest class: a gradient is small only beside the curvature."""
     relative = _RELATIVE_TOLERANCE[jnp.finfo(frequencies.dtype).bits]
     if not inner.fit_intercept:
@@ -129,7 +138,7 @@ def _default_tolerance(inner: LogisticObjective, frequencies: Any) -> Any:
     return relative * 4 * rarest * (1 - rarest)
 
 
-def _null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[LogisticParams, Any]:
+def null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[LogisticParams, Any]:
     """The parameters of the model without features (and without offset), and the share of each class."""
     dtype, n = shapes.bias.dtype, max(inner.y.shape[0], 1)
     share = _rows.shares(inner.weights)
@@ -152,25 +161,48 @@ def _null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[Logis
 
 
 def _null_loss(inner: LogisticObjective, null: LogisticParams, frequencies: Any) -> Any:
-    """The mean loss of the model without features: the entropy of the classes, or of a bias fitted to the offset."""
-    if inner.fit_intercept and inner.offset is None:
-        if frequencies.ndim == 0:
-            return binary_entropy(frequencies)
-        total = jnp.sum(frequencies)
-        return total * entropy(frequencies / jnp.where(total == 0, 1, total))
-    columns = dataclasses.replace(inner, x=inner.x[:, :0], scaling=None, l2=jnp.zeros((), null.bias.dtype))
+    """The mean loss of the model without features; where no offset shifts it, the entropy of the classes."""
+    if not inner.fit_intercept or inner.offset is not None:
+        return null_point(inner, null)[1]
+    if frequencies.ndim == 0:
+        return binary_entropy(frequencies)
+    total = jnp.sum(frequencies)
+    return total * entropy(frequencies / jnp.where(total == 0, 1, total))
+
+
+def null_point(inner: LogisticObjective, null: LogisticParams) -> tuple[LogisticParams, Any]:
+    """The model without features, whose bias is fitted to the offset, and its mean loss."""
+    no_penalty: dict[str, Any] = {"l2": jnp.zeros((), null.bias.dtype), "l1": None}
+    columns = dataclasses.replace(inner, x=inner.x[:, :0], scaling=None, **no_penalty)
     params = LogisticParams(null.weights[:0], null.bias)
-    if not inner.fit_intercept:
-        return columns.value_and_gradient(params)[0]
+    if inner.offset is None or not inner.fit_intercept:
+        return null, columns.value_and_gradient(params)[0]
     solver = Newton()
-    return run_steps(columns, solver, opening(columns, params, solver, tol=0.0), 0.0, 50, 50)[0].point.value
+    point = run_steps(columns, solver, opening(columns, params, solver, tol=0.0), 0.0, 50, 50)[0].point
+    return null._replace(bias=point.params.bias), point.value
 
 
 def _polished(inner: LogisticObjective, point: Point, state: Any) -> tuple[Point, Any, Any]:
-    """The point after one more Newton step, if that helps; the Hessian, and its factor."""
+    """The point after one more Newton step, if that helps; the Hessian, and its factor.
+
+    With an L1 penalty it is the step of the parameters that are not 0, whose signs it has to keep.
+    """
     start, unravel = ravel_pytree(point.params)
-    hessian = state.hessian if isinstance(state, Curvature) else evaluate_with_hessian(inner, point.params)[1]
-    factored = damped_factor(hessian)
-    moved = evaluate(inner, unravel(start - solve_factored(factored, ravel_pytree(point.gradient)[0])))
-    better = largest_component(moved.gradient) < largest_component(point.gradient)
+    known = isinstance(state, (Curvature, ProximalCurvature))
+    hessian = state.hessian if known else evaluate_with_hessian(inner, point.params)[1]
+    factors = flat_factors(inner, point.params)
+    factored = damped_factor(hessian if inner.l1 is None else on_support(hessian, support(start, factors)))
+    moved = evaluate(inner, unravel(start - solve_factored(factored, _pull(inner, point))))
+    better = largest_component(residual(inner, moved)) < largest_component(residual(inner, point))
+    if inner.l1 is not None:
+        kept = jnp.sign(ravel_pytree(moved.params)[0]) == jnp.sign(start)
+        better = better & jnp.all(kept | (factors == 0))
     return jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, point), hessian, factored
+
+
+def _pull(inner: LogisticObjective, point: Point) -> Any:
+    """The gradient, raveled; with an L1 penalty the smallest subgradient of the parameters that are not 0."""
+    flat = ravel_pytree(residual(inner, point))[0]
+    if inner.l1 is None:
+        return flat
+    return jnp.where(support(ravel_pytree(point.params)[0], flat_factors(inner, point.params)), flat, 0)
