@@ -349,6 +349,6 @@ def _require_fair(objective: LogisticObjective, shapes: LogisticParams, part: An
         there = of_class[counts & (part != fold)].any(axis=0)
         if objective.fit_intercept and not there.all():
             raise ValueError(
-                f"fit_path: all rows of class {int(np.argmin(there))} are in fold {fold}: the fit to the other folds has no "
+                f"fit_path: all rows of class {int(np.argmin(there))} are in fold {fold}: the fit to the others has no "
                 "finite optimum. Take fewer folds, or deal the rows yourself"
             )
