@@ -18,6 +18,7 @@ from xentjax.models.objective import LogisticObjective
 from xentjax.solvers import checks
 from xentjax.solvers.compiled import join, separate
 from xentjax.solvers.minimize import Solver
+from xentjax.training import buckets
 from xentjax.training.fit_result import LogisticFit
 from xentjax.training.solution import solve
 from xentjax.training.solvers_by_name import chosen_solver
@@ -102,15 +103,23 @@ def fit_logistic(
         for field, got, needed in zip(init._fields, init, shapes, strict=True):
             policy.require_shape("fit_logistic", f"init.{field}", got.shape, needed.shape, "that of the parameters")
     with_inference = size <= _INFERENCE if inference is None else inference
-    static, data = separate((objective, made, init, shapes, tol))
-    return _solved(static, data, name, steps, with_inference)
+    columns, problem = objective.x.shape[1], buckets.padded(objective, shapes.bias.dtype)
+    wider = problem.x.shape[1]
+    if problem is not objective:
+        shapes = buckets.padded_params(shapes, wider)
+        init = None if init is None else buckets.padded_params(init, wider)
+    static, data = separate((problem, made, init, shapes, tol, steps, columns))
+    fit = _solved(static, data, name, buckets.bucket(steps, least=128), with_inference)
+    history = jax.tree.map(lambda values: values[..., :steps], fit.history)
+    fit = dataclasses.replace(fit, history=history)
+    return fit if problem is objective else buckets.without_padding(fit, columns)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
-def _solved(static: Any, data: Any, name: str, max_steps: int, with_inference: bool) -> LogisticFit:
-    objective, solver, init, shapes, tol = join(static, data)
-    options: dict[str, Any] = {"name": name, "max_steps": max_steps, "with_inference": with_inference}
-    return solve(objective, solver, init, tol, shapes=shapes, **options)
+def _solved(static: Any, data: Any, name: str, longest: int, with_inference: bool) -> LogisticFit:
+    objective, solver, init, shapes, tol, max_steps, columns = join(static, data)
+    options: dict[str, Any] = {"name": name, "longest": longest, "with_inference": with_inference}
+    return solve(objective, solver, init, tol, shapes=shapes, max_steps=max_steps, columns=columns, **options)
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------

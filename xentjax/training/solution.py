@@ -36,10 +36,16 @@ def solve(
     *,
     shapes: LogisticParams,
     name: str,
-    max_steps: int,
+    max_steps: Any,
+    longest: int,
+    columns: Any,
     with_inference: bool,
 ) -> LogisticFit:
-    """The minimum of an objective whose data are in the user's units."""
+    """The minimum of an objective whose data are in the user's units.
+
+    The history has the length ``longest``, at least ``max_steps``. Columns of x from number ``columns`` on are zeros,
+    and not the user's.
+    """
     x = policy.up(objective.x)
     dtype = shapes.bias.dtype
     weights = None if objective.weights is None else objective.weights.astype(dtype)
@@ -52,9 +58,9 @@ def solve(
         relative = {32: 1e-4, 64: 1e-8}[jnp.finfo(dtype).bits]
         tol = jnp.maximum(relative * spread, noise)
     state = start(inner, first, solver, tol=tol, max_steps=max_steps)
-    state, history = advance(inner, solver, state, tol=tol, max_steps=max_steps, chunk=max_steps)
+    state, history = advance(inner, solver, state, tol=tol, max_steps=max_steps, chunk=longest)
 
-    point, hessian, decrement, step = _polished(inner, state.point, state.solver)
+    point, hessian, decrement, step = _polished(inner, state.point, state.solver, state.code != codes.MAX_STEPS)
     norm = largest_component(point.gradient)
     noise = inner.gradient_error(point.params)
     code = jnp.where(state.code == codes.STALLED, codes.PRECISION_LIMITED, state.code)
@@ -66,7 +72,8 @@ def solve(
     low, high = separation.margins(step, data)
     code, direction, complete = _separated(inner, data, point.params, code, jnp.maximum(-low, high), jnp.all(free))
     kept = _independent(hessian, point.params, scaling, free)
-    deficient = jnp.any(kept.dependent) & ((code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED))
+    given = jnp.arange(x.shape[1], dtype=jnp.int32) < columns
+    deficient = jnp.any(kept.dependent & given) & ((code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED))
     code = jnp.where(deficient, codes.RANK_DEFICIENT, code).astype(jnp.int32)
 
     covariances = None
@@ -78,7 +85,7 @@ def solve(
         covariances = jax.tree.map(lambda c: jnp.where(known, c, jnp.nan), covariances)
     n = jnp.asarray(x.shape[0], dtype) if weights is None else jnp.sum(weights)
     loss = point.value - _rows.penalty(scaling.penalty(inner.l2), point.params.weights)
-    rank = (jnp.sum(~kept.dependent) + objective.fit_intercept) * max(shapes.bias.size - 1, 1)
+    rank = (jnp.sum(~kept.dependent & given) + objective.fit_intercept) * max(shapes.bias.size - 1, 1)
     penalized = covariances.degrees if covariances is not None else jnp.full((), jnp.nan, dtype)
     return LogisticFit(
         params=inference.in_user_units(kept.params, scaling, free),
@@ -136,13 +143,16 @@ def _null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[Logis
     return LogisticParams(jnp.zeros_like(shapes.weights), bias), spread
 
 
-def _polished(inner: LogisticObjective, point: Point, state: Any) -> tuple[Point, Any, Any, LogisticParams]:
-    """The point after one more Newton step, if that helps; the Hessian, the decrement and the next step there."""
+def _polished(
+    inner: LogisticObjective, point: Point, state: Any, allowed: Any
+) -> tuple[Point, Any, Any, LogisticParams]:
+    """The point after one more Newton step, if that is allowed and helps; the Hessian, the decrement and the next step
+    there."""
     start, unravel = ravel_pytree(point.params)
     hessian = state.hessian if isinstance(state, Curvature) else evaluate_with_hessian(inner, point.params)[1]
     factor = damped_factor(hessian)
     moved = evaluate(inner, unravel(start - solve_factored(factor, ravel_pytree(point.gradient)[0])))
-    better = largest_component(moved.gradient) < largest_component(point.gradient)
+    better = allowed & (largest_component(moved.gradient) < largest_component(point.gradient))
     point = jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, point)
     gradient = ravel_pytree(point.gradient)[0]
     step = solve_factored(factor, gradient)

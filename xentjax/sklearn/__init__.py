@@ -1,0 +1,5 @@
+"""Estimators with scikit-learn's contract: its parameters, its attributes, its place in pipelines and searches."""
+
+from xentjax.sklearn.estimator import LogisticRegression
+
+__all__ = ["LogisticRegression"]
