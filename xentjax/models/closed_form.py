@@ -153,7 +153,7 @@ def value_and_gradient(a: Arguments) -> tuple[Any, LogisticParams]:
 
 
 def value_gradient_hessian(a: Arguments, dtype: Any = None) -> tuple[Any, LogisticParams, Any]:
-    """Value, gradient, and the Hessian as a matrix in the order of the raveled parameters; its products in ``dtype``."""
+    """Value, gradient and Hessian, a matrix in the order of the raveled parameters, its products in ``dtype``."""
     sums = one_pass.sums(a.params, a.data, hessian=True, hessian_dtype=dtype)
     weights = a.params.weights
     penalty = jnp.broadcast_to(a.l2 if jnp.ndim(a.l2) == 0 or weights.ndim == 1 else a.l2[:, None], weights.shape)

@@ -14,7 +14,7 @@ from xentjax.models.objective import LogisticObjective
 from xentjax.training.fit_result import LogisticFit
 
 #: Features of more elements than this take longer to solve for than a shared program could save.
-_SMALL = 2**16
+SMALL = 2**16
 
 
 def bucket(size: int, least: int) -> int:
@@ -40,7 +40,7 @@ def padded(objective: LogisticObjective, dtype: Any) -> LogisticObjective:
         return objective
     n, d = objective.x.shape
     rows, columns = bucket(n, least=32), bucket(d, least=4)
-    if rows * columns > _SMALL or objective.x.devices() != jnp.zeros(()).devices():
+    if rows * columns > SMALL or objective.x.devices() != jnp.zeros(()).devices():
         return objective
     weights = np.ones(n, dtype) if objective.weights is None else objective.weights
     return dataclasses.replace(
@@ -58,8 +58,8 @@ def padded_params(params: LogisticParams, columns: int) -> LogisticParams:
     return LogisticParams(_extended(params.weights, columns), params.bias)
 
 
-def without_padding(fit: LogisticFit, columns: int) -> LogisticFit:
-    """The fit of a problem from that of the same with more columns."""
+def without_padding(fit: LogisticFit, columns: int, steps: int) -> LogisticFit:
+    """The fit of a problem from that of the same with more columns, and a history of so many steps."""
     fit = jax.device_get(fit)
     shorter = lambda params: params._replace(weights=params.weights[:columns])
     padded, each = fit.params.weights.shape[0], fit.params.bias.size
@@ -70,6 +70,7 @@ def without_padding(fit: LogisticFit, columns: int) -> LogisticFit:
         dataclasses.replace(
             fit,
             params=shorter(fit.params),
+            history=jax.tree.map(lambda values: values[:steps], fit.history),
             direction=shorter(fit.direction),
             dependent=fit.dependent[:columns],
             covariance=of_kept(fit.covariance),
