@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -142,6 +143,36 @@ class LogisticObjective:
         if self.gradient == "auto":
             return jax.jvp(jax.grad(self.value), (params,), (direction,))[1]
         return self._held(closed_form.hvp(self._arguments(params), self._held(direction)))
+
+    def linearized(self, params: LogisticParams) -> Callable[[LogisticParams], LogisticParams]:
+        """:meth:`hvp` at params as a function of the direction alone: a number for each logit is kept for all of them."""
+        if self.gradient == "auto":
+            return jax.linearize(jax.grad(self.value), params)[1]
+        product = closed_form.linearized(self._arguments(params))
+        return lambda direction: self._held(product(self._held(direction)))
+
+    def hessian_diagonal(self, params: LogisticParams) -> jax.Array:
+        """The diagonal of the Hessian, in the order of the raveled parameters."""
+        return closed_form.hessian_diagonal(self._arguments(params))
+
+    def hessian_blocks(self, params: LogisticParams) -> jax.Array:
+        """The blocks ``[K, d + 1, d + 1]`` of the Hessian between parameters of the same class (two classes: K = 1).
+
+        Block c holds every K-th of the raveled parameters, from number c on.
+        """
+        return closed_form.hessian_blocks(self._arguments(params))
+
+    def subsample(self, stride: int) -> LogisticObjective:
+        """The objective on every ``stride``-th row.
+
+        Raises:
+          ValueError: stride is below 1.
+        """
+        if stride < 1:
+            raise ValueError(f"LogisticObjective.subsample: stride must be at least 1, got {stride}")
+        cut = lambda rows: None if rows is None else rows[::stride]
+        rows = {name: cut(getattr(self, name)) for name in ("x", "y", "weights", "offset")}
+        return dataclasses.replace(self, **rows)
 
     def _l2(self) -> Any:
         return self.l2 if self.scaling is None else self.scaling.penalty(self.l2)
