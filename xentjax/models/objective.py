@@ -16,6 +16,7 @@ from xentjax.core import policy
 from xentjax.models import _rows, closed_form, one_pass
 from xentjax.models.logistic import LogisticParams, check_arguments, logistic_derivative, logistic_loss
 from xentjax.models.scaling import Scaling
+from xentjax.models.sparse import as_features
 
 #: Beyond this size the Gram matrix of the features is not formed for the Lipschitz constant.
 _GRAM_LIMIT = 2048
@@ -27,7 +28,7 @@ class LogisticObjective:
     r""":func:`logistic_loss` on data x, y, as a function of the parameters alone.
 
     Args:
-      x: features ``[n, d]``.
+      x: features ``[n, d]``, or :class:`SparseRows` (for ``value`` and ``lipschitz`` only dense ones).
       y: labels, as in :func:`logistic_loss`.
       l2: the penalty's factor.
       weights: example weights ``[n]``.
@@ -72,7 +73,7 @@ class LogisticObjective:
             range in a row that is not of weight 0. (The constructor raises nothing of the kind: under ``vmap`` the
             fields have one axis more, and JAX makes objectives of things that are no arrays.)
         """
-        x, y = (policy.as_array("LogisticObjective", n, v) for n, v in (("x", self.x), ("y", self.y)))
+        x, y = as_features("LogisticObjective", self.x), policy.as_array("LogisticObjective", "y", self.y)
         dtype, d, shape = policy.compute_dtype(policy.result_dtype((x,))), x.shape[-1:], self._classes(y)
         params = LogisticParams(jnp.zeros((*(d or (0,)), *shape), dtype), jnp.zeros(shape, dtype))
         check_arguments("LogisticObjective", params, x, y, jnp.zeros(()), None)
@@ -228,7 +229,7 @@ class LogisticObjective:
         (64 of them, each over n/64 rows). Twice the sum of those: a tolerance below it cannot be tested.
         """
         a = self._arguments(params)
-        weights, n = a.params.weights, jnp.shape(self.x)[0]
+        weights, n = a.params.weights, a.data.x.shape[0]
         largest = jnp.abs(weights) if weights.ndim == 1 else jnp.max(jnp.abs(weights), axis=1)
 
         def of_block(block: one_pass.Block) -> Any:

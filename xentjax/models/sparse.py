@@ -102,8 +102,3 @@ def is_sparse(x: Any) -> bool:
 def as_features(function: str, x: Any) -> Any:
     """A :class:`SparseRows` as it is, and anything else as an array."""
     return x if isinstance(x, SparseRows) else policy.as_array(function, "x", x)
-
-
-def some_rows(x: Any, start: Any, size: int) -> Any:
-    """``size`` rows of features, dense or sparse (where the size is that of its blocks)."""
-    return x.dense(start) if isinstance(x, SparseRows) else jax.lax.dynamic_slice_in_dim(x, start, size)

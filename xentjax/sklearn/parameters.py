@@ -38,7 +38,7 @@ class Penalty(NamedTuple):
 
     @property
     def is_none(self) -> bool:
-        return self.C == np.inf if self.alpha is None else self.alpha == 0
+        return bool(np.isinf(self.C)) if self.alpha is None else self.alpha == 0
 
 
 def check_parameters(estimator: Any) -> None:
@@ -60,7 +60,7 @@ def check_parameters(estimator: Any) -> None:
         names = dict.fromkeys(("auto", *SOLVERS, *_EQUIVALENT))
         if estimator.solver not in names:
             listed = ", ".join(map(repr, names))
-            raise ValueError(f"{_name(estimator)}: solver must be one of {listed}, or a Solver, got {estimator.solver!r}")
+            raise ValueError(f"{_name(estimator)}: solver must be {listed}, or a Solver, got {estimator.solver!r}")
     if estimator.solver != "liblinear" and estimator.dual:
         raise ValueError(f"Solver {estimator.solver} supports only dual=False, got dual={estimator.dual}")
 

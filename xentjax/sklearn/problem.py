@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from numbers import Real
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ class Fitted:
         """What a user must know before using it."""
         found = []
         if self.absent.size:
-            names = ", ".join(repr(classes[c].item() if hasattr(classes[c], "item") else classes[c]) for c in self.absent)
+            names = ", ".join(repr(label) for label in classes[self.absent].tolist())
             found.append(f"no sample of class {names} has a weight: its probability is 0, its intercept infinite")
         if self.fit is not None and self.fit.status != "converged":
             name = solver if isinstance(solver, str) else type(solver).__name__
@@ -79,6 +80,10 @@ class Problem:
         )
 
     @property
+    def _size(self) -> int:
+        return (self.x.shape[1] + 1) * (1 if self.num_classes == 2 else self.num_classes)
+
+    @property
     def present(self) -> Any:
         """The classes that have a weight."""
         return np.flatnonzero(np.bincount(self.y, self.weights, self.num_classes) > 0)
@@ -105,7 +110,7 @@ class Problem:
                 max_steps=self.max_steps,
                 init=self._as_params(init),
                 num_classes=None if self.num_classes == 2 else self.num_classes,
-                inference=inference and (self.x.shape[1] + 1) * (self.num_classes - (self.num_classes == 2)) <= _INFERENCE,
+                inference=inference and self._size <= _INFERENCE,
                 **({"l1": l1} if l1 else {}),
             )
         # Numbers of NumPy keep their 64 bits whatever JAX's configuration is, in a pickle too.
@@ -143,7 +148,7 @@ class Problem:
         return LogisticParams(coef[0], intercept[0]) if self.num_classes == 2 else LogisticParams(coef.T, intercept)
 
     def null_model(self) -> tuple[Any, Any]:
-        """Coefficients and intercepts of the model without features, from which all fits of a path are compiled alike."""
+        """Coefficients and intercepts of the model without features: where a path starts."""
         rows = 1 if self.num_classes == 2 else self.num_classes
         shares = np.bincount(self.y, self.weights, self.num_classes) / np.sum(self.weights)
         with np.errstate(divide="ignore"):
@@ -159,16 +164,16 @@ def weights_of_samples(x: Any, sample_weight: Any) -> Any:
     n = x.shape[0]
     if sample_weight is None:
         return np.ones(n, x.dtype)
-    if np.ndim(sample_weight) == 0:
+    if isinstance(sample_weight, Real):
         sample_weight = np.full(n, sample_weight)
     weights = check_array(sample_weight, ensure_2d=False, dtype=x.dtype, input_name="sample_weight")
     if weights.ndim != 1:
-        raise ValueError(f"sample_weight must be 1D array or scalar, got {weights.ndim}D array of shape {weights.shape}")
+        raise ValueError(f"sample_weight must be a number or of shape ({n},), got shape {weights.shape}")
     check_consistent_length(x, weights)
     if weights.min() < 0:
         raise ValueError(f"sample_weight must be 0 or more, got {weights.min()}")
     if not weights.any():
-        raise ValueError("sample_weight must be above 0 somewhere: there is no sample to fit to")
+        raise ValueError("sample_weight is zero for all samples: there is none to fit to")
     return weights
 
 

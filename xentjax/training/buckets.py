@@ -11,6 +11,7 @@ import numpy as np
 
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
+from xentjax.models.sparse import SparseRows
 from xentjax.training.fit_result import LogisticFit
 
 #: Features of more elements than this take longer to solve for than a shared program could save.
@@ -40,17 +41,23 @@ def padded(objective: LogisticObjective, dtype: Any) -> LogisticObjective:
         return objective
     n, d = objective.x.shape
     rows, columns = bucket(n, least=32), bucket(d, least=4)
-    if rows * columns > SMALL or objective.x.devices() != jnp.zeros(()).devices():
+    if rows * columns > SMALL or jax.tree.leaves(objective.x)[0].devices() != jnp.zeros(()).devices():
         return objective
     weights = np.ones(n, dtype) if objective.weights is None else objective.weights
     return dataclasses.replace(
         objective,
-        x=_extended(objective.x, rows, columns),
+        x=_extended_features(objective.x, rows, columns),
         y=_extended(objective.y, rows),
         l2=objective.l2 if np.ndim(objective.l2) == 0 else _extended(objective.l2, columns),
         weights=_extended(weights, rows),
         offset=None if objective.offset is None else _extended(objective.offset, rows),
     )
+
+
+def _extended_features(x: Any, rows: int, columns: int) -> Any:
+    if not isinstance(x, SparseRows):
+        return _extended(x, rows, columns)
+    return x.extended(rows, columns, bucket(int(x.starts[-1]), least=64))
 
 
 def padded_params(params: LogisticParams, columns: int) -> LogisticParams:

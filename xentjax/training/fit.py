@@ -13,8 +13,10 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from xentjax.core import policy
+from xentjax.models import one_pass
 from xentjax.models.logistic import LogisticParams, params_as_arrays
 from xentjax.models.objective import LogisticObjective
+from xentjax.models.sparse import SparseRows, as_features, is_sparse
 from xentjax.solvers import checks
 from xentjax.solvers.compiled import join, separate
 from xentjax.solvers.minimize import Solver
@@ -53,7 +55,7 @@ def fit_logistic(
     centred and scaled inside, and the result is that of the features as given, as is the penalty.
 
     Args:
-      x: features ``[n, d]``.
+      x: features ``[n, d]``, or a sparse matrix of SciPy, which is made dense one block of rows at a time.
       y: two classes: ``[n]``, 0 and 1 (or booleans, or probabilities of class 1). K classes: integers ``[n]`` from 0 to
         K - 1, or target distributions ``[n, K]``.
       l2: λ, or one factor for each feature ``[d]``. scikit-learn's C is :math:`1/(\lambda \sum_i s_i)`.
@@ -158,7 +160,9 @@ def _objective(
 ) -> tuple[LogisticObjective, LogisticParams]:
     """The problem in the user's units, checked, and parameters 0 of its shapes."""
     name = "fit_logistic"
-    x, y, l2 = (policy.as_array(name, n, v) for n, v in (("x", x), ("y", y), ("l2", l2)))
+    if is_sparse(x) and not isinstance(x, SparseRows):
+        x = SparseRows.of(x, one_pass.block_rows(x.shape[1], jnp.result_type(float)))
+    x, y, l2 = as_features(name, x), policy.as_array(name, "y", y), policy.as_array(name, "l2", l2)
     weights, offset = (
         None if v is None else policy.as_array(name, n, v) for n, v in (("weights", weights), ("offset", offset))
     )
@@ -191,7 +195,11 @@ def _require_values(x: Any, y: Any, l2: Any, weights: Any, offset: Any) -> None:
         counts = numbers != 0
         if not counts.any():
             raise ValueError("fit_logistic: all weights are 0: there is no row to fit to")
-    for name, values in (("x", x), ("y", y), ("offset", offset)):
+    # The entries of sparse rows are not looked at by row: all of them have to be numbers.
+    if isinstance(x, SparseRows) and _known(x.values):
+        entries = np.asarray(x.values[: int(x.starts[-1])])
+        _require_all(np.isfinite(entries), "x.data", entries, "finite")
+    for name, values in (("x", None if isinstance(x, SparseRows) else x), ("y", y), ("offset", offset)):
         if values is not None and _known(values, weights) and policy.is_float(values):
             # One pass on the device tells that all is well; where it is not, the first place is looked for. (JAX would
             # compile a program for each shape of small arrays.)

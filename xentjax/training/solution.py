@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from xentjax.core import policy
 from xentjax.measures.entropy import binary_entropy, entropy
-from xentjax.models import _rows, inference
+from xentjax.models import _rows, inference, one_pass
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
 from xentjax.models.scaling import Scaling
@@ -92,7 +91,7 @@ def solve(
     solved = (code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED)
     code = jnp.where(solved & jnp.any(constant), codes.RANK_DEFICIENT, code)
 
-    n = jnp.asarray(jnp.shape(inner.x)[0], dtype) if inner.weights is None else jnp.sum(inner.weights)
+    n = jnp.asarray(inner.x.shape[0], dtype) if inner.weights is None else jnp.sum(inner.weights)
     loss = point.value - _rows.penalty(scaling.penalty(inner.l2), point.params.weights)
     rank = (jnp.sum(given & ~(constant | combined)) + objective.fit_intercept) * max(shapes.bias.size - 1, 1)
     tiny = jnp.finfo(dtype).tiny
@@ -122,7 +121,7 @@ def scaled(objective: LogisticObjective, dtype: Any, scaling: Scaling | None = N
     """The objective in terms of scaled features, with weights in the dtype of computation."""
     weights = None if objective.weights is None else objective.weights.astype(dtype)
     if scaling is None:
-        scaling = Scaling.of(policy.up(objective.x).astype(dtype), weights, centered=objective.fit_intercept)
+        scaling = one_pass.scaling_of(objective.x, weights, dtype, centered=objective.fit_intercept)
     return dataclasses.replace(objective, scaling=scaling, weights=weights)
 
 
@@ -165,7 +164,8 @@ def _null_loss(inner: LogisticObjective, null: LogisticParams, frequencies: Any)
             return binary_entropy(frequencies)
         total = jnp.sum(frequencies)
         return total * entropy(frequencies / jnp.where(total == 0, 1, total))
-    columns = dataclasses.replace(inner, x=inner.x[:, :0], scaling=None, l2=jnp.zeros((), null.bias.dtype))
+    none = jnp.zeros((inner.x.shape[0], 0), null.bias.dtype)
+    columns = dataclasses.replace(inner, x=none, scaling=None, l2=jnp.zeros((), null.bias.dtype))
     params = LogisticParams(null.weights[:0], null.bias)
     if not inner.fit_intercept:
         return columns.value_and_gradient(params)[0]
