@@ -40,7 +40,7 @@ class SparseRows:
 
     @classmethod
     def of(cls, matrix: Any, block: int) -> SparseRows:
-        """From a matrix of SciPy, whose blocks are of so many rows."""
+        """From a matrix of SciPy, whose blocks are to be of so many rows."""
         csr = matrix.tocsr()
         rows = np.repeat(np.arange(csr.shape[0], dtype=np.int32), np.diff(csr.indptr))
         values = csr.data if np.issubdtype(csr.data.dtype, np.floating) else csr.data.astype(float)

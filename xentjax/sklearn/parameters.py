@@ -120,17 +120,23 @@ def own_solver(solver: Any) -> Any:
     return solver
 
 
-def _from_name(estimator: Any, C: Any, alpha: Any, l1_ratio: Any) -> tuple[Any, Any, Any]:
-    """C, alpha and l1_ratio for scikit-learn's deprecated parameter ``penalty``."""
-    penalty = estimator.penalty
-    if penalty not in ("l1", "l2", "elasticnet", None):
-        raise ValueError(f"{_name(estimator)}: penalty must be 'l1', 'l2', 'elasticnet' or None, got {penalty!r}")
+def warn_of_penalty(estimator: Any) -> None:
+    """FutureWarning for the deprecated parameter ``penalty``, ValueError for what it cannot be."""
+    names = ("l1", "l2", "elasticnet", None)
+    if estimator.penalty not in names:
+        raise ValueError(f"{_name(estimator)}: penalty must be one of {names}, got {estimator.penalty!r}")
     warnings.warn(
         "'penalty' was deprecated in scikit-learn 1.8. Use l1_ratio=0 instead of penalty='l2', l1_ratio=1 instead of "
         "penalty='l1', l1_ratio between 0 and 1 instead of penalty='elasticnet', and C=np.inf instead of penalty=None.",
         FutureWarning,
         stacklevel=4,
     )
+
+
+def _from_name(estimator: Any, C: Any, alpha: Any, l1_ratio: Any) -> tuple[Any, Any, Any]:
+    """C, alpha and l1_ratio for scikit-learn's deprecated parameter ``penalty``."""
+    penalty = estimator.penalty
+    warn_of_penalty(estimator)
     if penalty == "elasticnet":
         if l1_ratio is None:
             raise ValueError("l1_ratio must be specified when penalty is elasticnet.")

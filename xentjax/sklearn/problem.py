@@ -8,10 +8,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy import sparse
 from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.class_weight import compute_class_weight
 
+from xentjax.models import one_pass
 from xentjax.models.logistic import LogisticParams
+from xentjax.models.sparse import SparseRows
 from xentjax.sklearn.parameters import Penalty, own_solver
 from xentjax.training.fit import fit_logistic
 from xentjax.training.fit_result import LogisticFit
@@ -68,6 +71,9 @@ class Problem:
         weights = weights_of_samples(x, sample_weight)
         if estimator.class_weight is not None:
             weights = weights * _factors(estimator.class_weight, y, classes, weights)[y]
+        if sparse.issparse(x):
+            with jax.enable_x64(True):
+                x = SparseRows.of(x, one_pass.block_rows(x.shape[1], x.dtype))
         return cls(
             x=x,
             y=y.astype(np.int32),

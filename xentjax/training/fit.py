@@ -161,7 +161,7 @@ def _objective(
     """The problem in the user's units, checked, and parameters 0 of its shapes."""
     name = "fit_logistic"
     if is_sparse(x) and not isinstance(x, SparseRows):
-        x = SparseRows.of(x, one_pass.block_rows(x.shape[1], jnp.result_type(float)))
+        x = SparseRows.of(x, one_pass.block_rows(x.shape[1], x.dtype))
     x, y, l2 = as_features(name, x), policy.as_array(name, "y", y), policy.as_array(name, "l2", l2)
     weights, offset = (
         None if v is None else policy.as_array(name, n, v) for n, v in (("weights", weights), ("offset", offset))
