@@ -122,6 +122,19 @@ def evaluate_with_hessian(objective: Any, params: Any, dtype: Any = None) -> tup
     return point, hessian
 
 
+def linearized(objective: Any, params: Any) -> Callable[[Any], Any]:
+    """direction -> the Hessian at ``params`` times it.
+
+    An objective may have ``linearized(params)``, which does what all directions share only once, or
+    ``hvp(params, direction)``; otherwise it is JAX's derivative of the gradient.
+    """
+    if hasattr(objective, "linearized"):
+        return objective.linearized(params)
+    if hasattr(objective, "hvp"):
+        return lambda direction: objective.hvp(params, direction)
+    return jax.linearize(lambda p: evaluate(objective, p).gradient, params)[1]
+
+
 def _real_scalar(value: Any) -> jax.Array:
     try:
         value = jnp.asarray(value)

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from xentjax.core import policy
 from xentjax.measures.entropy import binary_entropy, entropy
-from xentjax.models import _rows, inference
+from xentjax.models import _rows, inference, one_pass
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
 from xentjax.models.scaling import Scaling
@@ -52,9 +51,15 @@ def solve(
     *,
     shapes: LogisticParams,
     name: str,
-    max_steps: int,
+    max_steps: Any,
+    longest: int,
+    columns: Any,
 ) -> tuple[LogisticFit, Inside]:
-    """The minimum of an objective whose data are in the user's units, without covariances."""
+    """The minimum of an objective whose data are in the user's units, without covariances.
+
+    The history has the length ``longest``, which is ``max_steps`` or more. The columns of x from number ``columns`` on
+    are padding: zeros, which get the weight 0.
+    """
     dtype = shapes.bias.dtype
     inner = scaled(objective, dtype)
     null, frequencies = null_model(inner, shapes)
@@ -62,9 +67,9 @@ def solve(
     first = null if init is None else scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init))
     sought = default_tolerance(inner, frequencies) if tol is None else tol
     state = opening(inner, first, solver, tol=sought)
-    state, history = run_steps(inner, solver, state, sought, max_steps, max_steps)
+    state, history = run_steps(inner, solver, state, sought, max_steps, longest)
 
-    point, hessian, factored = _polished(inner, state.point, state.solver)
+    point, hessian, factored = _polished(inner, state.point, state.solver, state.code != codes.RUNNING)
     pull = _pull(inner, point)
     step = solve_factored(factored, pull)
     norm = largest_component(residual(inner, point))
@@ -78,7 +83,8 @@ def solve(
     code = jnp.where(reached, jnp.where(told, codes.CONVERGED, codes.PRECISION_LIMITED), code).astype(jnp.int32)
 
     free = inner.unpenalized()
-    constant = free & (scaling.inverse == 0) if objective.fit_intercept else jnp.zeros_like(free)
+    given = jnp.arange(scaling.inverse.size, dtype=jnp.int32) < columns
+    constant = free & given & (scaling.inverse == 0) if objective.fit_intercept else jnp.zeros_like(free)
     # Sums of products are rounded: what is left of a column that depends on others is a few units in the last place.
     pivots = jnp.diagonal(factored[1])[: shapes.weights.size].reshape(-1, shapes.bias.size) ** 2
     none = 64 * hessian.shape[0] * jnp.finfo(dtype).eps
@@ -88,14 +94,14 @@ def solve(
     solved = (code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED)
     code = jnp.where(solved & jnp.any(constant), codes.RANK_DEFICIENT, code)
 
-    n = jnp.asarray(jnp.shape(inner.x)[0], dtype) if inner.weights is None else jnp.sum(inner.weights)
+    n = jnp.asarray(inner.x.shape[0], dtype) if inner.weights is None else jnp.sum(inner.weights)
     loss = point.value - _rows.penalty(scaling.penalty(inner.l2), point.params.weights)
     loss = loss - absolute(l1_factors(inner, point.params), point.params)
     effective = jnp.full((), jnp.nan, dtype)  # with a quadratic penalty it comes with the covariances
     if inner.l1 is not None:
         biases = objective.fit_intercept * max(shapes.bias.size - 1, 1)
         effective = (jnp.sum(point.params.weights != 0) + biases).astype(dtype)
-    rank = (jnp.sum(~(constant | combined)) + objective.fit_intercept) * max(shapes.bias.size - 1, 1)
+    rank = (jnp.sum(given & ~(constant | combined)) + objective.fit_intercept) * max(shapes.bias.size - 1, 1)
     tiny = jnp.finfo(dtype).tiny
     fit = LogisticFit(
         params=inference.in_user_units(point.params, scaling, free),
@@ -124,7 +130,7 @@ def scaled(objective: LogisticObjective, dtype: Any, scaling: Scaling | None = N
     """The objective in terms of scaled features, with weights in the dtype of computation."""
     weights = None if objective.weights is None else objective.weights.astype(dtype)
     if scaling is None:
-        scaling = Scaling.of(policy.up(objective.x).astype(dtype), weights, centered=objective.fit_intercept)
+        scaling = one_pass.scaling_of(objective.x, weights, dtype, centered=objective.fit_intercept)
     return dataclasses.replace(objective, scaling=scaling, weights=weights)
 
 
@@ -172,8 +178,9 @@ def _null_loss(inner: LogisticObjective, null: LogisticParams, frequencies: Any)
 
 def null_point(inner: LogisticObjective, null: LogisticParams) -> tuple[LogisticParams, Any]:
     """The model without features, whose bias is fitted to the offset, and its mean loss."""
+    none = jnp.zeros((inner.x.shape[0], 0), null.bias.dtype)
     no_penalty: dict[str, Any] = {"l2": jnp.zeros((), null.bias.dtype), "l1": None}
-    columns = dataclasses.replace(inner, x=inner.x[:, :0], scaling=None, **no_penalty)
+    columns = dataclasses.replace(inner, x=none, scaling=None, **no_penalty)
     params = LogisticParams(null.weights[:0], null.bias)
     if inner.offset is None or not inner.fit_intercept:
         return null, columns.value_and_gradient(params)[0]
@@ -182,8 +189,8 @@ def null_point(inner: LogisticObjective, null: LogisticParams) -> tuple[Logistic
     return null._replace(bias=point.params.bias), point.value
 
 
-def _polished(inner: LogisticObjective, point: Point, state: Any) -> tuple[Point, Any, Any]:
-    """The point after one more Newton step, if that helps; the Hessian, and its factor.
+def _polished(inner: LogisticObjective, point: Point, state: Any, allowed: Any) -> tuple[Point, Any, Any]:
+    """The point after one more Newton step, if that is allowed and helps; the Hessian, and its factor.
 
     With an L1 penalty it is the step of the parameters that are not 0, whose signs it has to keep.
     """
@@ -193,7 +200,7 @@ def _polished(inner: LogisticObjective, point: Point, state: Any) -> tuple[Point
     factors = flat_factors(inner, point.params)
     factored = damped_factor(hessian if inner.l1 is None else on_support(hessian, support(start, factors)))
     moved = evaluate(inner, unravel(start - solve_factored(factored, _pull(inner, point))))
-    better = largest_component(residual(inner, moved)) < largest_component(residual(inner, point))
+    better = allowed & (largest_component(residual(inner, moved)) < largest_component(residual(inner, point)))
     if inner.l1 is not None:
         kept = jnp.sign(ravel_pytree(moved.params)[0]) == jnp.sign(start)
         better = better & jnp.all(kept | (factors == 0))
