@@ -90,8 +90,7 @@ class SparseRows:
     def extended(self, rows: int, columns: int, least: int) -> SparseRows:
         """The same with rows and columns of zeros behind it, and room for ``least`` entries or more."""
         starts = np.pad(np.asarray(self.starts), (0, rows - self.shape[0]), mode="edge")
-        entries = (np.asarray(part) for part in (self.values, self.columns, self.rows))
-        return self._of_entries(*entries, starts, columns, max(self.block, rows), least)
+        return self._of_entries(self.values, self.columns, self.rows, starts, columns, max(self.block, rows), least)
 
 
 def is_sparse(x: Any) -> bool:

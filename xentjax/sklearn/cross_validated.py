@@ -152,12 +152,12 @@ class LogisticRegressionCV(LogisticRegression):
         good = lambda value: isinstance(value, Real) and not isinstance(value, bool)
         if not ratios or not all(good(ratio) and 0 <= ratio <= 1 for ratio in ratios):
             raise ValueError(f"l1_ratios must be an array-like of numbers between 0 and 1; got l1_ratios={ratios!r}")
-        number = isinstance(self.Cs, Integral) and not isinstance(self.Cs, bool)
-        if number and self.Cs < 1:
-            raise ValueError(f"LogisticRegressionCV: Cs must be 1 or more, or numbers above 0, got {self.Cs}")
-        Cs = list(np.logspace(-4, 4, self.Cs)) if number else list(self.Cs)
+        Cs: Any = self.Cs
+        if isinstance(Cs, Integral) and not isinstance(Cs, bool):
+            Cs = np.logspace(-4, 4, Cs)
+        Cs = list(Cs)
         if not Cs or not all(good(C) and C > 0 for C in Cs):
-            raise ValueError(f"LogisticRegressionCV: Cs must be numbers above 0, got {Cs!r}")
+            raise ValueError(f"LogisticRegressionCV: Cs must be numbers above 0, or how many, got {self.Cs!r}")
         penalties = [[Penalty(float(C), None, float(ratio)) for C in Cs] for ratio in ratios]
         for row in penalties:
             for penalty in row:
@@ -169,7 +169,8 @@ class LogisticRegressionCV(LogisticRegression):
         by_c = scores.swapaxes(1, 2)
         if self.refit:
             c, ratio = np.unravel_index(np.argmax(by_c.sum(axis=0)), by_c.shape[1:])
-            self.C_, self.l1_ratio_ = float(self.Cs_[c]), float(self.l1_ratios_[ratio])
+            self.C_: Any = float(self.Cs_[c])
+            self.l1_ratio_: Any = float(self.l1_ratios_[ratio])
             start = [np.mean([getattr(paths[ratio][c], part) for paths in found], axis=0) for part in _PARTS]
             refitted = problem.fitted(penalties[ratio][c], start, inference=True)
             self.coef_, self.intercept_, self.result_ = refitted.coef, refitted.intercept, refitted.fit
@@ -185,6 +186,8 @@ class LogisticRegressionCV(LogisticRegression):
 
     def _lay_out(self, found: Any, scores: Any) -> None:
         """The attributes of all folds and penalties."""
+        self.scores_: Any
+        self.coefs_paths_: Any
         rows = lambda one: np.column_stack([one.coef, one.intercept] if self.fit_intercept else [one.coef])
         coefs = np.array([[[rows(one) for one in path] for path in paths] for paths in found])
         steps = np.array([[[one.steps for one in path] for path in paths] for paths in found], np.int32)
@@ -254,7 +257,7 @@ def _scores(paths: Any, scorer: Any, classes: Any, X: Any, y: Any, params: dict[
     """The scores of one fold, by l1_ratio and C."""
     model = LogisticRegression()
     model.classes_, model.n_features_in_ = classes, X.shape[1]
-    scores = []
+    scores: list[list[float]] = []
     for path in paths:
         scores.append([])
         for one in path:

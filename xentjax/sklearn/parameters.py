@@ -50,7 +50,7 @@ def check_parameters(estimator: Any) -> None:
     _require_number(estimator, "intercept_scaling", "above 0", lambda value: value > 0)
     if estimator.tol is not None:
         _require_number(estimator, "tol", "None, or 0 or more", lambda value: value >= 0)
-    steps = estimator.max_iter
+    steps: Any = estimator.max_iter
     if not isinstance(steps, Integral) or isinstance(steps, bool) or not 0 <= steps < 2**31:
         raise ValueError(f"{_name(estimator)}: max_iter must be a whole number of 0 or more, got {steps!r}")
     given = estimator.class_weight
@@ -109,7 +109,7 @@ def check_classes(solver: Any, classes: Any) -> None:
     if len(classes) < 2:
         raise ValueError(
             "Logistic regression needs samples of at least 2 classes in the data, but the data contains only one "
-            f"class: {classes[0]!r}"
+            f"class: {classes.tolist()[0]!r}"
         )
 
 

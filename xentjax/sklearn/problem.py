@@ -103,7 +103,9 @@ class Problem:
         present = self.present
         if self.fit_intercept and len(present) < self.num_classes:
             return self._without_absent(present, penalty, inference)
-        l1, l2 = penalty.factors(float(np.sum(self.weights)))
+        return self._solved(*penalty.factors(float(np.sum(self.weights))), init, inference)
+
+    def _solved(self, l1: float, l2: float, init: Any, inference: bool) -> Fitted:
         with jax.enable_x64(True):
             fit = fit_logistic(
                 self.x,
@@ -124,7 +126,7 @@ class Problem:
         weights, bias = fit.params
         if self.num_classes == 2:
             return Fitted(weights[None].copy(), bias[None].copy(), fit, np.arange(0))
-        if penalty.is_none:
+        if l1 == 0 == l2:
             weights, bias = weights - weights.mean(axis=1, keepdims=True), bias - bias.mean()
         return Fitted(weights.T.copy(), bias.copy(), fit, np.arange(0))
 
@@ -137,9 +139,11 @@ class Problem:
         if len(present) > 1:
             numbers = np.searchsorted(present, self.y)
             rest = dataclasses.replace(self, y=np.where(self.weights > 0, numbers, 0), num_classes=len(present))
-            found = rest.fitted(penalty, inference=inference)
-            # Two classes have one logit: in its place stand those of both, half each, so that they sum to 0.
+            # Two classes have one logit u, in whose place stand ±u/2: they have half of its square, and all of its
+            # absolute value.
             both = len(present) == 2
+            l1, l2 = penalty.factors(float(np.sum(self.weights)))
+            found = rest._solved(l1, l2 / 2 if both else l2, None, inference)
             coef[present] = np.concatenate([-found.coef, found.coef]) / 2 if both else found.coef
             intercept[present] = np.concatenate([-found.intercept, found.intercept]) / 2 if both else found.intercept
             fit = found.fit
