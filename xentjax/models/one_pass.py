@@ -192,7 +192,9 @@ def scaling_of(x: Any, weights: Any, dtype: Any, *, centered: bool) -> Scaling:
     data = Data(x, jnp.zeros(x.shape[0], dtype), weights)
 
     def largest(function: Callable[[Any], Any]) -> Any:
-        of_block = lambda block: jnp.max(_counted(block, function(block.x[:, :-1])), axis=0, initial=0)
+        def of_block(block: Block) -> Any:
+            return jnp.max(jnp.where((block.share != 0)[:, None], function(block.x[:, :-1]), -jnp.inf), axis=0)
+
         return over_blocks(of_block, nothing, data, combine=jnp.maximum)
 
     def mean(function: Callable[[Any], Any]) -> Any:

@@ -175,8 +175,13 @@ def checked_objective(
     offset: Any,
     fit_intercept: Any,
     num_classes: Any,
+    *,
+    complete: bool = True,
 ) -> tuple[LogisticObjective, LogisticParams]:
-    """The problem in the user's units, checked, and parameters 0 of its shapes."""
+    """The problem in the user's units, checked, and parameters 0 of its shapes.
+
+    Unless it has to be ``complete`` a class may lack rows.
+    """
     name = "fit_logistic"
     if is_sparse(x) and not isinstance(x, SparseRows):
         x = SparseRows.of(x, one_pass.block_rows(x.shape[1], x.dtype))
@@ -202,7 +207,8 @@ def checked_objective(
     check_arguments(name, shapes, x, y, l2, weights, offset)
     if class_weight is not None:
         objective = _with_class_weight(objective, shapes, class_weight)
-    _require_classes(objective, shapes)
+    if complete:
+        _require_classes(objective, shapes)
     return objective, shapes
 
 

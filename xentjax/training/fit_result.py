@@ -80,6 +80,10 @@ class LogisticFit:
     solver: str = dataclasses.field(metadata={"static": True})
     with_l1: bool = dataclasses.field(default=False, metadata={"static": True})
 
+    def __getitem__(self, index: Any) -> LogisticFit:
+        """Of many fits the one with this number, or some of them."""
+        return jax.tree.map(lambda leaf: leaf[index], self)
+
     # -- inference ---------------------------------------------------------------------------------------------------
 
     @property
@@ -95,6 +99,8 @@ class LogisticFit:
 
     def _separation(self) -> str:
         weights = np.abs(np.asarray(self.direction.weights))
+        if np.isnan(weights).any() or weights.size == 0:
+            return "A class has no row with a weight above 0"
         how = "completely" if bool(self.completely_separated) else "but for ties"
         of_features = weights if weights.ndim == 1 else weights.max(axis=1)
         text = f"Separated {how} by columns {_numbers(np.flatnonzero(of_features))}"
@@ -242,7 +248,7 @@ class LogisticFit:
 
 def summary_of(fit: LogisticFit, names: Any, level: float, robust: bool) -> str:
     if np.ndim(fit.status.code):
-        raise ValueError("summary: these are many fits: take one with jax.tree.map(lambda leaf: leaf[i], fit)")
+        raise ValueError("summary: these are many fits: take one of them, fits[i]")
     weights, bias = np.asarray(fit.params.weights), np.asarray(fit.params.bias)
     names = [f"x{j}" for j in range(len(weights))] if names is None else list(names)
     if len(names) != len(weights):

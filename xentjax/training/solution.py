@@ -82,6 +82,9 @@ def solve(
     reached = (norm <= sought) & (code != codes.NOT_FINITE)
     code = jnp.where(reached, jnp.where(told, codes.CONVERGED, codes.PRECISION_LIMITED), code).astype(jnp.int32)
 
+    # A class without rows: its bias has no finite optimum, with a penalty neither.
+    absent = jnp.any(frequencies == 0) if frequencies.ndim else (frequencies == 0) | (frequencies == 1)
+    code = jnp.where(absent & objective.fit_intercept, codes.SEPARATED, code)
     free = inner.unpenalized()
     given = jnp.arange(scaling.inverse.size, dtype=jnp.int32) < columns
     constant = free & given & (scaling.inverse == 0) if objective.fit_intercept else jnp.zeros_like(free)
