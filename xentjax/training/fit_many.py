@@ -195,9 +195,7 @@ def _checked_alone(arrays: dict[str, Any], num_classes: int | None, fit_intercep
     arrays = {"l1": 0.0, "weights": None, "offset": None} | arrays
     x, y, l2, l1, weights = (arrays[n] for n in ("x", "y", "l2", "l1", "weights"))
     try:
-        checked_objective(
-            x, y, l2, l1, weights, None, arrays["offset"], fit_intercept, num_classes, complete=False
-        )
+        checked_objective(x, y, l2, l1, weights, None, arrays["offset"], fit_intercept, num_classes, complete=False)
     except (ValueError, TypeError) as error:
         text = str(error).replace("fit_logistic: ", "fit_many: " + ("" if number is None else f"fit {number}: "))
         raise type(error)(text) from None
@@ -239,7 +237,9 @@ class _Groups:
             of_members = lambda penalty, at=members: penalty if np.ndim(penalty) == 0 else jnp.asarray(penalty)[at]
             before = len(found)
             tell = None if progress is None else lambda done, _, before=before: progress(before + done, count)
-            arrays: dict[str, Any] = {name: self._stacked(groups, members, size) for name, groups in self.columns.items()}
+            arrays: dict[str, Any] = {
+                name: self._stacked(groups, members, size) for name, groups in self.columns.items()
+            }
             # Without weights of its own a group has weight 1 in each row, and the padding 0.
             there = np.arange(size) < np.array([self.x[i].shape[0] for i in members])[:, None]
             weights = arrays.pop("weights", jnp.ones(there.shape)) * there
