@@ -215,7 +215,7 @@ def _fits(
     first, _ = null_point(inner, first)
     if tol is None:
         tol = RELATIVE_TOLERANCE[jnp.finfo(first.bias.dtype).bits] * spread
-    solver = ProximalNewton()
+    solver = ProximalNewton("float32")
 
     def penalized(factor: Any) -> _Penalized:
         l1 = None if l1_ratio == 0 else factor * l1_ratio * units

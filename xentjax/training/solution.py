@@ -141,7 +141,8 @@ def null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[Logist
         bias = jnp.log(frequencies) - jnp.log1p(-frequencies)
     else:
         bias = jnp.log(frequencies) - jnp.mean(jnp.log(frequencies))
-    spread = jnp.min(4 * frequencies * jnp.maximum(1 - frequencies, frequencies[..., None].min()))
+    of_classes = jnp.stack([frequencies, 1 - frequencies]) if shapes.bias.ndim == 0 else frequencies
+    spread = jnp.min(4 * of_classes * jnp.maximum(1 - of_classes, jnp.min(of_classes)))
     if not inner.fit_intercept:
         bias, spread = jnp.zeros_like(bias), jnp.ones_like(spread)
     return LogisticParams(jnp.zeros_like(shapes.weights), bias), spread
