@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optimality import mean_loss, unmet
 from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.linear_model import LogisticRegression
 
@@ -35,26 +36,9 @@ X, Y = breast()
 TOP = np.abs((Y - Y.mean()) @ X).max() / len(Y)
 
 
-def unmet(params, x, y, l1, l2=0.0, weights=None):
-    """The smallest subgradient's largest component, in float64 numpy."""
-    w, b = np.asarray(params.weights, float), np.asarray(params.bias, float)
-    s = np.ones(len(x)) if weights is None else weights
-    z = x @ w + b
-    if w.ndim == 1:
-        r = 1 / (1 + np.exp(-z)) - y
-    else:
-        e = np.exp(z - z.max(1, keepdims=True))
-        r = e / e.sum(1, keepdims=True) - np.eye(w.shape[1])[y]
-    r = (r.T * s / s.sum()).T
-    g = x.T @ r + l2 * w
-    kinks = np.where(w != 0, np.abs(g + l1 * np.sign(w)), np.maximum(np.abs(g) - l1, 0))
-    return max(kinks.max(), np.abs(r.sum(0)).max())
-
-
 def value(params, x, y, l1, l2=0.0):
-    w, z = np.asarray(params.weights), x @ np.asarray(params.weights) + np.asarray(params.bias)
-    loss = np.mean(np.logaddexp(0, z) - y * z)
-    return loss + l1 * np.abs(w).sum() + l2 / 2 * (w @ w)
+    w = np.asarray(params.weights)
+    return mean_loss(params, x, y) + l1 * np.abs(w).sum() + l2 / 2 * (w @ w)
 
 
 def theirs(x, y, l1, l2=0.0):
@@ -132,7 +116,11 @@ def test_from_the_largest_factor_on_all_weights_are_zero():
 
 def test_the_largest_factor_with_weights_an_offset_and_classes():
     rng = np.random.default_rng(1)
-    weights, offset, y = rng.integers(0, 3, len(X)).astype(float), rng.standard_normal(len(X)), rng.integers(0, 3, len(X))
+    weights, offset, y = (
+        rng.integers(0, 3, len(X)).astype(float),
+        rng.standard_normal(len(X)),
+        rng.integers(0, 3, len(X)),
+    )
     for labels, extra in ((Y, {"offset": offset}), (y, {}), (Y, {"fit_intercept": False})):
         top = float(xj.lambda_max(X, labels, weights=weights, **extra))
         above = xj.fit_logistic(X, labels, weights=weights, l1=top * (1 + 1e-9), **extra)
@@ -257,7 +245,8 @@ def test_objectives_of_the_user(solver):
     a = [3 - c / np.sqrt(1 - c * c) for c in (0.8, 0.5)]
     np.testing.assert_allclose(solution.params["a"], a, atol=1e-8)
     np.testing.assert_allclose(solution.params["b"], a[0] - 0.15, atol=1e-8)
-    np.testing.assert_allclose(solution.value, huber(solution.params) + 0.5 * sum(a) + 0.3 * (a[0] - 0.15), rtol=1e-12)
+    penalty = 0.5 * jnp.sum(jnp.abs(solution.params["a"])) + 0.3 * jnp.abs(solution.params["b"])
+    np.testing.assert_allclose(solution.value, huber(solution.params) + penalty, rtol=1e-12)
     assert solution.history.gradient_norm[solution.steps] == solution.gradient_norm
 
 

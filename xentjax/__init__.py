@@ -35,8 +35,9 @@ from xentjax.solvers.proximal_newton import ProximalNewton
 from xentjax.solvers.status import Status
 from xentjax.training.fit import fit_logistic
 from xentjax.training.fit_result import LogisticFit
-from xentjax.training.path import lambda_max
 from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train_minibatch
+from xentjax.training.path import fit_path, lambda_max
+from xentjax.training.path_result import LogisticPath
 
 __all__ = [
     "GradientDescent",
@@ -45,6 +46,7 @@ __all__ = [
     "LogisticFit",
     "LogisticObjective",
     "LogisticParams",
+    "LogisticPath",
     "MinibatchResult",
     "Newton",
     "Objective",
@@ -64,6 +66,7 @@ __all__ = [
     "entropy_of_counts",
     "entropy_of_labels",
     "fit_logistic",
+    "fit_path",
     "iterate",
     "iterate_minibatch",
     "joint_entropy",

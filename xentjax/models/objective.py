@@ -33,8 +33,8 @@ class LogisticObjective:
       offset: known parts of the logits, ``[n]`` or ``[n, K]``.
       l1: the factor of :math:`\lambda_1 \|w\|_1`, or one for each feature ``[d]``; None for no such penalty. It is
         declared by :meth:`l1_factors`, and no part of the values and derivatives here.
-      scaling: a :class:`Scaling`: the parameters then are those of scaled features, and the penalties are still those of
-        the weights of the features as given.
+      scaling: a :class:`Scaling`: the parameters then are those of scaled features, and the penalties are still those
+        of the weights of the features as given.
       fit_intercept: whether the bias moves; otherwise its gradient is 0.
       gradient: ``"hand"`` for the closed form, ``"auto"`` for JAX's derivative of the textbook formula.
       num_classes: the K of :meth:`init` where integer labels ``[n]`` do not tell; None for two classes.

@@ -59,9 +59,8 @@ class Objective:
         return None if self.lipschitz_constant is None else jnp.asarray(self.lipschitz_constant)
 
     def l1_factors(self, params: Any) -> Any:
-        if self.l1 is None or jax.tree.structure(self.l1) == jax.tree.structure(params):
-            return self.l1
-        return jax.tree.map(lambda _: self.l1, params)
+        one_for_all = self.l1 is not None and jax.tree_util.all_leaves([self.l1])
+        return jax.tree.map(lambda _: self.l1, params) if one_for_all else self.l1
 
 
 def as_objective(objective: Any) -> Any:

@@ -62,8 +62,8 @@ class ProximalNewton:
       >>> x = jnp.array([[-2.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [2.0, 1.0]])
       >>> objective = xj.LogisticObjective(x, jnp.array([0, 1, 0, 1]), l1=0.1)
       >>> solution = xj.minimize(objective, objective.init(), xj.ProximalNewton())
-      >>> str(solution.status), solution.params.weights.round(4)
-      ('converged', Array([0.3367, 0.    ], dtype=float32))
+      >>> str(solution.status), (solution.params.weights == 0).tolist()
+      ('converged', [False, True])
     """
 
     hessian_dtype: str | None = dataclasses.field(default=None, metadata={"static": True})

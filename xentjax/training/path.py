@@ -56,7 +56,8 @@ def lambda_max(
     Example:
       >>> import jax.numpy as jnp, xentjax as xj
       >>> x, y = jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), jnp.array([0, 1, 0, 1])
-      >>> xj.lambda_max(x, y), xj.fit_logistic(x, y, l1=xj.lambda_max(x, y)).params.weights
+      >>> top = xj.lambda_max(x, y)
+      >>> top.round(3), xj.fit_logistic(x, y, l1=top).params.weights
       (Array(0.25, dtype=float32), Array([0.], dtype=float32))
     """
     options = (weights, class_weight, offset, fit_intercept, num_classes)
@@ -125,6 +126,7 @@ def fit_path(
       >>> path.params.weights.shape, path.folds.test_loss.shape, bool((path.folds.status == "converged").all())
       ((20, 4), (5, 20), True)
       >>> path.at(path.best_1se).weights.round(2)
+      Array([0.75, 0.  , 0.  , 0.  ], dtype=float32)
     """
     ratio = float(l1_ratio)
     if not 0 <= ratio <= 1:
@@ -264,7 +266,8 @@ def _with_other_penalty(
     more = after.l2 - before.l2
     value = point.value + _penalty(after, point.params) - _penalty(before, point.params)
     gradient = point.gradient._replace(weights=point.gradient.weights + _rows.pull(more, weights))
-    diagonal = jnp.append(jnp.repeat(more, weights.size // max(more.size, 1)), jnp.zeros(point.params.bias.size, more.dtype))
+    of_weights = jnp.repeat(more, weights.size // max(more.size, 1))
+    diagonal = jnp.append(of_weights, jnp.zeros(point.params.bias.size, more.dtype))
     return Point(point.params, value, gradient), hessian + jnp.diag(diagonal)
 
 
@@ -363,6 +366,6 @@ def _require_fair(objective: LogisticObjective, shapes: LogisticParams, part: An
         there = of_class[counts & (part != fold)].any(axis=0)
         if objective.fit_intercept and not there.all():
             raise ValueError(
-                f"fit_path: all rows of class {int(np.argmin(there))} are in fold {fold}: the fit to the other folds has no "
-                "finite optimum. Take fewer folds, or deal the rows yourself"
+                f"fit_path: all rows of class {int(np.argmin(there))} are in fold {fold}: the fit to the other folds "
+                "has no finite optimum. Take fewer folds, or deal the rows yourself"
             )

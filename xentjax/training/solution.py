@@ -112,8 +112,7 @@ def solve(
 
 def null_point(inner: LogisticObjective, null: LogisticParams) -> tuple[LogisticParams, Any]:
     """The model without features, whose bias is fitted to the offset, and its mean loss."""
-    no_penalty = {"l2": jnp.zeros((), null.bias.dtype), "l1": None}
-    columns = dataclasses.replace(inner, x=inner.x[:, :0], scaling=None, **no_penalty)
+    columns = dataclasses.replace(inner, x=inner.x[:, :0], scaling=None, l2=jnp.zeros((), null.bias.dtype), l1=None)
     params = LogisticParams(null.weights[:0], null.bias)
     if inner.offset is None or not inner.fit_intercept:
         return null, columns.value_and_gradient(params)[0]
