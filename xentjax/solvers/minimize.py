@@ -129,8 +129,8 @@ def minimize(
       TypeError: the objective is neither a function nor has ``value_and_gradient``; the solver has no ``init`` and
         ``step``, or a step returns another shape or dtype than it was given; max_steps is no whole number, tol no
         number.
-      ValueError: the objective has an L1 penalty, and the solver cannot minimize such; max_steps is negative or 2**31 or
-        more, tol is negative or NaN, the value is no real scalar, or a gradient's shape is not its parameter's.
+      ValueError: the objective has an L1 penalty, and the solver cannot minimize such; max_steps is negative or
+        2**31 or more, tol is negative or NaN, the value is no real scalar, or a gradient's shape is not its parameter's.
 
     Example:
       >>> import jax.numpy as jnp, xentjax as xj

@@ -51,6 +51,7 @@ def solve(
     scaling = Scaling.of(x.astype(dtype), weights, centered=objective.fit_intercept)
     inner = dataclasses.replace(objective, scaling=scaling, weights=weights)
     null, spread = null_model(inner, shapes)
+    null, null_loss = null_point(inner, null)
     first = null if init is None else scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init))
     noise = inner.gradient_error(null)
     if tol is None:
@@ -100,7 +101,7 @@ def solve(
         direction=direction,
         completely_separated=complete,
         log_likelihood=-n * loss,
-        null_log_likelihood=-n * null_point(inner, null)[1],
+        null_log_likelihood=-n * null_loss,
         num_observations=n,
         degrees_of_freedom=jnp.where(jnp.all(free), rank.astype(dtype), penalized),
         covariance=None if covariances is None else covariances.model,
@@ -205,6 +206,14 @@ def _separated(
         return jnp.where(separated, codes.SEPARATED, unknown), direction, complete & separated
 
     suspicious = unpenalized & ~(change <= _STILL_MOVING) & (code != codes.NOT_FINITE)
+    if inner.l1 is not None:
+        # Only factors that turn out to be 0 leave anything to suspect: what the parameters themselves show is enough.
+        low, high = separation.margins(params, data)
+        complete = suspicious & (low > _NO_MARGIN * high)
+        unknown = jnp.where(suspicious & (code == codes.CONVERGED), codes.PRECISION_LIMITED, code)
+        length = largest_component(params)
+        direction = jax.tree.map(lambda p: jnp.where(complete, p / jnp.where(length == 0, 1, length), jnp.nan), params)
+        return jnp.where(complete, codes.SEPARATED, unknown), direction, complete
     return jax.lax.cond(suspicious, probe, lambda: (code, nowhere, jnp.zeros((), bool)))
 
 
