@@ -230,7 +230,9 @@ def test_factors_that_are_none(l1, message):
 # -- solvers under minimize --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", [xj.GradientDescent(), xj.Newton(), xj.Optax(optax.adam(0.1))], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [xj.GradientDescent(), xj.Newton(), xj.Optax(optax.adam(0.1))], ids=lambda s: type(s).__name__
+)
 def test_solvers_that_cannot_say_so_and_name_those_that_can(solver):
     objective = xj.LogisticObjective(X, Y, l1=0.1)
     with pytest.raises(ValueError, match=r"cannot .* L1 penalty .*: take ProximalNewton\(\) or ProximalGradient\(\)"):

@@ -34,6 +34,7 @@ from xentjax.solvers.proximal_gradient import ProximalGradient
 from xentjax.solvers.proximal_newton import ProximalNewton
 from xentjax.solvers.status import Status
 from xentjax.training.fit import fit_logistic
+from xentjax.training.fit_many import fit_many
 from xentjax.training.fit_result import LogisticFit
 from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train_minibatch
 from xentjax.training.path import fit_path, lambda_max
@@ -66,6 +67,7 @@ __all__ = [
     "entropy_of_counts",
     "entropy_of_labels",
     "fit_logistic",
+    "fit_many",
     "fit_path",
     "iterate",
     "iterate_minibatch",

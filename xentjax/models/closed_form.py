@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import ArrayLike
 from xentjax.core import policy
 from xentjax.models import _rows, one_pass
 from xentjax.models.logistic import LogisticParams, check_arguments, params_as_arrays
+from xentjax.models.sparse import as_features
 
 
 class Arguments(NamedTuple):
@@ -153,17 +155,43 @@ def value_and_gradient(a: Arguments) -> tuple[Any, LogisticParams]:
 
 
 def value_gradient_hessian(a: Arguments, dtype: Any = None) -> tuple[Any, LogisticParams, Any]:
-    """Value, gradient, and the Hessian as a matrix in the order of the raveled parameters; its products in ``dtype``."""
+    """Value, gradient and Hessian, a matrix in the order of the raveled parameters, its products in ``dtype``."""
     sums = one_pass.sums(a.params, a.data, hessian=True, hessian_dtype=dtype)
-    weights = a.params.weights
-    penalty = jnp.broadcast_to(a.l2 if jnp.ndim(a.l2) == 0 or weights.ndim == 1 else a.l2[:, None], weights.shape)
-    diagonal = jnp.concatenate([penalty.ravel(), jnp.zeros(a.params.bias.size, penalty.dtype)])
-    return *_penalized(a, sums), sums.hessian + jnp.diag(diagonal)
+    return *_penalized(a, sums), sums.hessian + jnp.diag(_penalty_curvature(a).ravel())
 
 
 def hvp(a: Arguments, direction: LogisticParams) -> LogisticParams:
-    weights, bias = one_pass.untable(one_pass.product(a.params, direction, a.data))
+    return _with_pull(a, one_pass.product(a.params, direction, a.data), direction)
+
+
+def linearized(a: Arguments) -> Callable[[LogisticParams], LogisticParams]:
+    """direction -> :func:`hvp`, with what all directions share computed once and kept: a number for each logit."""
+    curvature = one_pass.row_curvature(a.params, a.data)
+    return lambda direction: _with_pull(a, one_pass.product_of_curvature(curvature, direction, a.data), direction)
+
+
+def hessian_diagonal(a: Arguments) -> Any:
+    """The diagonal of the Hessian, in the order of the raveled parameters."""
+    return (one_pass.diagonal(a.params, a.data) + _penalty_curvature(a)).ravel()
+
+
+def hessian_blocks(a: Arguments) -> Any:
+    """The blocks ``[K, d + 1, d + 1]`` of the Hessian between parameters of the same class (two classes: K = 1)."""
+    blocks, k = one_pass.diagonal_blocks(a.params, a.data), a.params.bias.size
+    penalty = _penalty_curvature(a).reshape(-1, k).T
+    return blocks + penalty[:, :, None] * jnp.eye(penalty.shape[1], dtype=penalty.dtype)
+
+
+def _with_pull(a: Arguments, product: Any, direction: LogisticParams) -> LogisticParams:
+    weights, bias = one_pass.untable(product)
     return LogisticParams(weights + _rows.pull(a.l2, direction.weights), bias)
+
+
+def _penalty_curvature(a: Arguments) -> Any:
+    """The second derivatives of the penalty, as a table."""
+    weights = a.params.weights
+    factors = jnp.broadcast_to(a.l2 if jnp.ndim(a.l2) == 0 or weights.ndim == 1 else a.l2[:, None], weights.shape)
+    return one_pass.table(LogisticParams(factors, jnp.zeros_like(a.params.bias)))
 
 
 def _penalized(a: Arguments, sums: one_pass.Sums) -> tuple[Any, LogisticParams]:
@@ -192,7 +220,7 @@ def checked(
     """The arguments, checked, in the dtype of computation (features are widened in their blocks), and the dtype of the
     result."""
     params = params_as_arrays(function, "params", params)
-    x, y, l2 = (policy.as_array(function, n, v) for n, v in (("x", x), ("y", y), ("l2", l2)))
+    x, y, l2 = as_features(function, x), policy.as_array(function, "y", y), policy.as_array(function, "l2", l2)
     weights, offset = (
         None if v is None else policy.as_array(function, n, v) for n, v in (("weights", weights), ("offset", offset))
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -15,6 +16,7 @@ from xentjax.core import policy
 from xentjax.models import _rows, closed_form, one_pass
 from xentjax.models.logistic import LogisticParams, check_arguments, logistic_derivative, logistic_loss
 from xentjax.models.scaling import Scaling
+from xentjax.models.sparse import as_features
 
 #: Beyond this size the Gram matrix of the features is not formed for the Lipschitz constant.
 _GRAM_LIMIT = 2048
@@ -26,7 +28,7 @@ class LogisticObjective:
     r""":func:`logistic_loss` on data x, y, as a function of the parameters alone.
 
     Args:
-      x: features ``[n, d]``.
+      x: features ``[n, d]``, or :class:`SparseRows` (for ``value`` and ``lipschitz`` only dense ones).
       y: labels, as in :func:`logistic_loss`.
       l2: the penalty's factor.
       weights: example weights ``[n]``.
@@ -64,8 +66,8 @@ class LogisticObjective:
         if self.gradient not in ("hand", "auto"):
             raise ValueError(f"LogisticObjective: gradient must be 'hand' or 'auto', got {self.gradient!r}")
 
-    def init(self) -> LogisticParams:
-        """Parameters 0 of the right shapes, in float32 for 16-bit data.
+    def init(self, function: str = "LogisticObjective") -> LogisticParams:
+        """Parameters 0 of the right shapes, in float32 for 16-bit data. Errors name the ``function``.
 
         K classes if ``num_classes`` says so, y is ``[n, K]``, or y holds integers above 1 that are not traced.
 
@@ -74,12 +76,12 @@ class LogisticObjective:
             range in a row that is not of weight 0. (The constructor raises nothing of the kind: under ``vmap`` the
             fields have one axis more, and JAX makes objectives of things that are no arrays.)
         """
-        x, y = (policy.as_array("LogisticObjective", n, v) for n, v in (("x", self.x), ("y", self.y)))
+        x, y = as_features(function, self.x), policy.as_array(function, "y", self.y)
         dtype, d, shape = policy.compute_dtype(policy.result_dtype((x,))), x.shape[-1:], self._classes(y)
         params = LogisticParams(jnp.zeros((*(d or (0,)), *shape), dtype), jnp.zeros(shape, dtype))
-        check_arguments("LogisticObjective", params, x, y, jnp.zeros(()), None)
+        check_arguments(function, params, x, y, jnp.zeros(()), None)
         if not any(isinstance(known, jax.core.Tracer) for known in (y, self.weights)):
-            self._require_labels(np.asarray(y), *shape)
+            self._require_labels(function, np.asarray(y), *shape)
         return params
 
     def _classes(self, y: jax.Array) -> tuple[int, ...]:
@@ -98,7 +100,7 @@ class LogisticObjective:
             return np.ones(y.shape[:1], bool)
         return np.asarray(self.weights) != 0
 
-    def _require_labels(self, y: Any, num_classes: int | None = None) -> None:
+    def _require_labels(self, function: str, y: Any, num_classes: int | None = None) -> None:
         if y.ndim == 2:
             good, needed = np.all(y >= 0, axis=1), "masses of 0 or more"
         elif num_classes is not None:
@@ -107,7 +109,7 @@ class LogisticObjective:
             good, needed = (y >= 0) & (y <= 1), "0, 1 or a probability between them"
         bad = np.flatnonzero(~good & self._counted(y))
         if bad.size:
-            raise ValueError(f"LogisticObjective: y[{bad[0]}] is {y[bad[0]]}, but needs to be {needed}")
+            raise ValueError(f"{function}: y[{bad[0]}] is {y[bad[0]]}, but needs to be {needed}")
 
     def value(self, params: LogisticParams) -> jax.Array:
         """The loss; JAX differentiates it as ``gradient`` says."""
@@ -165,7 +167,37 @@ class LogisticObjective:
         """Which features have no penalty, ``[d]``."""
         held = jnp.asarray(self.l2) != 0
         held = held if self.l1 is None else held | (jnp.asarray(self.l1) != 0)
-        return jnp.broadcast_to(~held, jnp.shape(self.x)[1:])
+        return jnp.broadcast_to(~held, self.x.shape[1:])
+
+    def linearized(self, params: LogisticParams) -> Callable[[LogisticParams], LogisticParams]:
+        """:meth:`hvp` at params as a function of the direction alone: a number for each logit is kept for all of them."""
+        if self.gradient == "auto":
+            return jax.linearize(jax.grad(self.value), params)[1]
+        product = closed_form.linearized(self._arguments(params))
+        return lambda direction: self._held(product(self._held(direction)))
+
+    def hessian_diagonal(self, params: LogisticParams) -> jax.Array:
+        """The diagonal of the Hessian, in the order of the raveled parameters."""
+        return closed_form.hessian_diagonal(self._arguments(params))
+
+    def hessian_blocks(self, params: LogisticParams) -> jax.Array:
+        """The blocks ``[K, d + 1, d + 1]`` of the Hessian between parameters of the same class (two classes: K = 1).
+
+        Block c holds every K-th of the raveled parameters, from number c on.
+        """
+        return closed_form.hessian_blocks(self._arguments(params))
+
+    def subsample(self, stride: int) -> LogisticObjective:
+        """The objective on every ``stride``-th row.
+
+        Raises:
+          ValueError: stride is below 1.
+        """
+        if stride < 1:
+            raise ValueError(f"LogisticObjective.subsample: stride must be at least 1, got {stride}")
+        cut = lambda rows: None if rows is None else rows[::stride]
+        rows = {name: cut(getattr(self, name)) for name in ("x", "y", "weights", "offset")}
+        return dataclasses.replace(self, **rows)
 
     def _l2(self) -> Any:
         return self.l2 if self.scaling is None else self.scaling.penalty(self.l2)
@@ -224,7 +256,7 @@ class LogisticObjective:
         (64 of them, each over n/64 rows). Twice the sum of those: a tolerance below it cannot be tested.
         """
         a = self._arguments(params)
-        weights, n = a.params.weights, jnp.shape(self.x)[0]
+        weights, n = a.params.weights, a.data.x.shape[0]
         largest = jnp.abs(weights) if weights.ndim == 1 else jnp.max(jnp.abs(weights), axis=1)
 
         def of_block(block: one_pass.Block) -> Any:

@@ -19,13 +19,17 @@ from xentjax.core import policy
 from xentjax.models import _rows
 from xentjax.models.logistic import LogisticParams, logistic_derivative
 from xentjax.models.scaling import Scaling
+from xentjax.models.sparse import SparseRows
 
 #: Bytes of features in a block: it stays in the cache of one core. On an accelerator a block fills the device.
 _CACHED, _LARGE = 2**19, 2**27
 
 
 class Data(NamedTuple):
-    """The rows of a problem. ``weights`` are those of the examples, ``scaling`` is applied to each block."""
+    """The rows of a problem. ``weights`` are those of the examples, ``scaling`` is applied to each block.
+
+    In the place of the labels y may stand any other array of n rows that a function of blocks needs.
+    """
 
     x: Any
     y: Any
@@ -66,7 +70,9 @@ def sums(params: LogisticParams, data: Data, *, hessian: bool = False, hessian_d
     def of_block(block: Block) -> Sums:
         loss, residual, _ = _rows.slopes(block.z, block.y)
         gradient = back(block, residual)
-        second = curvature(block, hessian_dtype or block.x.dtype) if hessian else None
+        # Curvature does not depend on the label; out of range it is NaN as the loss is.
+        known = block._replace(share=jnp.where(jnp.isnan(loss), jnp.nan, block.share))
+        second = curvature(known, hessian_dtype or block.x.dtype) if hessian else None
         return Sums(jnp.sum(block.share * loss), gradient, second)
 
     return over_blocks(of_block, params, data)
@@ -86,6 +92,55 @@ def product(params: LogisticParams, direction: LogisticParams, data: Data) -> An
     return over_blocks(of_block, params, data)
 
 
+def row_curvature(params: LogisticParams, data: Data) -> Any:
+    """What products with the Hessian need of each row: ŷ(1-ŷ) ``[n]``, or P times the sum of its targets ``[n, K]``."""
+
+    def of_block(block: Block) -> Any:
+        if block.z.ndim == 1:
+            return logistic_derivative(block.z)
+        p = softmax(block.z)
+        return p if block.y.ndim == 1 else p * jnp.sum(block.y, axis=1, keepdims=True)
+
+    return each_row(of_block, params, data)
+
+
+def product_of_curvature(curvature: Any, direction: LogisticParams, data: Data) -> Any:
+    """:func:`product` from the :func:`row_curvature` where the Hessian is taken: two products of matrices, no more."""
+
+    def of_block(block: Block) -> Any:
+        change, q = block.z, block.y
+        if change.ndim > 1:
+            total = jnp.sum(q, axis=1, keepdims=True)
+            change = change - jnp.sum(q * change, axis=1, keepdims=True) / _rows.one_for_zero(total)
+        return back(block, q * change)
+
+    return over_blocks(of_block, direction, data._replace(y=curvature, offset=None))
+
+
+def diagonal_blocks(params: LogisticParams, data: Data) -> Any:
+    """The Hessian of the mean loss between the parameters of one class, ``[K, d + 1, d + 1]`` (two classes: K = 1)."""
+
+    def of_block(block: Block) -> Any:
+        if block.z.ndim == 1:
+            return curvature(block, block.x.dtype)[None]
+        (rows, width), k = block.x.shape, block.z.shape[1]
+        weighted = block.x[:, :, None] * (block.share[:, None] * _own_curvature(block))[:, None, :]
+        within = _matmul(weighted.reshape(rows, width * k).T, block.x)
+        return within.reshape(width, k, width).swapaxes(0, 1)
+
+    return over_blocks(of_block, params, data)
+
+
+def diagonal(params: LogisticParams, data: Data) -> Any:
+    """The diagonal of the Hessian of the mean loss, as a table."""
+
+    def of_block(block: Block) -> Any:
+        own = logistic_derivative(block.z) if block.z.ndim == 1 else _own_curvature(block)
+        return back(block._replace(x=block.x * block.x), own)
+
+    return over_blocks(of_block, params, data)
+
+
 def over_blocks(
     function: Callable[[Block], Any], params: LogisticParams, data: Data, combine: Callable[..., Any] | None = None
 ) -> Any:
@@ -93,9 +148,77 @@ def over_blocks(
 
     With ``combine(a, b)`` in the place of the sum, for functions that take the same row twice without harm.
     """
+    n = data.x.shape[0]
+    size, made = _blocks(function, params, data)
+    if n <= size:
+        return made(_slice(data, 0, n), jnp.ones(n, bool))
+
+    def add(i: Any, sums: Any) -> Any:
+        # The last block ends with the last row, and leaves out what the one before it has counted.
+        start = jnp.minimum(i * size, n - size)
+        here = made(_slice(data, start, size), start + jnp.arange(size, dtype=jnp.int32) >= i * size)
+        return jax.tree.map(jnp.add, sums, here) if combine is None else combine(sums, here)
+
+    first = _slice(data, 0, size)
+    if combine is not None:
+        return jax.lax.fori_loop(1, -(-n // size), add, made(first, jnp.ones(size, bool)))
+    shapes = jax.eval_shape(made, first, jax.ShapeDtypeStruct((size,), bool))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, -(-n // size), add, zeros)
+
+
+def each_row(function: Callable[[Block], Any], params: LogisticParams, data: Data) -> Any:
+    """function(block) of all rows, for a function that gives something for each row."""
+    n = data.x.shape[0]
+    size, made = _blocks(function, params, data)
+    if n <= size:
+        return made(_slice(data, 0, n), jnp.ones(n, bool))
+    every = jnp.ones(size, bool)
+
+    def put(i: Any, rows: Any) -> Any:
+        start = jnp.minimum(i * size, n - size)
+        return jax.lax.dynamic_update_slice_in_dim(rows, made(_slice(data, start, size), every), start, 0)
+
+    shape = jax.eval_shape(made, _slice(data, 0, size), jax.ShapeDtypeStruct((size,), bool))
+    return jax.lax.fori_loop(0, -(-n // size), put, jnp.zeros((n, *shape.shape[1:]), shape.dtype))
+
+
+def scaling_of(x: Any, weights: Any, dtype: Any, *, centered: bool) -> Scaling:
+    """:meth:`Scaling.of` for features that are dense, or sparse: these block by block."""
+    if not isinstance(x, SparseRows):
+        return Scaling.of(policy.up(x).astype(dtype), weights, centered=centered)
+    d = x.shape[1]
+    nothing = LogisticParams(jnp.zeros(d, dtype), jnp.zeros((), dtype))
+    data = Data(x, jnp.zeros(x.shape[0], dtype), weights)
+
+    def largest(function: Callable[[Any], Any]) -> Any:
+        def of_block(block: Block) -> Any:
+            return jnp.max(jnp.where((block.share != 0)[:, None], function(block.x[:, :-1]), -jnp.inf), axis=0)
+
+        return over_blocks(of_block, nothing, data, combine=jnp.maximum)
+
+    def mean(function: Callable[[Any], Any]) -> Any:
+        of_block = lambda block: _matmul(block.share, _counted(block, function(block.x[:, :-1])))
+        return over_blocks(of_block, nothing, data)
+
+    return Scaling.of_columns(mean, largest, jnp.zeros(d, dtype), centered=centered)
+
+
+def _counted(block: Block, rows: Any) -> Any:
+    return _rows.only(block.share != 0, rows)
+
+
+def _slice(data: Data, start: Any, size: int) -> Data:
+    cut = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size)
+    rest = jax.tree.map(cut, data._replace(x=None, scaling=None))
+    x = data.x.dense(start) if isinstance(data.x, SparseRows) else cut(data.x)
+    return rest._replace(x=x, scaling=data.scaling)
+
+
+def _blocks(function: Callable[[Block], Any], params: LogisticParams, data: Data) -> tuple[int, Callable[..., Any]]:
+    """The number of rows in a block, and the function of some rows of the data and of which of them count."""
     n, d = data.x.shape
     coefficients = table(params)
-    size = _block_rows(d, coefficients.dtype)
     total = None if data.weights is None else _rows.one_for_zero(jnp.sum(data.weights))
 
     def made(rows: Data, counts: Any) -> Any:
@@ -116,24 +239,7 @@ def over_blocks(
         z = z if offset is None else z + offset.astype(z.dtype)
         return function(Block(x, y, share, z))
 
-    if n <= size:
-        return made(data, jnp.ones(n, bool))
-    rows = data._replace(scaling=None)
-
-    def add(i: Any, sums: Any) -> Any:
-        # The last block ends with the last row, and leaves out what the one before it has counted.
-        start = jnp.minimum(i * size, n - size)
-        part = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), rows)
-        counts = start + jnp.arange(size, dtype=jnp.int32) >= i * size
-        here = made(part._replace(scaling=data.scaling), counts)
-        return jax.tree.map(jnp.add, sums, here) if combine is None else combine(sums, here)
-
-    first = jax.tree.map(lambda leaf: leaf[:size], rows)._replace(scaling=data.scaling)
-    if combine is not None:
-        return jax.lax.fori_loop(1, -(-n // size), add, made(first, jnp.ones(size, bool)))
-    shapes = jax.eval_shape(made, first, jax.ShapeDtypeStruct((size,), bool))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.fori_loop(0, -(-n // size), add, zeros)
+    return data.x.block if isinstance(data.x, SparseRows) else block_rows(d, coefficients.dtype), made
 
 
 def back(block: Block, residual: Any) -> Any:
@@ -177,8 +283,8 @@ def _multiclass_curvature(block: Block, dtype: Any) -> Any:
     """
     (rows, width), k = block.x.shape, block.z.shape[1]
     p = softmax(block.z)
-    share = block.share if block.y.ndim == 1 else block.share * jnp.sum(block.y, axis=1)
-    own = share[:, None] * p * _matmul(p, 1 - jnp.eye(k, dtype=p.dtype))
+    share = block.share * _total(block)
+    own = share[:, None] * _own_variance(p)
     x, p, own, share = (a.astype(dtype) for a in (block.x, p, own, share))
     spread = (x[:, :, None] * p[:, None, :]).reshape(rows, width * k)
     between = _matmul((spread * share[:, None]).T, spread).reshape(width, k, width, k)
@@ -188,7 +294,24 @@ def _multiclass_curvature(block: Block, dtype: Any) -> Any:
     return hessian.reshape(width * k, width * k).astype(block.x.dtype)
 
 
-def _block_rows(d: int, dtype: Any) -> int:
+def _own_curvature(block: Block) -> Any:
+    """T P_c(1 - P_c), the second derivative of each row's loss by each of its logits."""
+    total = _total(block)
+    return jnp.reshape(total, (-1, 1)) * _own_variance(softmax(block.z))
+
+
+def _own_variance(p: Any) -> Any:
+    """P_c(1 - P_c) as P_c Σ_{k≠c} P_k."""
+    return p * _matmul(p, 1 - jnp.eye(p.shape[1], dtype=p.dtype))
+
+
+def _total(block: Block) -> Any:
+    """The sum of each row's targets."""
+    return jnp.ones((), block.x.dtype) if block.y.ndim == 1 else jnp.sum(block.y, axis=1)
+
+
+def block_rows(d: int, dtype: Any) -> int:
+    """How many rows of d features a block has."""
     wanted = _CACHED if jax.default_backend() == "cpu" else _LARGE
     return max(wanted // ((d + 1) * jnp.dtype(dtype).itemsize) // 16 * 16, 64)
 

@@ -59,8 +59,10 @@ class Objective:
         return None if self.lipschitz_constant is None else jnp.asarray(self.lipschitz_constant)
 
     def l1_factors(self, params: Any) -> Any:
-        one_for_all = self.l1 is not None and jax.tree_util.all_leaves([self.l1])
-        return jax.tree.map(lambda _: self.l1, params) if one_for_all else self.l1
+        structures: Any = [jax.tree.structure(self.l1), jax.tree.structure(params)]
+        if self.l1 is None or structures[0] == structures[1]:
+            return self.l1
+        return jax.tree.map(lambda _: self.l1, params)
 
 
 def as_objective(objective: Any) -> Any:
@@ -118,6 +120,19 @@ def evaluate_with_hessian(objective: Any, params: Any, dtype: Any = None) -> tup
 
     hessian, point = jax.jacfwd(gradient_of, has_aux=True)(flat)
     return point, hessian
+
+
+def linearized(objective: Any, params: Any) -> Callable[[Any], Any]:
+    """direction -> the Hessian at ``params`` times it.
+
+    An objective may have ``linearized(params)``, which does what all directions share only once, or
+    ``hvp(params, direction)``; otherwise it is JAX's derivative of the gradient.
+    """
+    if hasattr(objective, "linearized"):
+        return objective.linearized(params)
+    if hasattr(objective, "hvp"):
+        return lambda direction: objective.hvp(params, direction)
+    return jax.linearize(lambda p: evaluate(objective, p).gradient, params)[1]
 
 
 def _real_scalar(value: Any) -> jax.Array:

@@ -13,14 +13,18 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from xentjax.core import policy
-from xentjax.models.logistic import LogisticParams, params_as_arrays
+from xentjax.models import one_pass
+from xentjax.models.logistic import LogisticParams, check_arguments, params_as_arrays
 from xentjax.models.objective import LogisticObjective
+from xentjax.models.sparse import SparseRows, as_features, is_sparse
 from xentjax.solvers import checks
 from xentjax.solvers.compiled import join, separate
 from xentjax.solvers.minimize import Solver
 from xentjax.solvers.penalty import require_ability
+from xentjax.training import buckets
+from xentjax.training.certificate import Inverse, as_it_is, explained, with_covariances
 from xentjax.training.fit_result import LogisticFit
-from xentjax.training.solution import solve
+from xentjax.training.solution import Inside, solve
 from xentjax.training.solvers_by_name import chosen_solver
 
 #: Up to this many parameters their covariances are computed unless told otherwise.
@@ -54,7 +58,7 @@ def fit_logistic(
     centred and scaled inside, and the result is that of the features as given, as are the penalties.
 
     Args:
-      x: features ``[n, d]``.
+      x: features ``[n, d]``, or a sparse matrix of SciPy, which is made dense one block of rows at a time.
       y: two classes: ``[n]``, 0 and 1 (or booleans, or probabilities of class 1). K classes: integers ``[n]`` from 0 to
         K - 1, or target distributions ``[n, K]``.
       l2: λ, or one factor for each feature ``[d]``. scikit-learn's C is :math:`1/(\lambda \sum_i s_i)`.
@@ -69,9 +73,9 @@ def fit_logistic(
       solver: ``"auto"``, ``"newton"``, for l1 ``"proximal_newton"`` or ``"proximal_gradient"``, or any
         :class:`Solver`.
       tol: bound of the gradient's largest component (with l1 of the smallest subgradient's), in units of standardized
-        features. By default 1e-8 (float32:
-        1e-4) times 4 f (1 - f), f being the share of the rarest class, or the gradient's rounding error, if that is
-        more.
+        features. By default 1e-8 (float32: 1e-4) times 4 f (1 - f), f being the share of the rarest class, or the
+        gradient's rounding error, if that is more. Whatever the solver, a last Newton step follows, so that
+        coefficients are better than that.
       max_steps: the most steps of the solver.
       init: initial parameters; by default those of the model without features.
       num_classes: K, where integer labels do not tell.
@@ -95,8 +99,8 @@ def fit_logistic(
       >>> import jax.numpy as jnp, xentjax as xj
       >>> x, y = jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), jnp.array([0, 1, 0, 1])
       >>> fit = xj.fit_logistic(x, y)
-      >>> str(fit.status), fit.params.weights.round(3), fit.std_err.weights.round(2)
-      ('converged', Array([0.612], dtype=float32), Array([0.76], dtype=float32))
+      >>> str(fit.status), f"{fit.params.weights[0]:.2f} ± {fit.std_err.weights[0]:.2f}"
+      ('converged', '0.42 ± 0.68')
     """
     objective, shapes = checked_objective(x, y, l2, l1, weights, class_weight, offset, fit_intercept, num_classes)
     steps = checks.number_of_steps(max_steps)
@@ -112,15 +116,50 @@ def fit_logistic(
     if inference and objective.l1 is not None:
         raise ValueError("fit_logistic: with l1 there is no inference: covariances of the estimates are not defined")
     with_inference = (size <= _INFERENCE and objective.l1 is None) if inference is None else inference
-    static, data = separate((objective, made, init, shapes, tol))
-    return _solved(static, data, name, steps, with_inference)
+    columns, problem = objective.x.shape[1], buckets.padded(objective, shapes.bias.dtype)
+    if problem is not objective:
+        wider = problem.x.shape[1]
+        shapes = buckets.padded_params(shapes, wider)
+        init = None if init is None else buckets.padded_params(init, wider)
+    static, data = separate((problem, made, init, shapes, tol, steps, columns))
+    fit, inside = _solved(static, data, name, buckets.bucket(steps, least=128))
+    fit = _certified(problem, fit, inside, with_inference)
+    if problem is not objective:
+        return buckets.without_padding(fit, columns, steps)
+    return dataclasses.replace(fit, history=jax.tree.map(lambda values: values[:steps], fit.history))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
-def _solved(static: Any, data: Any, name: str, max_steps: int, with_inference: bool) -> LogisticFit:
-    objective, solver, init, shapes, tol = join(static, data)
-    options: dict[str, Any] = {"name": name, "max_steps": max_steps, "with_inference": with_inference}
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def _solved(static: Any, data: Any, name: str, longest: int) -> tuple[LogisticFit, Inside]:
+    objective, solver, init, shapes, tol, max_steps, columns = join(static, data)
+    options: dict[str, Any] = {"name": name, "longest": longest, "max_steps": max_steps, "columns": columns}
     return solve(objective, solver, init, tol, shapes=shapes, **options)
+
+
+def _certified(objective: LogisticObjective, fit: LogisticFit, inside: Inside, with_inference: bool) -> LogisticFit:
+    """The fit, explained where it is doubtful, and with covariances where they are asked for."""
+    if isinstance(inside.moving, jax.core.Tracer):
+        certain, doubtful = (lambda: as_it_is(fit, inside)), (lambda: explained(objective, fit, inside))
+        fit, inside, inverse = jax.lax.cond(inside.doubtful, doubtful, certain)
+        return with_covariances(objective, fit, inside, inverse) if with_inference else fit
+    # What few fits need is a program of its own, so that the others do not wait for its compilation.
+    if bool(inside.doubtful):
+        fit, inside, inverse = _explained(*separate((objective, fit, inside)))
+        return _with_covariances(*separate((objective, fit, inside, inverse))) if with_inference else fit
+    return _with_covariances(*separate((objective, fit, inside, None))) if with_inference else fit
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _explained(static: Any, data: Any) -> tuple[LogisticFit, Inside, Inverse]:
+    return explained(*join(static, data))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _with_covariances(static: Any, data: Any) -> LogisticFit:
+    objective, fit, inside, inverse = join(static, data)
+    if inverse is None:
+        fit, inside, inverse = as_it_is(fit, inside)
+    return with_covariances(objective, fit, inside, inverse)
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
@@ -136,10 +175,17 @@ def checked_objective(
     offset: Any,
     fit_intercept: Any,
     num_classes: Any,
+    *,
+    complete: bool = True,
 ) -> tuple[LogisticObjective, LogisticParams]:
-    """The problem in the user's units, checked, and parameters 0 of its shapes."""
+    """The problem in the user's units, checked, and parameters 0 of its shapes.
+
+    Unless it has to be ``complete`` a class may lack rows.
+    """
     name = "fit_logistic"
-    x, y, l2 = (policy.as_array(name, n, v) for n, v in (("x", x), ("y", y), ("l2", l2)))
+    if is_sparse(x) and not isinstance(x, SparseRows):
+        x = SparseRows.of(x, one_pass.block_rows(x.shape[1], x.dtype))
+    x, y, l2 = as_features(name, x), policy.as_array(name, "y", y), policy.as_array(name, "l2", l2)
     l1 = None if isinstance(l1, (int, float)) and l1 == 0 else l1
     weights, offset, l1 = (
         None if v is None else policy.as_array(name, n, v)
@@ -159,10 +205,12 @@ def checked_objective(
     l1 = None if l1 is None else l1.astype(policy.compute_dtype(x.dtype))
     _require_values(x, y, l2, l1, weights, offset)
     objective = LogisticObjective(x, y, l2, weights, offset, l1, fit_intercept=fit_intercept, num_classes=num_classes)
-    shapes = objective.init()
+    shapes = objective.init(name)
+    check_arguments(name, shapes, x, y, l2, weights, offset)
     if class_weight is not None:
         objective = _with_class_weight(objective, shapes, class_weight)
-    _require_classes(objective, shapes)
+    if complete:
+        _require_classes(objective, shapes)
     return objective, shapes
 
 
@@ -176,10 +224,16 @@ def _require_values(x: Any, y: Any, l2: Any, l1: Any, weights: Any, offset: Any)
         counts = numbers != 0
         if not counts.any():
             raise ValueError("fit_logistic: all weights are 0: there is no row to fit to")
-    for name, values in (("x", x), ("y", y), ("offset", offset)):
+    # The entries of sparse rows are not looked at by row: all of them have to be numbers.
+    if isinstance(x, SparseRows) and _known(x.values):
+        entries = np.asarray(x.values[: int(x.starts[-1])])
+        _require_all(np.isfinite(entries), "x.data", entries, "finite")
+    for name, values in (("x", None if isinstance(x, SparseRows) else x), ("y", y), ("offset", offset)):
         if values is not None and _known(values, weights) and policy.is_float(values):
-            # One pass on the device tells that all is well; where it is not, the first place is looked for.
-            if bool(jnp.all(jnp.isfinite(values))):
+            # One pass on the device tells that all is well; where it is not, the first place is looked for. (JAX would
+            # compile a program for each shape of small arrays.)
+            small = values.size <= buckets.SMALL and values.dtype.itemsize > 2
+            if not small and bool(jnp.all(jnp.isfinite(values))):
                 continue
             numbers = np.asarray(values.astype(jnp.float32) if values.dtype.itemsize == 2 else values)
             finite = np.isfinite(numbers)
@@ -244,6 +298,6 @@ def _require_classes(objective: LogisticObjective, shapes: LogisticParams) -> No
     if not present.all():
         of = "" if objective.weights is None else " with a weight above 0"
         raise ValueError(
-            f"fit_logistic: class {int(np.argmin(present))} has no row{of} in y, so that its bias has no finite optimum: "
-            "leave the class out, or add rows of it"
+            f"fit_logistic: class {int(np.argmin(present))} has no row{of} in y, so that its bias has no finite "
+            "optimum: leave the class out, or add rows of it"
         )

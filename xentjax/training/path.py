@@ -21,14 +21,14 @@ from xentjax.models.scaling import Scaling
 from xentjax.solvers import checks
 from xentjax.solvers import status as codes
 from xentjax.solvers.compiled import join, separate
-from xentjax.solvers.minimize import advance, start_at
+from xentjax.solvers.minimize import opening_at, run_steps
 from xentjax.solvers.objective import Point, evaluate_with_hessian
 from xentjax.solvers.penalty import absolute
 from xentjax.solvers.proximal_newton import ProximalNewton
 from xentjax.solvers.status import Status
 from xentjax.training.fit import checked_objective
 from xentjax.training.path_result import Folds, LogisticPath
-from xentjax.training.solution import RELATIVE_TOLERANCE, null_model, null_point
+from xentjax.training.solution import default_tolerance, null_model, null_point
 
 #: A path that is mostly quadratic begins as if this share of its penalty were L1: it has no largest factor of its own.
 _LEAST_SHARE = 0.01
@@ -213,23 +213,23 @@ def _fits(
     """
     inner = dataclasses.replace(inner, weights=own)
     test = one_pass.Data(inner.x, inner.y, held, inner.offset)
-    first, spread = null_model(inner, shapes)
+    first, frequencies = null_model(inner, shapes)
     first, _ = null_point(inner, first)
-    if tol is None:
-        tol = RELATIVE_TOLERANCE[jnp.finfo(first.bias.dtype).bits] * spread
+    tol = default_tolerance(inner, frequencies) if tol is None else tol
     solver = ProximalNewton("float32")
 
-    def penalized(factor: Any) -> _Penalized:
+    def penalized(factor: Any) -> LogisticObjective:
         l1 = None if l1_ratio == 0 else factor * l1_ratio * units
-        return _Penalized(dataclasses.replace(inner, l2=factor * (1 - l1_ratio) * units**2, l1=l1))
+        return dataclasses.replace(inner, l2=factor * (1 - l1_ratio) * units**2, l1=l1)
 
     def next_fit(state: Any, factor: Any) -> Any:
         before, point, hessian = state
         objective = penalized(factor)
-        point, hessian = _with_other_penalty(penalized(before).of, objective.of, point, hessian)
-        run = start_at(objective, point, solver.at(hessian), tol=tol, max_steps=max_steps)
-        run, _ = advance(objective, solver, run, tol=tol, max_steps=max_steps, chunk=max_steps)
-        loss = run.point.value - _penalty(objective.of, run.point.params)
+        point, hessian = _with_other_penalty(penalized(before), objective, point, hessian)
+        run = opening_at(objective, point, solver.at(hessian), tol=tol)
+        run, _ = run_steps(objective, solver, run, tol, max_steps, max_steps)
+        run = run._replace(code=jnp.where(run.code == codes.RUNNING, codes.MAX_STEPS, run.code))
+        loss = run.point.value - _penalty(objective, run.point.params)
         held_loss = one_pass.mean_loss(run.point.params, test)
         made = _Fits(run.point.params, run.point.value, loss, held_loss, run.norm, run.step, run.code)
         return (factor, run.point, run.solver.hessian), made
@@ -240,22 +240,6 @@ def _fits(
     noise = inner.gradient_error(last[1].params)
     limited = (fits.code == codes.STALLED) | ((fits.code == codes.CONVERGED) & ~(noise <= tol))
     return fits._replace(code=jnp.where(limited, codes.PRECISION_LIMITED, fits.code).astype(jnp.int32))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Penalized:
-    """What the solver sees of an objective: not its rounding error, which a path asks for once and not in each fit."""
-
-    of: LogisticObjective
-
-    def value_and_gradient(self, params: LogisticParams) -> Any:
-        return self.of.value_and_gradient(params)
-
-    def value_gradient_hessian(self, params: LogisticParams, dtype: Any = None) -> Any:
-        return self.of.value_gradient_hessian(params, dtype)
-
-    def l1_factors(self, params: LogisticParams) -> Any:
-        return self.of.l1_factors(params)
 
 
 def _with_other_penalty(
