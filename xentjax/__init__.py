@@ -37,7 +37,8 @@ from xentjax.training.fit import fit_logistic
 from xentjax.training.fit_many import fit_many
 from xentjax.training.fit_result import LogisticFit
 from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train_minibatch
-from xentjax.training.path import lambda_max
+from xentjax.training.path import fit_path, lambda_max
+from xentjax.training.path_result import LogisticPath
 
 __all__ = [
     "GradientDescent",
@@ -46,6 +47,7 @@ __all__ = [
     "LogisticFit",
     "LogisticObjective",
     "LogisticParams",
+    "LogisticPath",
     "MinibatchResult",
     "Newton",
     "Objective",
@@ -66,6 +68,7 @@ __all__ = [
     "entropy_of_labels",
     "fit_logistic",
     "fit_many",
+    "fit_path",
     "iterate",
     "iterate_minibatch",
     "joint_entropy",

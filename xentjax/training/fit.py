@@ -201,6 +201,8 @@ def checked_objective(
         x = x.astype(jnp.result_type(float))
     if y.dtype == jnp.bool_:
         y = y.astype(jnp.int32)
+    # One program for numbers of Python's and of numpy's.
+    l1 = None if l1 is None else l1.astype(policy.compute_dtype(x.dtype))
     _require_values(x, y, l2, l1, weights, offset)
     objective = LogisticObjective(x, y, l2, weights, offset, l1, fit_intercept=fit_intercept, num_classes=num_classes)
     shapes = objective.init(name)

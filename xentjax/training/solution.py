@@ -63,6 +63,7 @@ def solve(
     dtype = shapes.bias.dtype
     inner = scaled(objective, dtype)
     null, frequencies = null_model(inner, shapes)
+    null, null_loss = _null_fit(inner, null, frequencies)
     scaling: Any = inner.scaling
     first = null if init is None else scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init))
     sought = default_tolerance(inner, frequencies) if tol is None else tol
@@ -118,7 +119,7 @@ def solve(
         direction=jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), point.params),
         completely_separated=jnp.zeros((), bool),
         log_likelihood=-n * loss,
-        null_log_likelihood=-n * _null_loss(inner, null, frequencies),
+        null_log_likelihood=-n * null_loss,
         num_observations=n,
         degrees_of_freedom=jnp.where(jnp.all(free), rank.astype(dtype), effective),
         covariance=None,
@@ -169,14 +170,14 @@ def null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[Logist
     return LogisticParams(jnp.zeros_like(shapes.weights), bias), frequencies
 
 
-def _null_loss(inner: LogisticObjective, null: LogisticParams, frequencies: Any) -> Any:
-    """The mean loss of the model without features; where no offset shifts it, the entropy of the classes."""
+def _null_fit(inner: LogisticObjective, null: LogisticParams, frequencies: Any) -> tuple[LogisticParams, Any]:
+    """The model without features, and its mean loss: where no offset shifts it, the entropy of the classes."""
     if not inner.fit_intercept or inner.offset is not None:
-        return null_point(inner, null)[1]
+        return null_point(inner, null)
     if frequencies.ndim == 0:
-        return binary_entropy(frequencies)
+        return null, binary_entropy(frequencies)
     total = jnp.sum(frequencies)
-    return total * entropy(frequencies / jnp.where(total == 0, 1, total))
+    return null, total * entropy(frequencies / jnp.where(total == 0, 1, total))
 
 
 def null_point(inner: LogisticObjective, null: LogisticParams) -> tuple[LogisticParams, Any]:

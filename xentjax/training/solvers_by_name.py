@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from xentjax.solvers import checks
@@ -11,7 +12,8 @@ from xentjax.solvers.proximal_newton import ProximalNewton
 
 SOLVERS: dict[str, Any] = {
     "newton": Newton,
-    "proximal_newton": ProximalNewton,
+    # Where gradients are float64 a Hessian of float32 takes half the time, and no more steps.
+    "proximal_newton": functools.partial(ProximalNewton, "float32"),
     "proximal_gradient": ProximalGradient,
 }
 
