@@ -137,7 +137,9 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32], order="C")
         problem, classes = encoded(self, X, y, sample_weight)
         if len(problem.present) < 2:
-            raise ValueError(f"only samples of one class, {classes.tolist()[problem.present[0]]!r}, have a weight above 0")
+            raise ValueError(
+                f"only samples of one class, {classes.tolist()[problem.present[0]]!r}, have a weight above 0"
+            )
         found = problem.fitted(penalty, self._warm_start(problem), inference=True)
         self.classes_ = classes
         self._keep(found)
