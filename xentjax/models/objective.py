@@ -155,12 +155,13 @@ class LogisticObjective:
         """The diagonal of the Hessian, in the order of the raveled parameters."""
         return closed_form.hessian_diagonal(self._arguments(params))
 
-    def hessian_blocks(self, params: LogisticParams) -> jax.Array:
+    def hessian_blocks(self, params: LogisticParams, dtype: Any = None) -> jax.Array:
         """The blocks ``[K, d + 1, d + 1]`` of the Hessian between parameters of the same class (two classes: K = 1).
 
-        Block c holds every K-th of the raveled parameters, from number c on.
+        Block c holds every K-th of the raveled parameters, from number c on. The products are in ``dtype``, by default
+        that of the parameters.
         """
-        return closed_form.hessian_blocks(self._arguments(params))
+        return closed_form.hessian_blocks(self._arguments(params), dtype)
 
     def subsample(self, stride: int) -> LogisticObjective:
         """The objective on every ``stride``-th row.
