@@ -154,7 +154,7 @@ def value_and_gradient(a: Arguments) -> tuple[Any, LogisticParams]:
 
 
 def value_gradient_hessian(a: Arguments, dtype: Any = None) -> tuple[Any, LogisticParams, Any]:
-    """Value, gradient, and the Hessian as a matrix in the order of the raveled parameters; its products in ``dtype``."""
+    """Value, gradient and Hessian, a matrix in the order of the raveled parameters, its products in ``dtype``."""
     sums = one_pass.sums(a.params, a.data, hessian=True, hessian_dtype=dtype)
     return *_penalized(a, sums), sums.hessian + jnp.diag(_penalty_curvature(a).ravel())
 

@@ -226,7 +226,8 @@ def logistic_loss(
       L = -\frac{1}{\sum_i s_i} \sum_i s_i \bigl[y_i\log\hat y_i + (1-y_i)\log(1-\hat y_i)\bigr]
           + \frac{\lambda}{2}\|w\|^2, \quad \hat y_i = \sigma(x_i w + b + o_i)
 
-    and with K classes :math:`-\sum_c Y_{ic}\log P_{ic}` in the brackets, :math:`P = \operatorname{softmax}(XW + b + O)`.
+    and with K classes :math:`-\sum_c Y_{ic}\log P_{ic}` in the brackets,
+    :math:`P = \operatorname{softmax}(XW + b + O)`.
 
     Gradient, by hand, with :math:`r = \hat y - y` (or :math:`P - Y`) and :math:`p_i = s_i/\sum s`:
 

@@ -69,7 +69,9 @@ def sums(params: LogisticParams, data: Data, *, hessian: bool = False, hessian_d
     def of_block(block: Block) -> Sums:
         loss, residual, _ = _rows.slopes(block.z, block.y)
         gradient = back(block, residual)
-        second = curvature(block, hessian_dtype or block.x.dtype) if hessian else None
+        # Curvature does not depend on the label; out of range it is NaN as the loss is.
+        known = block._replace(share=jnp.where(jnp.isnan(loss), jnp.nan, block.share))
+        second = curvature(known, hessian_dtype or block.x.dtype) if hessian else None
         return Sums(jnp.sum(block.share * loss), gradient, second)
 
     return over_blocks(of_block, params, data)

@@ -37,8 +37,9 @@ class Solver(Protocol):
     def step(self, objective: Any, point: Point, state: Any) -> tuple[Point, Any]:
         """The next point, with value and gradient there, and the next state, of the shapes and dtypes of the last.
 
-        A solver that knows when rounding hides what it could gain says so by ``exhausted(state) -> bool``: the run then
-        has stalled.
+        A solver that evaluates more than value and gradient may have ``begin(objective, params) -> (point, state)`` in
+        the place of ``init``. One that knows when rounding hides what it could gain says so by
+        ``exhausted(state) -> bool``: the run then has stalled.
         """
         ...
 
@@ -112,7 +113,8 @@ def minimize(
         its gradient (``gradient_error(params)``), that is at most tol too.
       - ``max_steps``: none of the others happened.
       - ``stalled``: for 100 steps no parameter moved by more than 8 units in the last place and neither value nor
-        gradient norm was smaller than ever before; or the solver is exhausted; or the gradient norm is at most tol, but its rounding error is not.
+        gradient norm was smaller than ever before; or the solver is exhausted; or the gradient norm is at most tol, but
+        its rounding error is not.
       - ``diverged``: a step led to a value or gradient that is NaN or infinite; ``params`` are those before it.
       - ``not_finite``: value or gradient are NaN or infinite at ``init`` already.
 
@@ -184,13 +186,21 @@ def in_chunks(state: State, go_on: Callable[[State], tuple[State, History]]) -> 
 def start(objective: Any, init: Any, solver: Solver, *, tol: Any, max_steps: Any) -> State:
     """The state before the first step. Arguments as in :func:`minimize`; every one may be traced."""
     objective = as_objective(objective)
-    point = evaluate(objective, init)
+    return _settled(objective, opening(objective, init, solver, tol=tol), tol, max_steps)
+
+
+def opening(objective: Any, init: Any, solver: Solver, *, tol: Any) -> State:
+    """:func:`start`, but for the doubt whether a gradient that seems small is more than rounding."""
+    if hasattr(solver, "begin"):
+        point, inside = solver.begin(objective, init)
+    else:
+        point = evaluate(objective, init)
+        inside = solver.init(objective, point)
     norm = largest_component(point.gradient)
     code = jnp.where(norm <= tol, codes.CONVERGED, codes.RUNNING)
     code = jnp.where(_finite(point.value, norm), code, codes.NOT_FINITE).astype(jnp.int32)
     zero = jnp.zeros((), jnp.int32)
-    state = State(point, solver.init(objective, point), zero, code, norm, point.value, norm, zero)
-    return _settled(objective, state, tol, max_steps)
+    return State(point, inside, zero, code, norm, point.value, norm, zero)
 
 
 def advance(
@@ -201,11 +211,14 @@ def advance(
     Under ``vmap`` all runs that are still running have made the same number of steps.
     """
     objective = as_objective(objective)
-    state, history = _steps(objective, solver, state, tol, max_steps, chunk)
+    state, history = run_steps(objective, solver, state, tol, max_steps, chunk)
     return _settled(objective, state, tol, max_steps), history
 
 
-def _steps(objective: Any, solver: Solver, state: State, tol: Any, max_steps: Any, chunk: int) -> tuple[State, History]:
+def run_steps(
+    objective: Any, solver: Solver, state: State, tol: Any, max_steps: Any, chunk: int
+) -> tuple[State, History]:
+    """:func:`advance`, but for what becomes of a run at its end."""
     first = state.step
     last = jnp.minimum(first + chunk, max_steps)
 
@@ -281,11 +294,11 @@ def _whole(static: Any, data: Any, init: Any, tol: Any, max_steps: int) -> Solut
     """The run as a scan over chunks. A single loop would carry the whole history: under vmap a loop copies what it
     carries in every step, which would take most of the time."""
     objective, solver = join(static[0], data)
-    state = start(objective, init, solver, tol=tol, max_steps=max_steps)
+    state = opening(objective, init, solver, tol=tol)
     chunk = math.isqrt(max_steps) + 1
     first = state.point.value, state.norm
     state, chunks = jax.lax.scan(
-        lambda s, _: _steps(objective, solver, s, tol, max_steps, chunk), state, length=-(-max_steps // chunk)
+        lambda s, _: run_steps(objective, solver, s, tol, max_steps, chunk), state, length=-(-max_steps // chunk)
     )
     state = _settled(objective, state, tol, max_steps)
     columns = zip(first, (chunks.value, chunks.gradient_norm), strict=True)

@@ -48,14 +48,18 @@ class Newton:
       >>> import jax.numpy as jnp, xentjax as xj
       >>> objective = xj.LogisticObjective(jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), jnp.array([0, 1, 0, 1]), l2=0.1)
       >>> solution = xj.minimize(objective, objective.init(), xj.Newton())
-      >>> str(solution.status), int(solution.steps), solution.params.weights.round(4)
-      ('converged', 3, Array([0.3553], dtype=float32))
+      >>> str(solution.status), int(solution.steps), f"{solution.params.weights[0]:.4f}"
+      ('converged', 3, '0.3553')
     """
 
     hessian_dtype: str | None = dataclasses.field(default=None, metadata={"static": True})
 
+    def begin(self, objective: Any, params: Any) -> tuple[Point, Curvature]:
+        point, hessian = evaluate_with_hessian(objective, params, self.hessian_dtype)
+        return point, self._curvature(point, hessian)
+
     def init(self, objective: Any, point: Point) -> Curvature:
-        return self._curvature(*evaluate_with_hessian(objective, point.params, self.hessian_dtype))
+        return self.begin(objective, point.params)[1]
 
     def exhausted(self, state: Curvature) -> jax.Array:
         """Whether rounding hides what further steps could gain."""
@@ -113,16 +117,12 @@ def damped_factor(matrix: Any, dtype: Any = None) -> tuple[Any, Any]:
     diagonal = jnp.diagonal(matrix)
     scale = jnp.where(diagonal > 0, jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 1)
     scaled = matrix * scale * scale[:, None] + jnp.diag(jnp.where(diagonal > 0, 0, 1).astype(matrix.dtype))
-    least = 4 * jnp.finfo(dtype or matrix.dtype).eps
+    least = jnp.asarray(4 * jnp.finfo(dtype or matrix.dtype).eps, matrix.dtype)
 
-    def factorize(damping: Any) -> Any:
-        return jnp.linalg.cholesky(scaled + damping * jnp.eye(size, dtype=matrix.dtype))
-
-    def more(state: Any) -> Any:
-        damping = 100 * state[0]
-        return damping, factorize(damping)
+    def factorize(state: Any) -> Any:
+        damping, _ = state
+        return 100 * damping, jnp.linalg.cholesky(scaled + damping * jnp.eye(size, dtype=matrix.dtype))
 
     # What is not finite will not become so: a bound ends the search.
-    failed = lambda state: jnp.any(jnp.isnan(state[1])) & (state[0] < 1)
-    damping = jnp.asarray(least, matrix.dtype)
-    return scale, jax.lax.while_loop(failed, more, (damping, factorize(damping)))[1]
+    failed = lambda state: jnp.any(jnp.isnan(state[1])) & (state[0] < 100)
+    return scale, jax.lax.while_loop(failed, factorize, (least, jnp.full_like(scaled, jnp.nan)))[1]

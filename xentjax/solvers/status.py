@@ -63,7 +63,8 @@ class Status:
     Under ``jit`` and ``vmap`` it is an array of codes: ``status == "converged"`` is then an array of booleans, and
     ``status[3]`` the status of run 3.  The names are ``running`` (only from the iterator), ``converged``,
     ``max_steps``, ``stalled``, ``diverged`` and ``not_finite``, for training runs ``completed`` and ``interrupted``,
-    and for fits ``separated``, ``rank_deficient`` and ``precision_limited``; ``message`` says what each means and what to do.
+    and for fits ``separated``, ``rank_deficient`` and ``precision_limited``; ``message`` says what each means and what
+    to do.
 
     Example:
       >>> from xentjax.solvers.status import Status

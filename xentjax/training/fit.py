@@ -18,8 +18,9 @@ from xentjax.models.objective import LogisticObjective
 from xentjax.solvers import checks
 from xentjax.solvers.compiled import join, separate
 from xentjax.solvers.minimize import Solver
+from xentjax.training.certificate import Inverse, as_it_is, explained, with_covariances
 from xentjax.training.fit_result import LogisticFit
-from xentjax.training.solution import solve
+from xentjax.training.solution import Inside, solve
 from xentjax.training.solvers_by_name import chosen_solver
 
 #: Up to this many parameters their covariances are computed unless told otherwise.
@@ -64,7 +65,7 @@ def fit_logistic(
       solver: ``"auto"``, ``"newton"``, or any :class:`Solver`.
       tol: bound of the gradient's largest component, in units of standardized features. By default 1e-8 (float32:
         1e-4) times 4 f (1 - f), f being the share of the rarest class, or the gradient's rounding error, if that is
-        more.
+        more. Whatever the solver, a last Newton step follows, so that coefficients are better than that.
       max_steps: the most steps of the solver.
       init: initial parameters; by default those of the model without features.
       num_classes: K, where integer labels do not tell.
@@ -88,8 +89,8 @@ def fit_logistic(
       >>> import jax.numpy as jnp, xentjax as xj
       >>> x, y = jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), jnp.array([0, 1, 0, 1])
       >>> fit = xj.fit_logistic(x, y)
-      >>> str(fit.status), fit.params.weights.round(3), fit.std_err.weights.round(2)
-      ('converged', Array([0.612], dtype=float32), Array([0.76], dtype=float32))
+      >>> str(fit.status), f"{fit.params.weights[0]:.2f} ± {fit.std_err.weights[0]:.2f}"
+      ('converged', '0.42 ± 0.68')
     """
     objective, shapes = _objective(x, y, l2, weights, class_weight, offset, fit_intercept, num_classes)
     steps = checks.number_of_steps(max_steps)
@@ -103,14 +104,35 @@ def fit_logistic(
             policy.require_shape("fit_logistic", f"init.{field}", got.shape, needed.shape, "that of the parameters")
     with_inference = size <= _INFERENCE if inference is None else inference
     static, data = separate((objective, made, init, shapes, tol))
-    return _solved(static, data, name, steps, with_inference)
+    fit, inside = _solved(static, data, name, steps)
+    if isinstance(inside.moving, jax.core.Tracer):
+        certain, doubtful = (lambda: as_it_is(fit, inside)), (lambda: explained(objective, fit, inside))
+        fit, inside, inverse = jax.lax.cond(inside.doubtful, doubtful, certain)
+        return with_covariances(objective, fit, inside, inverse) if with_inference else fit
+    # What few fits need is a program of its own, so that the others do not wait for its compilation.
+    if bool(inside.doubtful):
+        fit, inside, inverse = _explained(*separate((objective, fit, inside)))
+        return _with_covariances(*separate((objective, fit, inside, inverse))) if with_inference else fit
+    return _with_covariances(*separate((objective, fit, inside, None))) if with_inference else fit
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
-def _solved(static: Any, data: Any, name: str, max_steps: int, with_inference: bool) -> LogisticFit:
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def _solved(static: Any, data: Any, name: str, max_steps: int) -> tuple[LogisticFit, Inside]:
     objective, solver, init, shapes, tol = join(static, data)
-    options: dict[str, Any] = {"name": name, "max_steps": max_steps, "with_inference": with_inference}
-    return solve(objective, solver, init, tol, shapes=shapes, **options)
+    return solve(objective, solver, init, tol, shapes=shapes, name=name, max_steps=max_steps)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _explained(static: Any, data: Any) -> tuple[LogisticFit, Inside, Inverse]:
+    return explained(*join(static, data))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _with_covariances(static: Any, data: Any) -> LogisticFit:
+    objective, fit, inside, inverse = join(static, data)
+    if inverse is None:
+        fit, inside, inverse = as_it_is(fit, inside)
+    return with_covariances(objective, fit, inside, inverse)
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
@@ -221,6 +243,6 @@ def _require_classes(objective: LogisticObjective, shapes: LogisticParams) -> No
     if not present.all():
         of = "" if objective.weights is None else " with a weight above 0"
         raise ValueError(
-            f"fit_logistic: class {int(np.argmin(present))} has no row{of} in y, so that its bias has no finite optimum: "
-            "leave the class out, or add rows of it"
+            f"fit_logistic: class {int(np.argmin(present))} has no row{of} in y, so that its bias has no finite "
+            "optimum: leave the class out, or add rows of it"
         )

@@ -154,7 +154,7 @@ class LogisticFit:
         parameters = ravel_pytree(self.params)[0]
         if rows.shape[1] != parameters.size:
             raise ValueError(
-                f"wald_test: restriction has shape {rows.shape}, but needs [q, {parameters.size}], one for each parameter"
+                f"wald_test: restriction has shape {rows.shape}, but needs [q, {parameters.size}], a column a parameter"
             )
         # What no row asks about may be undetermined.
         asked = jnp.any(rows != 0, axis=0)

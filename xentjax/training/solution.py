@@ -1,4 +1,4 @@
-"""One fit as a function of arrays: scaled, solved, polished, and certified."""
+"""One fit as a function of arrays: scaled, solved, and polished."""
 
 from __future__ import annotations
 
@@ -10,22 +10,36 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from xentjax.core import policy
-from xentjax.models import _rows, inference, one_pass, separation
+from xentjax.measures.entropy import binary_entropy, entropy
+from xentjax.models import _rows, inference
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
 from xentjax.models.scaling import Scaling
 from xentjax.solvers import status as codes
-from xentjax.solvers.minimize import advance, start
-from xentjax.solvers.newton import Curvature, Newton, damped_factor, solve_factored, solve_positive
+from xentjax.solvers.minimize import History, opening, run_steps
+from xentjax.solvers.newton import Curvature, Newton, damped_factor, solve_factored
 from xentjax.solvers.objective import Point, evaluate, evaluate_with_hessian, largest_component
 from xentjax.solvers.status import Status
 from xentjax.training.fit_result import LogisticFit
 
-#: A Newton step that changes a logit by more than this is no rounding: the loss falls on.
-_STILL_MOVING = 1e-3
+#: The default tolerance beside the curvature, and a Newton step beside the features' deviations that is no rounding.
+_RELATIVE_TOLERANCE = {32: 1e-4, 64: 1e-8}
+_STILL_MOVING = {32: 1e-2, 64: 1e-5}
 
-#: A margin along a direction counts as none below this share of the largest.
-_NO_MARGIN = 1e-4
+
+class Inside(NamedTuple):
+    """A fit in terms of scaled features, with what makes doubtful whether its minimum exists and is the only one."""
+
+    params: LogisticParams
+    scaling: Scaling
+    hessian: Any
+    free: Any  # features without penalty
+    moving: Any  # a Newton step from here is more than rounding, and no penalty holds the parameters
+    combined: Any  # [d], columns that depend on those before them
+
+    @property
+    def doubtful(self) -> Any:
+        return self.moving | jnp.any(self.combined)
 
 
 def solve(
@@ -37,192 +51,126 @@ def solve(
     shapes: LogisticParams,
     name: str,
     max_steps: int,
-    with_inference: bool,
-) -> LogisticFit:
-    """The minimum of an objective whose data are in the user's units."""
-    x = policy.up(objective.x)
+) -> tuple[LogisticFit, Inside]:
+    """The minimum of an objective whose data are in the user's units, without covariances."""
     dtype = shapes.bias.dtype
-    weights = None if objective.weights is None else objective.weights.astype(dtype)
-    scaling = Scaling.of(x.astype(dtype), weights, centered=objective.fit_intercept)
-    inner = dataclasses.replace(objective, scaling=scaling, weights=weights)
-    null, spread = _null_model(inner, shapes)
+    inner = scaled(objective, dtype)
+    null, frequencies = _null_model(inner, shapes)
+    scaling: Any = inner.scaling
     first = null if init is None else scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init))
-    noise = inner.gradient_error(null)
-    if tol is None:
-        relative = {32: 1e-4, 64: 1e-8}[jnp.finfo(dtype).bits]
-        tol = jnp.maximum(relative * spread, noise)
-    state = start(inner, first, solver, tol=tol, max_steps=max_steps)
-    state, history = advance(inner, solver, state, tol=tol, max_steps=max_steps, chunk=max_steps)
+    sought = _default_tolerance(inner, frequencies) if tol is None else tol
+    state = opening(inner, first, solver, tol=sought)
+    state, history = run_steps(inner, solver, state, sought, max_steps, max_steps)
 
-    point, hessian, decrement, step = _polished(inner, state.point, state.solver)
+    point, hessian, factored = _polished(inner, state.point, state.solver)
+    step = solve_factored(factored, ravel_pytree(point.gradient)[0])
     norm = largest_component(point.gradient)
     noise = inner.gradient_error(point.params)
-    code = jnp.where(state.code == codes.STALLED, codes.PRECISION_LIMITED, state.code)
-    reached = (norm <= tol) & (code != codes.NOT_FINITE)
-    code = jnp.where(reached, jnp.where(noise <= tol, codes.CONVERGED, codes.PRECISION_LIMITED), code)
+    code = jnp.where(state.code == codes.RUNNING, codes.MAX_STEPS, state.code)
+    code = jnp.where(code == codes.STALLED, codes.PRECISION_LIMITED, code)
+    told = noise <= sought
+    if tol is None:
+        sought, told = jnp.maximum(sought, noise), True
+    reached = (norm <= sought) & (code != codes.NOT_FINITE)
+    code = jnp.where(reached, jnp.where(told, codes.CONVERGED, codes.PRECISION_LIMITED), code).astype(jnp.int32)
 
     free = (jnp.broadcast_to(inner.l2, scaling.inverse.shape) == 0) & jnp.ones_like(scaling.inverse, bool)
-    data = one_pass.Data(inner.x, inner.y, weights, None, scaling)
-    low, high = separation.margins(step, data)
-    code, direction, complete = _separated(inner, data, point.params, code, jnp.maximum(-low, high), jnp.all(free))
-    kept = _independent(hessian, point.params, scaling, free)
-    deficient = jnp.any(kept.dependent) & ((code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED))
-    code = jnp.where(deficient, codes.RANK_DEFICIENT, code).astype(jnp.int32)
+    constant = free & (scaling.inverse == 0) if objective.fit_intercept else jnp.zeros_like(free)
+    # Sums of products are rounded: what is left of a column that depends on others is a few units in the last place.
+    pivots = jnp.diagonal(factored[1])[: shapes.weights.size].reshape(*scaling.inverse.shape, -1) ** 2
+    none = 64 * hessian.shape[0] * jnp.finfo(dtype).eps
+    combined = free & jnp.any(pivots <= none, axis=1) & (scaling.inverse != 0)
+    moving = ~(jnp.max(jnp.abs(step), initial=0) <= _STILL_MOVING[jnp.finfo(dtype).bits])
+    moving = moving & jnp.all(free) & (code != codes.NOT_FINITE)
+    solved = (code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED)
+    code = jnp.where(solved & jnp.any(constant), codes.RANK_DEFICIENT, code)
 
-    covariances = None
-    if with_inference:
-        covariances = inference.covariances(
-            kept.params, kept.inverse, kept.involved, data._replace(offset=inner.offset), free, objective.fit_intercept
-        )
-        known = (code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED) | (code == codes.RANK_DEFICIENT)
-        covariances = jax.tree.map(lambda c: jnp.where(known, c, jnp.nan), covariances)
-    n = jnp.asarray(x.shape[0], dtype) if weights is None else jnp.sum(weights)
+    n = jnp.asarray(jnp.shape(inner.x)[0], dtype) if inner.weights is None else jnp.sum(inner.weights)
     loss = point.value - _rows.penalty(scaling.penalty(inner.l2), point.params.weights)
-    rank = (jnp.sum(~kept.dependent) + objective.fit_intercept) * max(shapes.bias.size - 1, 1)
-    penalized = covariances.degrees if covariances is not None else jnp.full((), jnp.nan, dtype)
-    return LogisticFit(
-        params=inference.in_user_units(kept.params, scaling, free),
+    rank = (jnp.sum(~(constant | combined)) + objective.fit_intercept) * max(shapes.bias.size - 1, 1)
+    tiny = jnp.finfo(dtype).tiny
+    fit = LogisticFit(
+        params=inference.in_user_units(point.params, scaling, free),
         objective=point.value,
         gradient_norm=norm,
-        newton_decrement=decrement,
+        newton_decrement=jnp.vdot(ravel_pytree(point.gradient)[0], step) / 2 / jnp.maximum(jnp.abs(point.value), tiny),
         steps=state.step,
-        status=Status(code),
-        history=history,
-        dependent=kept.dependent,
-        direction=direction,
-        completely_separated=complete,
+        status=Status(code.astype(jnp.int32)),
+        history=History(history.value, history.gradient_norm),
+        dependent=constant | combined,
+        direction=jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), point.params),
+        completely_separated=jnp.zeros((), bool),
         log_likelihood=-n * loss,
-        null_log_likelihood=-n * _null_loss(inner, null),
+        null_log_likelihood=-n * _null_loss(inner, null, frequencies),
         num_observations=n,
-        degrees_of_freedom=jnp.where(jnp.all(free), rank.astype(dtype), penalized),
-        covariance=None if covariances is None else covariances.model,
-        robust_covariance=None if covariances is None else covariances.robust,
+        degrees_of_freedom=jnp.where(jnp.all(free), rank.astype(dtype), jnp.nan),
+        covariance=None,
+        robust_covariance=None,
         solver=name,
     )
+    return fit, Inside(point.params, scaling, hessian, free, moving, combined)
 
 
-def _null_loss(inner: LogisticObjective, null: LogisticParams) -> Any:
-    """The mean loss of the model without features, whose bias is fitted to the offset."""
-    columns = dataclasses.replace(inner, x=inner.x[:, :0], scaling=None, l2=jnp.zeros((), null.bias.dtype))
-    params = LogisticParams(null.weights[:0], null.bias)
-    if inner.offset is None or not inner.fit_intercept:
-        return columns.value_and_gradient(params)[0]
-    state = start(columns, params, Newton(), tol=0.0, max_steps=50)
-    return advance(columns, Newton(), state, tol=0.0, max_steps=50, chunk=50)[0].point.value
+def scaled(objective: LogisticObjective, dtype: Any, scaling: Scaling | None = None) -> LogisticObjective:
+    """The objective in terms of scaled features, with weights in the dtype of computation."""
+    weights = None if objective.weights is None else objective.weights.astype(dtype)
+    if scaling is None:
+        scaling = Scaling.of(policy.up(objective.x).astype(dtype), weights, centered=objective.fit_intercept)
+    return dataclasses.replace(objective, scaling=scaling, weights=weights)
+
+
+def _default_tolerance(inner: LogisticObjective, frequencies: Any) -> Any:
+    """1e-8 (float32: 1e-4) times 4 f (1 - f) for the rarest class: a gradient is small only beside the curvature."""
+    relative = _RELATIVE_TOLERANCE[jnp.finfo(frequencies.dtype).bits]
+    if not inner.fit_intercept:
+        return jnp.full((), relative, frequencies.dtype)
+    both = jnp.stack([frequencies, 1 - frequencies]) if frequencies.ndim == 0 else frequencies
+    rarest = jnp.min(jnp.clip(both, 1e-3 / max(inner.y.shape[0], 1), 0.5))
+    return relative * 4 * rarest * (1 - rarest)
 
 
 def _null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[LogisticParams, Any]:
-    """The parameters of the model without features, and 4 f(1 - f) for the share f of its rarest class.
-
-    The curvature of the loss is in proportion to the second: a gradient is small only beside it.
-    """
-    dtype = shapes.bias.dtype
+    """The parameters of the model without features (and without offset), and the share of each class."""
+    dtype, n = shapes.bias.dtype, max(inner.y.shape[0], 1)
     share = _rows.shares(inner.weights)
-    share = jnp.full(inner.y.shape[0], 1 / max(inner.y.shape[0], 1), dtype) if share is None else share
+    share = jnp.full(inner.y.shape[0], 1 / n, dtype) if share is None else share
     y = inner.y if inner.weights is None else _rows.only(inner.weights != 0, inner.y)
     if y.ndim == 1 and shapes.bias.ndim == 1:
         frequencies = jnp.zeros(shapes.bias.shape, dtype).at[y].add(share)
     else:
         frequencies = jnp.matmul(share, y.astype(dtype), precision=_rows.PRECISION)
-    frequencies = jnp.clip(frequencies, 1e-3 / max(inner.y.shape[0], 1), None)
-    if shapes.bias.ndim == 0:
-        frequencies = jnp.minimum(frequencies, 1 - 1e-3 / max(inner.y.shape[0], 1))
-        bias = jnp.log(frequencies) - jnp.log1p(-frequencies)
-    else:
-        bias = jnp.log(frequencies) - jnp.mean(jnp.log(frequencies))
-    spread = jnp.min(4 * frequencies * jnp.maximum(1 - frequencies, frequencies[..., None].min()))
+    # A class that no row has would have an infinite bias.
+    least = 1e-3 / n
+    inside = jnp.clip(frequencies, least, None if shapes.bias.ndim else 1 - least)
     if not inner.fit_intercept:
-        bias, spread = jnp.zeros_like(bias), jnp.ones_like(spread)
-    return LogisticParams(jnp.zeros_like(shapes.weights), bias), spread
+        bias = jnp.zeros_like(shapes.bias)
+    elif shapes.bias.ndim == 0:
+        bias = jnp.log(inside) - jnp.log1p(-inside)
+    else:
+        bias = jnp.log(inside) - jnp.mean(jnp.log(inside))
+    return LogisticParams(jnp.zeros_like(shapes.weights), bias), frequencies
 
 
-def _polished(inner: LogisticObjective, point: Point, state: Any) -> tuple[Point, Any, Any, LogisticParams]:
-    """The point after one more Newton step, if that helps; the Hessian, the decrement and the next step there."""
+def _null_loss(inner: LogisticObjective, null: LogisticParams, frequencies: Any) -> Any:
+    """The mean loss of the model without features: the entropy of the classes, or of a bias fitted to the offset."""
+    if inner.fit_intercept and inner.offset is None:
+        if frequencies.ndim == 0:
+            return binary_entropy(frequencies)
+        total = jnp.sum(frequencies)
+        return total * entropy(frequencies / jnp.where(total == 0, 1, total))
+    columns = dataclasses.replace(inner, x=inner.x[:, :0], scaling=None, l2=jnp.zeros((), null.bias.dtype))
+    params = LogisticParams(null.weights[:0], null.bias)
+    if not inner.fit_intercept:
+        return columns.value_and_gradient(params)[0]
+    solver = Newton()
+    return run_steps(columns, solver, opening(columns, params, solver, tol=0.0), 0.0, 50, 50)[0].point.value
+
+
+def _polished(inner: LogisticObjective, point: Point, state: Any) -> tuple[Point, Any, Any]:
+    """The point after one more Newton step, if that helps; the Hessian, and its factor."""
     start, unravel = ravel_pytree(point.params)
     hessian = state.hessian if isinstance(state, Curvature) else evaluate_with_hessian(inner, point.params)[1]
-    factor = damped_factor(hessian)
-    moved = evaluate(inner, unravel(start - solve_factored(factor, ravel_pytree(point.gradient)[0])))
+    factored = damped_factor(hessian)
+    moved = evaluate(inner, unravel(start - solve_factored(factored, ravel_pytree(point.gradient)[0])))
     better = largest_component(moved.gradient) < largest_component(point.gradient)
-    point = jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, point)
-    gradient = ravel_pytree(point.gradient)[0]
-    step = solve_factored(factor, gradient)
-    tiny = jnp.finfo(start.dtype).tiny
-    decrement = jnp.vdot(gradient, step) / 2 / jnp.maximum(jnp.abs(point.value), tiny)
-    return point, hessian, decrement, unravel(step)
-
-
-def _separated(
-    inner: LogisticObjective, data: one_pass.Data, params: LogisticParams, code: Any, change: Any, unpenalized: Any
-) -> tuple[Any, LogisticParams, Any]:
-    """The code, the direction that separates the classes (NaN without one), and whether it does so completely.
-
-    At a minimum a Newton step changes no logit; where none exists it goes on changing them, however small the
-    gradient has become.
-    """
-    nowhere = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
-
-    def probe() -> tuple[Any, LogisticParams, Any]:
-        penalty = {32: 1e4, 64: 1e8}[jnp.finfo(params.bias.dtype).bits]
-        toward = separation.sum_of_margins(params, data, fit_intercept=inner.fit_intercept)
-        objective = separation.SeparationProbe(data, toward, penalty, inner.fit_intercept)
-        state = start(objective, toward, Newton(), tol=1e-6, max_steps=100)
-        found = advance(objective, Newton(), state, tol=1e-6, max_steps=100, chunk=100)[0].point.params
-        low, high = separation.margins(found, data)
-        own_low, own_high = separation.margins(params, data)
-        complete = own_low > _NO_MARGIN * own_high
-        separated = complete | ((high > 0) & (low >= -_NO_MARGIN * high))
-        direction = jax.tree.map(lambda p, v: jnp.where(complete, p, v), params, found)
-        length = largest_component(direction)
-        direction = jax.tree.map(
-            lambda v: jnp.where(separated, v / jnp.where(length == 0, 1, length), jnp.nan), direction
-        )
-        unknown = jnp.where(code == codes.CONVERGED, codes.PRECISION_LIMITED, code)
-        return jnp.where(separated, codes.SEPARATED, unknown), direction, complete & separated
-
-    suspicious = unpenalized & ~(change <= _STILL_MOVING) & (code != codes.NOT_FINITE)
-    return jax.lax.cond(suspicious, probe, lambda: (code, nowhere, jnp.zeros((), bool)))
-
-
-class _Independent(NamedTuple):
-    """Parameters of minimum norm, which columns depend on those before them, which parameters are not determined, and
-    the inverse of the Hessian on all others."""
-
-    params: LogisticParams
-    dependent: Any
-    involved: Any
-    inverse: Any
-
-
-def _independent(hessian: Any, params: LogisticParams, scaling: Scaling, free: Any) -> _Independent:
-    dtype, (d, k) = hessian.dtype, (params.weights.shape[0], params.bias.size)
-    none = {32: 1e-5, 64: 1e-10}[jnp.finfo(dtype).bits]
-    diagonal = jnp.diagonal(hessian)
-    scale = jnp.where(diagonal > 0, jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 1)
-    # A pivot is what a column has left of its square when those before it are taken out of it.
-    pivots = jnp.diagonal(damped_factor(hessian)[1]) ** 2
-    constant = free & (scaling.inverse == 0)
-    combined = free & jnp.any(pivots[: d * k].reshape(d, k) <= none, axis=1) & ~constant
-    weights_u, unravel = ravel_pytree(params)
-    factors = jnp.concatenate([jnp.repeat(scaling.inverse, k), jnp.zeros(k, dtype)])
-
-    def minimum_norm() -> tuple[LogisticParams, Any, Any]:
-        values, vectors = jnp.linalg.eigh(hessian * scale * scale[:, None])
-        is_null = values <= none
-        null = scale[:, None] * jnp.where(is_null, vectors, 0)
-        in_units = factors[:, None] * null
-        shift = jnp.matmul(jnp.linalg.pinv(in_units, rtol=1e-8), factors * weights_u, precision=_rows.PRECISION)
-        inverse = vectors * jnp.where(is_null, 0, 1 / jnp.where(is_null, 1, values))
-        inverse = scale[:, None] * jnp.matmul(inverse, vectors.T, precision=_rows.PRECISION) * scale
-        moved = weights_u - jnp.matmul(null, shift, precision=_rows.PRECISION)
-        return unravel(moved), jnp.any(jnp.abs(jnp.where(is_null, vectors, 0)) > 1e-6, axis=1), inverse
-
-    def as_it_is() -> tuple[LogisticParams, Any, Any]:
-        return (
-            params,
-            jnp.zeros(hessian.shape[0], bool),
-            solve_positive(hessian, jnp.eye(hessian.shape[0], dtype=dtype)),
-        )
-
-    params, involved, inverse = jax.lax.cond(jnp.any(combined), minimum_norm, as_it_is)
-    held = jnp.concatenate([jnp.repeat(constant, k), jnp.zeros(k, bool)])
-    return _Independent(params, combined | constant, involved | held, inverse)
+    return jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, point), hessian, factored
