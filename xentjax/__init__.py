@@ -26,8 +26,10 @@ from xentjax.models.logistic import (
 )
 from xentjax.models.objective import LogisticObjective
 from xentjax.solvers.gradient_descent import GradientDescent
+from xentjax.solvers.lbfgs import LBFGS
 from xentjax.solvers.minimize import History, Solution, Solver, iterate, minimize
 from xentjax.solvers.newton import Newton
+from xentjax.solvers.newton_cg import NewtonCG
 from xentjax.solvers.objective import Objective
 from xentjax.solvers.optax import Optax
 from xentjax.solvers.status import Status
@@ -36,6 +38,7 @@ from xentjax.training.fit_result import LogisticFit
 from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train_minibatch
 
 __all__ = [
+    "LBFGS",
     "GradientDescent",
     "GradientReport",
     "History",
@@ -44,6 +47,7 @@ __all__ = [
     "LogisticParams",
     "MinibatchResult",
     "Newton",
+    "NewtonCG",
     "Objective",
     "Optax",
     "Solution",

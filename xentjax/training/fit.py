@@ -26,6 +26,10 @@ from xentjax.training.solvers_by_name import chosen_solver
 #: Up to this many parameters their covariances are computed unless told otherwise.
 _INFERENCE = 1000
 
+#: Beyond this many parameters no Hessian is formed, but for a solver or covariances that need it. Where a penalty holds
+#: all of them, nothing is left to be found in it, and products take less time from the second number on.
+_DENSE, _DENSE_PENALIZED = 2000, 100
+
 
 def fit_logistic(
     x: ArrayLike,
@@ -62,7 +66,8 @@ def fit_logistic(
         mapping of classes to factors (1 for others), or an array ``[K]``. For labels that are integers.
       offset: known parts o of the logits, ``[n]`` or ``[n, K]``.
       fit_intercept: whether there is a bias b.
-      solver: ``"auto"``, ``"newton"``, or any :class:`Solver`.
+      solver: ``"auto"``, which chooses by the shape of the problem, ``"newton"``, ``"lbfgs"``, ``"newton-cg"``, or any
+        :class:`Solver`. The result names it, and the reason.
       tol: bound of the gradient's largest component, in units of standardized features. By default 1e-8 (float32:
         1e-4) times 4 f (1 - f), f being the share of the rarest class, or the gradient's rounding error, if that is
         more. Whatever the solver, a last Newton step follows, so that coefficients are better than that.
@@ -97,14 +102,16 @@ def fit_logistic(
     if tol is not None:
         checks.require_tolerance(tol)
     size = shapes.weights.size + shapes.bias.size
-    name, made = chosen_solver("fit_logistic", solver, objective, size)
+    name, made, reason = chosen_solver("fit_logistic", solver, objective, shapes)
     if init is not None:
         init = params_as_arrays("fit_logistic", "init", init)
         for field, got, needed in zip(init._fields, init, shapes, strict=True):
             policy.require_shape("fit_logistic", f"init.{field}", got.shape, needed.shape, "that of the parameters")
     with_inference = size <= _INFERENCE if inference is None else inference
     static, data = separate((objective, made, init, shapes, tol))
-    fit, inside = _solved(static, data, name, steps)
+    penalized = _known(objective.l2) and bool(np.all(np.asarray(objective.l2) > 0))
+    matrix_free = size > (_DENSE_PENALIZED if penalized else _DENSE) and not with_inference
+    fit, inside = _solved(static, data, name, reason, steps, matrix_free)
     if isinstance(inside.moving, jax.core.Tracer):
         certain, doubtful = (lambda: as_it_is(fit, inside)), (lambda: explained(objective, fit, inside))
         fit, inside, inverse = jax.lax.cond(inside.doubtful, doubtful, certain)
@@ -116,10 +123,13 @@ def fit_logistic(
     return _with_covariances(*separate((objective, fit, inside, None))) if with_inference else fit
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3))
-def _solved(static: Any, data: Any, name: str, max_steps: int) -> tuple[LogisticFit, Inside]:
+@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4, 5))
+def _solved(
+    static: Any, data: Any, name: str, reason: str, max_steps: int, matrix_free: bool
+) -> tuple[LogisticFit, Inside]:
     objective, solver, init, shapes, tol = join(static, data)
-    return solve(objective, solver, init, tol, shapes=shapes, name=name, max_steps=max_steps)
+    how: dict[str, Any] = {"name": name, "reason": reason, "max_steps": max_steps, "matrix_free": matrix_free}
+    return solve(objective, solver, init, tol, shapes=shapes, **how)
 
 
 @functools.partial(jax.jit, static_argnums=0)

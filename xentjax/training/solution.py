@@ -17,10 +17,11 @@ from xentjax.models.objective import LogisticObjective
 from xentjax.models.scaling import Scaling
 from xentjax.solvers import status as codes
 from xentjax.solvers.minimize import History, opening, run_steps
-from xentjax.solvers.newton import Curvature, Newton, damped_factor, solve_factored
-from xentjax.solvers.objective import Point, evaluate, evaluate_with_hessian, largest_component
+from xentjax.solvers.newton import Newton
+from xentjax.solvers.objective import largest_component
 from xentjax.solvers.status import Status
 from xentjax.training.fit_result import LogisticFit
+from xentjax.training.polish import polished
 
 #: The default tolerance beside the curvature, and a Newton step beside the features' deviations that is no rounding.
 _RELATIVE_TOLERANCE = {32: 1e-4, 64: 1e-8}
@@ -32,7 +33,7 @@ class Inside(NamedTuple):
 
     params: LogisticParams
     scaling: Scaling
-    hessian: Any
+    hessian: Any  # None where the parameters are too many for it
     free: Any  # features without penalty
     moving: Any  # a Newton step from here is more than rounding, and no penalty holds the parameters
     combined: Any  # [d], columns that depend on those before them
@@ -50,9 +51,15 @@ def solve(
     *,
     shapes: LogisticParams,
     name: str,
+    reason: str,
     max_steps: int,
+    matrix_free: bool,
 ) -> tuple[LogisticFit, Inside]:
-    """The minimum of an objective whose data are in the user's units, without covariances."""
+    """The minimum of an objective whose data are in the user's units, without covariances.
+
+    It ends with a Newton step. ``matrix_free`` that is made of products with the Hessian, for parameters too many for
+    the matrix; there is then no test whether columns depend on others, but for those that are constant.
+    """
     dtype = shapes.bias.dtype
     inner = scaled(objective, dtype)
     null, frequencies = _null_model(inner, shapes)
@@ -62,8 +69,7 @@ def solve(
     state = opening(inner, first, solver, tol=sought)
     state, history = run_steps(inner, solver, state, sought, max_steps, max_steps)
 
-    point, hessian, factored = _polished(inner, state.point, state.solver)
-    step = solve_factored(factored, ravel_pytree(point.gradient)[0])
+    point, step, hessian, pivots = polished(inner, solver, state.point, state.solver, matrix_free=matrix_free)
     norm = largest_component(point.gradient)
     noise = inner.gradient_error(point.params)
     code = jnp.where(state.code == codes.RUNNING, codes.MAX_STEPS, state.code)
@@ -77,9 +83,8 @@ def solve(
     free = (jnp.broadcast_to(inner.l2, scaling.inverse.shape) == 0) & jnp.ones_like(scaling.inverse, bool)
     constant = free & (scaling.inverse == 0) if objective.fit_intercept else jnp.zeros_like(free)
     # Sums of products are rounded: what is left of a column that depends on others is a few units in the last place.
-    pivots = jnp.diagonal(factored[1])[: shapes.weights.size].reshape(*scaling.inverse.shape, -1) ** 2
-    none = 64 * hessian.shape[0] * jnp.finfo(dtype).eps
-    combined = free & jnp.any(pivots <= none, axis=1) & (scaling.inverse != 0)
+    none = 64 * step.size * jnp.finfo(dtype).eps
+    combined = free & (pivots <= none) & (scaling.inverse != 0) if pivots is not None else jnp.zeros_like(free)
     moving = ~(jnp.max(jnp.abs(step), initial=0) <= _STILL_MOVING[jnp.finfo(dtype).bits])
     moving = moving & jnp.all(free) & (code != codes.NOT_FINITE)
     solved = (code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED)
@@ -107,6 +112,7 @@ def solve(
         covariance=None,
         robust_covariance=None,
         solver=name,
+        reason=reason,
     )
     return fit, Inside(point.params, scaling, hessian, free, moving, combined)
 
@@ -164,13 +170,3 @@ def _null_loss(inner: LogisticObjective, null: LogisticParams, frequencies: Any)
         return columns.value_and_gradient(params)[0]
     solver = Newton()
     return run_steps(columns, solver, opening(columns, params, solver, tol=0.0), 0.0, 50, 50)[0].point.value
-
-
-def _polished(inner: LogisticObjective, point: Point, state: Any) -> tuple[Point, Any, Any]:
-    """The point after one more Newton step, if that helps; the Hessian, and its factor."""
-    start, unravel = ravel_pytree(point.params)
-    hessian = state.hessian if isinstance(state, Curvature) else evaluate_with_hessian(inner, point.params)[1]
-    factored = damped_factor(hessian)
-    moved = evaluate(inner, unravel(start - solve_factored(factored, ravel_pytree(point.gradient)[0])))
-    better = largest_component(moved.gradient) < largest_component(point.gradient)
-    return jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, point), hessian, factored
