@@ -10,22 +10,19 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from xentjax.solvers.conjugate_gradients import conjugate_gradients
-from xentjax.solvers.line_search import value_rounding
+from xentjax.solvers.line_search import search, value_rounding
 from xentjax.solvers.metric import Metric, metric_at, raveled, require_kind
-from xentjax.solvers.objective import Point, evaluate, linearized
+from xentjax.solvers.objective import Point, linearized
 
-#: A step is taken where the loss falls by this share of what its parabola says; the region shrinks below the second
-#: share, and grows above the third.
-_TAKEN, _POOR, _GOOD = 1e-4, 0.25, 0.75
+#: The next radius, in lengths of the last step, where that was shorter than this share of what was tried, or went to
+#: the border.
+_ROOM, _SHORT = 2.0, 0.9
 
 #: The first radius, in lengths of the gradient in the metric.
 _FIRST_RADIUS = 10.0
 
 #: Which share of the gradient conjugate gradients may leave, at most and at least.
 _LOOSE, _TIGHT = 0.1, 1e-3
-
-#: Up to this many roundings of the value what a step gains is told from slopes, which are as exact there.
-_BY_SLOPES = 1e3
 
 
 class Region(NamedTuple):
@@ -91,27 +88,22 @@ class NewtonCG:
         made = conjugate_gradients(
             lambda v: raveled(product(unravel(v))), -gradient, metric.solve, tol=state.left, radius=state.radius
         )
-        new = evaluate(objective, unravel(origin + made.solution))
-        end = raveled(new.gradient)
-        before, after = _norm(metric, gradient), _norm(metric, end)
+        step, slope = made.solution, jnp.vdot(gradient, made.solution)
+        new, found = search(objective, point, step, slope, jnp.ones_like(slope))
+        before, after = _norm(metric, gradient), _norm(metric, raveled(new.gradient))
+        # Where what the step could gain is below the value's rounding, it must make the gradient smaller.
+        taken = found & ((made.decrease >= value_rounding(point)) | (after < before))
 
-        rounding = value_rounding(point)
-        # The mean of the slopes at both ends is right for a parabola, and has digits where values have none.
-        by_slopes = -jnp.vdot(gradient + end, made.solution) / 2
-        gained = jnp.where(made.decrease < _BY_SLOPES * rounding, by_slopes, point.value - new.value)
-        ratio = gained / jnp.where(made.decrease > 0, made.decrease, 1)
-        ratio = jnp.where(jnp.isfinite(new.value) & jnp.isfinite(after), ratio, -jnp.inf)
-        # What the step could gain is below the value's rounding: it must make the gradient smaller.
-        flat = made.decrease < rounding
-        taken = (ratio > _TAKEN) & (~flat | (after < before))
-        # A step that moves nothing was made of rounding.
-        spent = ~taken & (flat | ~jnp.any(origin + made.solution != origin))
-
-        radius = jnp.where(made.at_border, 4 * state.radius, state.radius)
-        radius = jnp.where(ratio > _GOOD, radius, jnp.where(ratio < _POOR, made.length / 4, state.radius))
+        size = jnp.vdot(step, step)
+        share = jnp.vdot(raveled(new.params) - origin, step) / jnp.where(size > 0, size, 1)
+        # The parabola holds as far as the search went; at the border of what was tried it may hold farther.
+        reached = _ROOM * share * made.length
+        radius = jnp.where(
+            share < _SHORT, reached, jnp.where(made.at_border, jnp.maximum(reached, state.radius), state.radius)
+        )
         left = jnp.clip(after / jnp.where(before > 0, before, 1), _TIGHT, _LOOSE)
         kept = jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, point)
-        return kept, Region(metric, radius, jnp.where(taken, left, state.left), spent)
+        return kept, Region(metric, radius, left, ~taken)
 
 
 def _norm(metric: Metric, gradient: Any) -> Any:

@@ -15,8 +15,8 @@ from xentjax.solvers.newton_cg import NewtonCG
 
 SOLVERS: dict[str, Any] = {"newton": Newton, "lbfgs": LBFGS, "newton-cg": NewtonCG}
 
-#: Up to this many features the Hessian's blocks are made of all rows once; beyond, its diagonal.
-_BLOCKS = 1000
+#: Up to this many numbers (32 MiB in float64) the metric is the Hessian's blocks; beyond, its diagonal.
+_BLOCKS = 2**22
 
 #: A Hessian is made at every step up to this many parameters; K classes take K² as much time, and other ways less.
 _NEWTON, _NEWTON_CLASSES = 500, 12
@@ -38,7 +38,7 @@ def chosen_solver(function: str, solver: Any, objective: Any, shapes: LogisticPa
             names = ", ".join(repr(name) for name in ("auto", *SOLVERS))
             raise ValueError(f"{function}: solver must be one of {names} or a Solver, got {solver!r}")
         kind = SOLVERS[solver]
-        return solver, kind(metric=_metric(d)) if kind in (LBFGS, NewtonCG) else kind(), "as asked for"
+        return solver, kind(metric=_metric(d, k)) if kind in (LBFGS, NewtonCG) else kind(), "as asked for"
     checks.require_solver(solver)
     return type(solver).__name__, solver, "as given"
 
@@ -49,7 +49,7 @@ def _automatic(n: int, d: int, k: int, dtype: Any) -> tuple[str, Any, str]:
     if jax.default_backend() != "cpu":
         if size <= _NEWTON_ACCELERATED:
             return "newton", Newton(), f"with few enough parameters ({size}) for their Hessian"
-        return _by_products(size, d)
+        return _by_products(d, k)
     if n >= _MANY_ROWS and size <= _NEWTON and n >= _STRIDE * _ROWS_EACH * size:
         why = f"as many rows ({n}) for {size} parameters make the Hessian of every {_STRIDE}th row a good metric"
         return "lbfgs", LBFGS(metric="hessian", subsample=_STRIDE), why
@@ -57,12 +57,13 @@ def _automatic(n: int, d: int, k: int, dtype: Any) -> tuple[str, Any, str]:
         # The steps are as good with a Hessian of half the digits, and the last one is made with all of them.
         made = Newton("float32" if dtype == jnp.float64 else None)
         return "newton", made, f"with few enough parameters ({size}) for their Hessian"
-    return _by_products(size, d)
+    return _by_products(d, k)
 
 
-def _by_products(size: int, d: int) -> tuple[str, Any, str]:
-    return "newton-cg", NewtonCG(metric=_metric(d)), f"with too many parameters ({size}) for their Hessian"
+def _by_products(d: int, k: int) -> tuple[str, Any, str]:
+    why = f"with too many parameters ({(d + 1) * k}) to make their Hessian at every step"
+    return "newton-cg", NewtonCG(metric=_metric(d, k)), why
 
 
-def _metric(d: int) -> str:
-    return "blocks" if d <= _BLOCKS else "diagonal"
+def _metric(d: int, k: int) -> str:
+    return "blocks" if k * (d + 1) ** 2 <= _BLOCKS else "diagonal"
