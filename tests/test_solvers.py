@@ -27,7 +27,6 @@ SOLVERS = {
     "newton-cg, blocks": NewtonCG("blocks"),
     "lbfgs": LBFGS(),
     "lbfgs, identity": LBFGS(memory=5, metric="identity"),
-    "lbfgs, blocks": LBFGS(metric="blocks"),
     "lbfgs, subsample": LBFGS(metric="hessian", subsample=3),
     "lbfgs, subsampled blocks": LBFGS(metric="blocks", subsample=2),
 }
@@ -84,8 +83,19 @@ def table(params):
     return table if table.ndim == 1 else np.c_[table[:-1].T, (table[-1] - table[-1].mean())].T
 
 
-@pytest.mark.parametrize("classes", [1, 3], ids=["two classes", "three"])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    ("solver", "classes"),
+    [
+        ("newton", 3),
+        ("newton, half digits", 1),
+        ("newton-cg, identity", 1),
+        ("newton-cg, blocks", 3),
+        ("lbfgs", 3),
+        ("lbfgs, identity", 1),
+        ("lbfgs, subsample", 1),
+        ("lbfgs, subsampled blocks", 3),
+    ],
+)
 def test_the_minimum_is_found(solver, classes):
     x, y = problem(max(classes, 2))
     expected, hessian = truth(x, y, 0.01, classes)
@@ -98,32 +108,31 @@ def test_the_minimum_is_found(solver, classes):
     np.testing.assert_allclose(table(solution.params), expected, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("start", [(-1.2, 1.0), (0.0, 1.0)], ids=["valley", "negative curvature"])
-@pytest.mark.parametrize("solver", ["newton-cg", "lbfgs", "lbfgs, identity"])
-def test_the_valley_of_rosenbrock(solver, start):
+@pytest.mark.parametrize("solver", ["newton-cg", "lbfgs"])
+def test_the_valley_of_rosenbrock(solver):
     def rosenbrock(p):
         return 100 * (p["y"] - p["x"] ** 2) ** 2 + (1 - p["x"]) ** 2
 
-    curvature = jax.grad(jax.grad(lambda x: rosenbrock({"x": x, "y": start[1]})))(start[0])
-    assert (curvature < 0) == (start[0] == 0)
-    solution = minimize(rosenbrock, dict(zip("xy", start, strict=True)), SOLVERS[solver], tol=1e-9, max_steps=100)
-    assert solution.status == "converged"
+    start = {"x": jnp.array([-1.2, 0.0]), "y": jnp.array([1.0, 1.0])}
+    assert jax.hessian(rosenbrock)({"x": 0.0, "y": 1.0})["x"]["x"] == -398  # where the second run starts
+    run = lambda init: minimize(rosenbrock, init, SOLVERS[solver], tol=1e-9, max_steps=100)
+    solution = jax.vmap(run)(start)
+    assert np.all(solution.status == "converged")
     # The least curvature at (1, 1) is 0.4.
     np.testing.assert_allclose([solution.params["x"], solution.params["y"]], 1, atol=2e-9 / 0.39)
 
 
-@pytest.mark.parametrize("solver", EACH)
-def test_plain_functions_get_their_derivatives_from_jax(solver):
+def test_newton_on_a_plain_function_gets_its_hessian_from_jax():
     """A convex function of two arrays whose minimum is known: exp(u) - u c, at log c."""
     c = jnp.array([0.1, 2.0, 30.0])
     objective = lambda p: jnp.sum(jnp.exp(p["u"]) - c * p["u"]) + (p["v"] - 3) ** 4 + (p["v"] - 3) ** 2
-    solution = minimize(objective, {"u": jnp.zeros(3), "v": 0.0}, SOLVERS[solver], tol=1e-11, max_steps=100)
+    solution = minimize(objective, {"u": jnp.zeros(3), "v": 0.0}, Newton(), tol=1e-11, max_steps=100)
     assert solution.status == "converged"
     np.testing.assert_allclose(solution.params["u"], np.log(c), atol=1.1e-11 / 0.1)
     np.testing.assert_allclose(solution.params["v"], 3, atol=1e-11)
 
 
-@pytest.mark.parametrize("solver", EACH)
+@pytest.mark.parametrize("solver", ["newton", "newton-cg"])
 def test_singular_problems_reach_the_least_value(solver):
     """A column twice, a column of zeros, nothing penalized: the value is that without them."""
     x, y = problem(2)
@@ -142,8 +151,9 @@ def test_singular_problems_reach_the_least_value(solver):
 # -- rounding, and problems without a minimum --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("solver", [*EACH, "lbfgs, identity", "newton-cg, identity"])
+@pytest.mark.parametrize(
+    ("solver", "dtype"), [*((solver, "float32") for solver in EACH), ("lbfgs, identity", "float64")]
+)
 def test_what_cannot_be_reached_stalls_at_the_noise(solver, dtype):
     x, y = problem(2, n=500)
     objective = LogisticObjective(jnp.asarray(x, dtype), jnp.asarray(y), jnp.asarray(0.01, dtype))
@@ -156,32 +166,29 @@ def test_what_cannot_be_reached_stalls_at_the_noise(solver, dtype):
     assert np.abs(exact[0]).max() <= 4 * float(objective.gradient_error(solution.params))
 
 
-@pytest.mark.parametrize("solver", EACH)
+@pytest.mark.parametrize("solver", ["newton-cg", "lbfgs"])
 def test_unbounded_problems_do_not_converge(solver):
     solution = minimize(lambda p: jnp.sum(p), jnp.zeros(3), SOLVERS[solver], max_steps=50)
     assert solution.status != "converged"
-    assert solution.value <= -100
     assert np.isfinite(solution.value)
-    separable = LogisticObjective(jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), jnp.array([0, 0, 1, 1]))
-    solution = minimize(separable, separable.init(), SOLVERS[solver], tol=0.0, max_steps=20)
-    assert solution.status != "converged"
-    assert solution.params.weights > 10
+    assert solution.value <= -100
 
 
 @pytest.mark.parametrize("solver", EACH)
 def test_values_that_are_no_numbers(solver):
-    assert minimize(lambda p: jnp.sum(p) * jnp.nan, jnp.zeros(3), SOLVERS[solver]).status == "not_finite"
-    # Beyond 0 it is NaN: steps are shortened until they stay where it is finite.
+    """Beyond 0 it is NaN: steps are shortened until they stay where it is finite. A start there is told."""
     wall = lambda p: jnp.sum(p - jnp.log(p))
-    solution = minimize(wall, jnp.array([50.0, 0.1]), SOLVERS[solver], tol=1e-9, max_steps=100)
-    assert solution.status == "converged"
-    np.testing.assert_allclose(solution.params, 1, atol=2e-9)
+    run = lambda init: minimize(wall, init, SOLVERS[solver], tol=1e-9, max_steps=100)
+    solution = jax.vmap(run)(jnp.array([[50.0, 0.1], [1.0, -1.0]]))
+    assert solution.status.names.tolist() == ["converged", "not_finite"]
+    np.testing.assert_allclose(solution.params[0], 1, atol=2e-9)
+    assert solution.params[1].tolist() == [1, -1]
 
 
 # -- transformations ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", ["newton", "newton-cg, blocks", "lbfgs", "lbfgs, subsample"])
+@pytest.mark.parametrize("solver", ["newton", "newton-cg, blocks", "lbfgs, subsample"])
 def test_vmap_over_data_and_penalties_equals_single_runs(solver):
     pairs = [problem(2, seed=seed) for seed in range(3)]
     x, y = (jnp.asarray(np.stack(part)) for part in zip(*pairs, strict=True))
@@ -231,16 +238,13 @@ def objectives():
     weights = np.where(rng.random(150) < 0.2, 0.0, rng.random(150))
     unknown = np.where(weights[:, None] == 0, np.nan, x)
     offset = rng.standard_normal(150)
-    x3, y3 = problem(3, n=150)
+    x3, _ = problem(3, n=150)
     masses = rng.random((150, 3))
     scaling = Scaling.of(jnp.asarray(x))
     return {
-        "two classes": LogisticObjective(x, y, 0.3),
         "weights, offset, factors": LogisticObjective(unknown, y, np.arange(4.0), weights, offset),
         "scaled": LogisticObjective(x, y, 0.3, scaling=scaling),
         "no intercept": LogisticObjective(x, y, 0.3, fit_intercept=False),
-        "automatic": LogisticObjective(x, y, 0.3, gradient="auto"),
-        "classes": LogisticObjective(x3, y3, 0.1),
         "classes, masses": LogisticObjective(x3, masses, np.arange(4.0), weights, offset[:, None] * np.arange(3)),
     }
 
@@ -348,7 +352,7 @@ def test_conjugate_gradients_solve_and_keep_to_the_region():
 # -- fits --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", ["newton", "lbfgs", "newton-cg", "auto"])
+@pytest.mark.parametrize("solver", ["lbfgs", "newton-cg", "auto"])
 def test_one_in_ten_thousand_has_the_same_coefficients_with_every_solver(solver):
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((100_000, 3)), np.zeros(100_000, int)
@@ -361,35 +365,32 @@ def test_one_in_ten_thousand_has_the_same_coefficients_with_every_solver(solver)
     np.testing.assert_allclose(np.append(fit.params.weights, fit.params.bias), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("solver", ["newton", "lbfgs", "newton-cg"])
+@pytest.mark.parametrize("solver", ["lbfgs", "newton-cg"])
 def test_penalties_of_all_sizes_are_no_obstacle(solver):
     """Columns from 1e-4 to 1e4 in size with one penalty: the curvature varies over ten orders of magnitude."""
     x, y = problem(2)
-    x = x * np.array([1e-4, 1e-2, 1.0, 1e4])
-    expected, _ = truth(x, y, 0.01)
-    fit = xj.fit_logistic(x, y, l2=0.01, solver=solver, inference=False)
+    sizes = np.array([1e-4, 1e-2, 1.0, 1e4])
+    expected, _ = truth(x, y, 0.01 / sizes**2)
+    fit = xj.fit_logistic(x * sizes, y, l2=0.01, solver=solver, inference=False)
     assert fit.status == "converged"
-    np.testing.assert_allclose(np.append(fit.params.weights, fit.params.bias), expected, rtol=1e-8)
+    np.testing.assert_allclose(np.append(fit.params.weights * sizes, fit.params.bias), expected, rtol=1e-9)
+    assert fit.reason == "as asked for"
+    assert "solver: " + solver + ", as asked for" in fit.summary()
 
 
-@pytest.mark.parametrize("classes", [1, 3], ids=["two classes", "three"])
-def test_without_a_hessian_the_certificate_is_the_same(classes, monkeypatch):
-    x, y = problem(max(classes, 2))
-    dense = xj.fit_logistic(x, y, solver="lbfgs", inference=False)
+def test_without_a_hessian_the_result_is_as_good(monkeypatch):
     monkeypatch.setattr(fitting, "_DENSE", 1)
-    free = xj.fit_logistic(x, y, solver="lbfgs", inference=False)
-    assert (str(dense.status), str(free.status)) == ("converged", "converged")
-    np.testing.assert_allclose(free.params.weights, dense.params.weights, rtol=1e-9, atol=1e-10)
-    assert free.newton_decrement < 1e-20
-    assert dense.newton_decrement < 1e-20
-    early = xj.fit_logistic(x, y, solver="newton-cg", inference=False, max_steps=2)
-    assert early.status == "max_steps"
-    assert early.newton_decrement > 1e-12
+    x, y = problem(3)
+    expected, _ = truth(x, y, 0.0, 3)
+    fit = xj.fit_logistic(x, y, solver="lbfgs", inference=False)
+    assert fit.status == "converged"
+    np.testing.assert_allclose(fit.params.weights, (expected - expected[:, :1])[:-1], rtol=1e-9, atol=1e-9)
+    assert 0 <= fit.newton_decrement < 1e-20
 
 
 def test_without_a_hessian_separation_is_found(monkeypatch):
     monkeypatch.setattr(fitting, "_DENSE", 1)
-    x, y = problem(2)
+    x, _ = problem(2)
     fit = xj.fit_logistic(x, (x[:, 0] > 0.1).astype(int), solver="newton-cg", inference=False)
     assert fit.status == "separated"
     assert bool(fit.completely_separated)
@@ -408,7 +409,3 @@ def test_the_choice_of_a_solver_says_why():
     assert choice(300_000, 54, 1) == ("lbfgs", LBFGS(metric="hessian", subsample=8))
     assert choice(1797, 64, 10) == ("newton-cg", NewtonCG("blocks"))
     assert choice(2000, 10_000, 1) == ("newton-cg", NewtonCG("diagonal"))
-    x, y = problem(2)
-    fit = xj.fit_logistic(x, y, l2=0.1)
-    assert fit.reason in fit.summary()
-    assert fit.solver == "newton"
