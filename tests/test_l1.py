@@ -52,7 +52,7 @@ def theirs(x, y, l1, l2=0.0):
 
 
 @pytest.mark.parametrize("l2", [0.0, 0.02])
-@pytest.mark.parametrize("solver", ["auto", "proximal_gradient"])
+@pytest.mark.parametrize("solver", ["auto", "proximal-gradient"])
 def test_the_minimum_and_its_zeros(solver, l2):
     l1 = TOP / 10
     fit = xj.fit_logistic(X, Y, l1=l1, l2=l2, solver=solver)
@@ -145,7 +145,7 @@ def test_no_factor_is_the_smooth_fit():
     np.testing.assert_array_equal(xj.fit_logistic(X, Y, l2=0.01, l1=0.0).params.weights, smooth.params.weights)
     # An array is a penalty, whatever it holds: the same minimum by another way.
     traced = xj.fit_logistic(X, Y, l2=0.01, l1=jnp.zeros(()))
-    assert (smooth.solver, traced.solver) == ("newton", "proximal_newton")
+    assert (smooth.solver, traced.solver) == ("newton", "proximal-newton")
     np.testing.assert_allclose(traced.params.weights, smooth.params.weights, rtol=1e-10)
 
 

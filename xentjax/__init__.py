@@ -26,8 +26,10 @@ from xentjax.models.logistic import (
 )
 from xentjax.models.objective import LogisticObjective
 from xentjax.solvers.gradient_descent import GradientDescent
+from xentjax.solvers.lbfgs import LBFGS
 from xentjax.solvers.minimize import History, Solution, Solver, iterate, minimize
 from xentjax.solvers.newton import Newton
+from xentjax.solvers.newton_cg import NewtonCG
 from xentjax.solvers.objective import Objective
 from xentjax.solvers.optax import Optax
 from xentjax.solvers.proximal_gradient import ProximalGradient
@@ -41,6 +43,7 @@ from xentjax.training.path import fit_path, lambda_max
 from xentjax.training.path_result import LogisticPath
 
 __all__ = [
+    "LBFGS",
     "GradientDescent",
     "GradientReport",
     "History",
@@ -50,6 +53,7 @@ __all__ = [
     "LogisticPath",
     "MinibatchResult",
     "Newton",
+    "NewtonCG",
     "Objective",
     "Optax",
     "ProximalGradient",

@@ -175,9 +175,9 @@ def hessian_diagonal(a: Arguments) -> Any:
     return (one_pass.diagonal(a.params, a.data) + _penalty_curvature(a)).ravel()
 
 
-def hessian_blocks(a: Arguments) -> Any:
+def hessian_blocks(a: Arguments, dtype: Any = None) -> Any:
     """The blocks ``[K, d + 1, d + 1]`` of the Hessian between parameters of the same class (two classes: K = 1)."""
-    blocks, k = one_pass.diagonal_blocks(a.params, a.data), a.params.bias.size
+    blocks, k = one_pass.diagonal_blocks(a.params, a.data, dtype), a.params.bias.size
     penalty = _penalty_curvature(a).reshape(-1, k).T
     return blocks + penalty[:, :, None] * jnp.eye(penalty.shape[1], dtype=penalty.dtype)
 

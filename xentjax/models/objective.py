@@ -170,7 +170,7 @@ class LogisticObjective:
         return jnp.broadcast_to(~held, self.x.shape[1:])
 
     def linearized(self, params: LogisticParams) -> Callable[[LogisticParams], LogisticParams]:
-        """:meth:`hvp` at params as a function of the direction alone: a number for each logit is kept for all of them."""
+        """direction -> :meth:`hvp` at params, in half the time: a number for each logit is kept for all directions."""
         if self.gradient == "auto":
             return jax.linearize(jax.grad(self.value), params)[1]
         product = closed_form.linearized(self._arguments(params))
@@ -180,12 +180,13 @@ class LogisticObjective:
         """The diagonal of the Hessian, in the order of the raveled parameters."""
         return closed_form.hessian_diagonal(self._arguments(params))
 
-    def hessian_blocks(self, params: LogisticParams) -> jax.Array:
+    def hessian_blocks(self, params: LogisticParams, dtype: Any = None) -> jax.Array:
         """The blocks ``[K, d + 1, d + 1]`` of the Hessian between parameters of the same class (two classes: K = 1).
 
-        Block c holds every K-th of the raveled parameters, from number c on.
+        Block c holds every K-th of the raveled parameters, from number c on. The products are in ``dtype``, by default
+        that of the parameters.
         """
-        return closed_form.hessian_blocks(self._arguments(params))
+        return closed_form.hessian_blocks(self._arguments(params), dtype)
 
     def subsample(self, stride: int) -> LogisticObjective:
         """The objective on every ``stride``-th row.
@@ -196,8 +197,9 @@ class LogisticObjective:
         if stride < 1:
             raise ValueError(f"LogisticObjective.subsample: stride must be at least 1, got {stride}")
         cut = lambda rows: None if rows is None else rows[::stride]
-        rows = {name: cut(getattr(self, name)) for name in ("x", "y", "weights", "offset")}
-        return dataclasses.replace(self, **rows)
+        return dataclasses.replace(
+            self, x=cut(self.x), y=cut(self.y), weights=cut(self.weights), offset=cut(self.offset)
+        )
 
     def _l2(self) -> Any:
         return self.l2 if self.scaling is None else self.scaling.penalty(self.l2)

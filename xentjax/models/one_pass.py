@@ -117,16 +117,16 @@ def product_of_curvature(curvature: Any, direction: LogisticParams, data: Data) 
     return over_blocks(of_block, direction, data._replace(y=curvature, offset=None))
 
 
-def diagonal_blocks(params: LogisticParams, data: Data) -> Any:
+def diagonal_blocks(params: LogisticParams, data: Data, dtype: Any = None) -> Any:
     """The Hessian of the mean loss between the parameters of one class, ``[K, d + 1, d + 1]`` (two classes: K = 1)."""
 
     def of_block(block: Block) -> Any:
         if block.z.ndim == 1:
-            return curvature(block, block.x.dtype)[None]
-        (rows, width), k = block.x.shape, block.z.shape[1]
-        weighted = block.x[:, :, None] * (block.share[:, None] * _own_curvature(block))[:, None, :]
-        within = _matmul(weighted.reshape(rows, width * k).T, block.x)
-        return within.reshape(width, k, width).swapaxes(0, 1)
+            return curvature(block, dtype or block.x.dtype)[None]
+        x, columns = (a.astype(dtype or a.dtype) for a in (block.x, block.x.T))
+        own = (block.share[:, None] * _own_curvature(block)).astype(x.dtype)
+        # Class by class: all of them at once would be an array of n d K numbers.
+        return jax.lax.map(lambda of_class: _matmul(columns * of_class, x), own.T).astype(block.x.dtype)
 
     return over_blocks(of_block, params, data)
 

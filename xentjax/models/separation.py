@@ -44,23 +44,34 @@ class SeparationProbe:
     fit_intercept: bool = dataclasses.field(default=True, metadata={"static": True})
 
     def value_and_gradient(self, params: LogisticParams) -> tuple[Any, LogisticParams]:
-        return self.value_gradient_hessian(params)[:2]
+        def of_block(block: one_pass.Block) -> Any:
+            violation, slope, _ = _violation(block)
+            return jnp.sum(violation), one_pass.transposed(block, slope)
+
+        return self._whole(params, *one_pass.over_blocks(of_block, params, self.data))
 
     def value_gradient_hessian(self, params: LogisticParams, dtype: Any = None) -> tuple[Any, LogisticParams, Any]:
-        distance = jax.tree.map(jnp.subtract, params, self.toward)
-
         def of_block(block: one_pass.Block) -> Any:
             violation, slope, curvature = _violation(block)
             return jnp.sum(violation), one_pass.transposed(block, slope), one_pass.spread(block, curvature)
 
         violation, gradient, hessian = one_pass.over_blocks(of_block, params, self.data)
-        gradient = jax.tree.map(lambda d, g: d + self.penalty * g, distance, one_pass.untable(gradient))
-        value = (jnp.sum(ravel_pytree(distance)[0] ** 2) + self.penalty * violation) / 2
         hessian = self.penalty * hessian + jnp.eye(hessian.shape[0], dtype=hessian.dtype)
         if not self.fit_intercept:
-            gradient = gradient._replace(bias=jnp.zeros_like(gradient.bias))
             hessian = one_pass.without_bias(params, hessian)
-        return value, gradient, hessian
+        return *self._whole(params, violation, gradient), hessian
+
+    def hvp(self, params: LogisticParams, direction: LogisticParams) -> LogisticParams:
+        """The Hessian times a direction."""
+        return jax.jvp(lambda p: self.value_and_gradient(p)[1], (params,), (direction,))[1]
+
+    def _whole(self, params: LogisticParams, violation: Any, gradient: Any) -> tuple[Any, LogisticParams]:
+        """Value and gradient, from half of what the margins add to both."""
+        distance = jax.tree.map(jnp.subtract, params, self.toward)
+        gradient = jax.tree.map(lambda d, g: d + self.penalty * g, distance, one_pass.untable(gradient))
+        if not self.fit_intercept:
+            gradient = gradient._replace(bias=jnp.zeros_like(gradient.bias))
+        return (jnp.sum(ravel_pytree(distance)[0] ** 2) + self.penalty * violation) / 2, gradient
 
 
 def sum_of_margins(params: LogisticParams, data: one_pass.Data, *, fit_intercept: bool = True) -> LogisticParams:

@@ -32,23 +32,30 @@ class _Iterate(NamedTuple):
 
 
 def conjugate_gradients(
-    product: Callable[[Any], Any], right: Any, solve: Callable[[Any], Any], *, tol: Any, radius: Any = jnp.inf
+    product: Callable[[Any], Any],
+    right: Any,
+    solve: Callable[[Any], Any],
+    *,
+    tol: Any,
+    radius: Any = jnp.inf,
+    most: int | None = None,
 ) -> Step:
-    r"""The solution of :math:`A p = b` within :math:`\|p\|_M \le \Delta`, to a residual of ``tol`` times b in the norm of M⁻¹.
+    r"""The solution of :math:`A p = b` within :math:`\|p\|_M \le \Delta`, as far as it is asked for.
 
-    Along a direction of negative curvature, or one that leaves the region, it goes to the border and ends there; it also
-    ends after five products for each unknown. The lengths in the metric come from the recursion, without M itself.
+    Along a direction of negative curvature, or one that leaves the region, it goes to the border and ends there. The
+    lengths in the metric come from the recursion, without M itself.
 
     Args:
       product: v -> A v.
       right: b.
       solve: v -> M⁻¹ v, the preconditioner.
-      tol: which share of b may be left.
+      tol: which share of b may be left, in the norm of M⁻¹.
       radius: Δ.
+      most: the most products; by default five for each unknown, and 20 more.
 
     Source: Steihaug, SIAM J. Numer. Anal. 20 (1983), 626-637.
     """
-    most = 5 * right.size + 20
+    most = 5 * right.size + 20 if most is None else most
 
     def step(s: _Iterate) -> _Iterate:
         image = product(s.direction)
@@ -86,17 +93,8 @@ def conjugate_gradients(
 
     solved = solve(right)
     first = jnp.vdot(right, solved)
-    zero, none = jnp.zeros_like(first), jnp.zeros((), bool)
-    state = _Iterate(
-        jnp.zeros_like(right),
-        right,
-        solved,
-        first,
-        zero,
-        (zero, zero, first),
-        ~(first > 0),
-        none,
-        jnp.zeros((), jnp.int32),
-    )
+    zero, none, no = jnp.zeros_like(first), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+    inside = (zero, zero, first)
+    state = _Iterate(jnp.zeros_like(right), right, solved, first, zero, inside, ~(first > 0), no, none)
     s = jax.lax.while_loop(lambda s: ~s.ended & (s.products < most), step, state)
     return Step(s.solution, s.decrease, jnp.sqrt(s.inside[0]), s.at_border, s.products)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from xentjax.solvers.line_search import search, value_rounding
 from xentjax.solvers.metric import Metric, metric_at, raveled, require_kind
-from xentjax.solvers.minimize import advance, start
+from xentjax.solvers.minimize import opening, run_steps
 from xentjax.solvers.newton import Newton
 from xentjax.solvers.objective import Point, largest_component
 
@@ -50,17 +50,17 @@ class LBFGS:
     With steps :math:`s_k` and changes of the gradient :math:`y_k` the inverse Hessian is that of the BFGS formula over
     the last ``memory`` pairs, from :math:`\gamma M^{-1}` on, where :math:`\gamma = \langle s, y\rangle / \langle y,
     M^{-1} y\rangle`. A pair without positive curvature is left out. Along the direction a line search looks for a
-    point that fulfils the Wolfe conditions; where the value is flat to its last digit, it goes by slopes. Where it finds
-    no better point, the memory is given up, and after that the run ends as stalled; it does so, too, when the value has
-    been flat for 20 steps without a smaller gradient.
+    point that fulfils the Wolfe conditions; where the value is flat to its last digit, it goes by slopes. Where it
+    finds no better point, the memory is given up, and after that the run ends as stalled; it does so, too, when the
+    value has been flat for 20 steps without a smaller gradient.
 
     Args:
       memory: the number of pairs.
       metric: M, what is taken of the Hessian at the initial parameters: ``"identity"`` for nothing, ``"diagonal"``,
         ``"blocks"`` (between parameters of one class), or ``"hessian"``. The middle two are the identity where the
         objective does not offer them (``hessian_diagonal``, ``hessian_blocks``).
-      subsample: take M from every so-manieth row, at the optimum of these rows, which is also where the first step
-        leads. The objective needs ``subsample(stride)``. None: from all rows, at the initial parameters.
+      subsample: a stride: M is taken of every row of that many, at the optimum of these rows, which is also where the
+        first step leads. The objective needs ``subsample(stride)``. None: of all rows, at the initial parameters.
 
     Raises:
       ValueError: memory or subsample are below 1, or there is no metric of that name.
@@ -129,12 +129,12 @@ class LBFGS:
         count, size = jnp.shape(few.x)[0], raveled(params).size
         solver: Any = Newton("float32") if self.metric == "hessian" else dataclasses.replace(self, subsample=None)
         tol = 1e-2 * (size / max(count, 1)) ** 0.5
-        state = start(few, params, solver, tol=tol, max_steps=_SUBSAMPLE_STEPS)
-        return advance(few, solver, state, tol=tol, max_steps=_SUBSAMPLE_STEPS, chunk=_SUBSAMPLE_STEPS)[0].point.params
+        state = opening(few, params, solver, tol=tol)
+        return run_steps(few, solver, state, tol, _SUBSAMPLE_STEPS, _SUBSAMPLE_STEPS)[0].point.params
 
 
 def _aimed(state: LBFGSState, point: Point, wanted: Any) -> LBFGSState:
-    """The state with the direction of the next step: the one wanted, if the value falls there, or that of the memory."""
+    """The state with the next direction: the one wanted, if the value falls there, or that of the memory."""
     gradient = raveled(point.gradient)
     own = -_inverse_times(state.memory, state.metric, gradient)
     # What rounding has spoilt is given up for the gradient in the metric.
@@ -144,7 +144,7 @@ def _aimed(state: LBFGSState, point: Point, wanted: Any) -> LBFGSState:
 
 
 def _inverse_times(memory: Memory, metric: Metric, vector: Any) -> Any:
-    """The BFGS formula of all pairs, in two loops over them. A pair that is none has 1/⟨s, y⟩ = 0 and changes nothing."""
+    """The BFGS formula of all pairs, in two loops over them. Where 1/⟨s, y⟩ is 0, a pair changes nothing."""
 
     def down(vector: Any, pair: Any) -> tuple[Any, Any]:
         step, change, inverse = pair
@@ -162,10 +162,8 @@ def _inverse_times(memory: Memory, metric: Metric, vector: Any) -> Any:
 
 def _remember(state: LBFGSState, before: Point, after: Point) -> Memory:
     """The memory with one pair more, and the oldest gone."""
-    step, change = (
-        raveled(b) - raveled(a)
-        for a, b in zip((before.params, before.gradient), (after.params, after.gradient), strict=True)
-    )
+    step = raveled(after.params) - raveled(before.params)
+    change = raveled(after.gradient) - raveled(before.gradient)
     curvature = jnp.vdot(step, change)
     lengths = jnp.linalg.norm(step) * jnp.linalg.norm(change)
     good = curvature > jnp.finfo(step.dtype).eps * lengths

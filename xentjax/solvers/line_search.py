@@ -50,11 +50,11 @@ def search(objective: Any, point: Point, direction: Any, slope: Any, first: Any)
     r"""A point along a direction that fulfils the Wolfe conditions, exactly or approximately.
 
     With :math:`\varphi(t) = f(\beta + t d)` a length is accepted if
-    :math:`\varphi'(t) \ge 0.9\,\varphi'(0)` and either :math:`\varphi(t) \le \varphi(0) + 10^{-4}\,t\,\varphi'(0)`, or
-    :math:`\varphi(t) \le \varphi(0) + \epsilon` and :math:`\varphi'(t) \le 0.8\,|\varphi'(0)|`, which for a parabola
-    says the same, and can be told from the slope long after the value no longer can. Each trial is one evaluation of
-    value and gradient. Steps grow, at most tenfold, until a bracket is found; there they are minima of cubics, kept off
-    the ends.
+    :math:`\varphi'(t) \ge 0.9\,\varphi'(0)` and either :math:`\varphi(t) \le \varphi(0) + 10^{-4}\,t\,\varphi'(0)`,
+    by more than rounding :math:`\epsilon`, or :math:`\varphi(t) \le \varphi(0) + \epsilon` and
+    :math:`\varphi'(t) \le 0.8\,|\varphi'(0)|`, which for a parabola says nearly the same, and can be told from the
+    slope long after the value no longer can. Each trial is one evaluation of value and gradient. Steps grow, at most
+    tenfold, until a bracket is found; there they are minima of cubics, kept off the ends.
 
     Args:
       objective: what has ``value_and_gradient``.
@@ -76,10 +76,12 @@ def search(objective: Any, point: Point, direction: Any, slope: Any, first: Any)
         new = evaluate(objective, unravel(origin + s.length * direction))
         here = _End(s.length, new.value, jnp.vdot(ravel_pytree(new.gradient)[0], direction))
         finite = jnp.isfinite(here.value) & jnp.isfinite(here.slope)
-        gained = here.value <= point.value + _GAIN * s.length * slope
-        level = (here.value <= point.value + rounding) & (here.slope <= -_UPWARD * slope)
+        # Only a fall that is more than rounding tells anything: what promises less would always be kept.
+        fall = point.value - here.value
+        gained = (fall > rounding) & (fall >= -_GAIN * s.length * slope)
+        level = (fall >= -rounding) & (here.slope <= -_UPWARD * slope)
         accepted = finite & (gained | level) & (here.slope >= _LEFT * slope)
-        beyond = ~finite | (here.slope >= 0) | ~(gained | (here.value <= point.value + rounding))
+        beyond = ~finite | (here.slope >= 0) | ~(fall >= -rounding)
         low, high = _where(beyond, s.low, here), _where(beyond, here, s.high)
         lowest = _where(finite & (here.value < s.lowest.value), new, s.lowest)
         return _Search(_next_length(s.low, low, high, rounding), low, high, new, lowest, accepted, s.trials + 1)

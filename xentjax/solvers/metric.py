@@ -47,14 +47,14 @@ def require_kind(solver: str, kind: Any) -> None:
 def metric_at(objective: Any, params: Any, kind: str) -> Metric:
     """The part of the Hessian at ``params`` that ``kind`` names; the identity where the objective does not offer it.
 
-    It may offer ``hessian_diagonal(params)``, of the order of the raveled parameters, and ``hessian_blocks(params)``;
-    a whole Hessian is there for every objective.
+    It may offer ``hessian_diagonal(params)``, in the order of the raveled parameters, and
+    ``hessian_blocks(params, dtype)``; a whole Hessian is there for every objective.
     """
     if kind == "diagonal" and hasattr(objective, "hessian_diagonal"):
         diagonal = objective.hessian_diagonal(params)
         return Metric(jnp.where(diagonal > 0, jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 1))
     if kind == "blocks" and hasattr(objective, "hessian_blocks"):
-        return Metric(*jax.vmap(damped_factor)(objective.hessian_blocks(params)))
+        return Metric(*jax.vmap(damped_factor)(objective.hessian_blocks(params, "float32")))
     if kind == "hessian":
         return Metric(*damped_factor(evaluate_with_hessian(objective, params)[1]))
     return Metric()

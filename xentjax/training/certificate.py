@@ -15,6 +15,7 @@ from xentjax.models.objective import LogisticObjective
 from xentjax.solvers import status as codes
 from xentjax.solvers.minimize import opening, run_steps
 from xentjax.solvers.newton import Newton, solve_positive
+from xentjax.solvers.newton_cg import NewtonCG
 from xentjax.solvers.objective import largest_component
 from xentjax.solvers.status import Status
 from xentjax.training.fit_result import LogisticFit
@@ -30,14 +31,16 @@ _PENALTY = {32: 1e4, 64: 1e8}
 class Inverse(NamedTuple):
     """The inverse of the Hessian where it has one, and which parameters are not determined."""
 
-    matrix: Any
+    matrix: Any  # None without a Hessian
     involved: Any
 
 
 def explained(objective: LogisticObjective, fit: LogisticFit, inside: Inside) -> tuple[LogisticFit, Inside, Inverse]:
     """A doubtful fit, with the direction that separates its classes, or made that of minimum norm."""
-    inner = scaled(objective, inside.hessian.dtype, inside.scaling)
+    inner = scaled(objective, inside.params.bias.dtype, inside.scaling)
     fit = _separated(inner, fit, inside)
+    if inside.hessian is None:
+        return as_it_is(fit, inside)
     params, inverse = _minimum_norm(inside)
     code = fit.status.code
     solved = (code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED)
@@ -50,14 +53,16 @@ def explained(objective: LogisticObjective, fit: LogisticFit, inside: Inside) ->
 
 def as_it_is(fit: LogisticFit, inside: Inside) -> tuple[LogisticFit, Inside, Inverse]:
     """A fit without doubts in the place of :func:`explained`."""
-    size = inside.hessian.shape[0]
+    size = inside.params.weights.size + inside.params.bias.size
+    if inside.hessian is None:
+        return fit, inside, Inverse(None, jnp.zeros(size, bool))
     matrix = solve_positive(inside.hessian, jnp.eye(size, dtype=inside.hessian.dtype))
     return fit, inside, Inverse(matrix, jnp.zeros(size, bool))
 
 
 def with_covariances(objective: LogisticObjective, fit: LogisticFit, inside: Inside, inverse: Inverse) -> LogisticFit:
     """The fit with its covariances; NaN where it has no minimum, and for parameters that are not determined."""
-    inner = scaled(objective, inside.hessian.dtype, inside.scaling)
+    inner = scaled(objective, inside.params.bias.dtype, inside.scaling)
     constant = jnp.repeat(fit.dependent & (inside.scaling.inverse == 0), inside.params.bias.size)
     involved = inverse.involved | jnp.append(constant, jnp.zeros(inside.params.bias.size, bool))
     data = one_pass.Data(inner.x, inner.y, inner.weights, inner.offset, inner.scaling)
@@ -78,7 +83,8 @@ def _separated(inner: LogisticObjective, fit: LogisticFit, inside: Inside) -> Lo
     data = one_pass.Data(inner.x, inner.y, inner.weights, None, inner.scaling)
     toward = separation.sum_of_margins(params, data, fit_intercept=inner.fit_intercept)
     penalty = _PENALTY[jnp.finfo(params.bias.dtype).bits]
-    probe, solver = separation.SeparationProbe(data, toward, penalty, inner.fit_intercept), Newton()
+    probe = separation.SeparationProbe(data, toward, penalty, inner.fit_intercept)
+    solver: Any = NewtonCG() if inside.hessian is None else Newton()
     state, _ = run_steps(probe, solver, opening(probe, toward, solver, tol=1e-6), 1e-6, 100, 100)
     found = state.point.params
     low, high = separation.margins(found, data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,10 @@ from xentjax.training.solvers_by_name import chosen_solver
 
 #: Up to this many parameters their covariances are computed unless told otherwise.
 _INFERENCE = 1000
+
+#: Beyond this many parameters no Hessian is formed, but for a solver or covariances that need it. Where a penalty holds
+#: all of them, nothing is left to be found in it, and products take less time from the second number on.
+_DENSE, _DENSE_PENALIZED = 2000, 100
 
 
 def fit_logistic(
@@ -70,8 +74,8 @@ def fit_logistic(
         mapping of classes to factors (1 for others), or an array ``[K]``. For labels that are integers.
       offset: known parts o of the logits, ``[n]`` or ``[n, K]``.
       fit_intercept: whether there is a bias b.
-      solver: ``"auto"``, ``"newton"``, for l1 ``"proximal_newton"`` or ``"proximal_gradient"``, or any
-        :class:`Solver`.
+      solver: ``"auto"``, which chooses by the shape of the problem, ``"newton"``, ``"lbfgs"``, ``"newton-cg"``, for l1
+        ``"proximal-newton"`` or ``"proximal-gradient"``, or any :class:`Solver`. The result names it, and the reason.
       tol: bound of the gradient's largest component (with l1 of the smallest subgradient's), in units of standardized
         features. By default 1e-8 (float32: 1e-4) times 4 f (1 - f), f being the share of the rarest class, or the
         gradient's rounding error, if that is more. Whatever the solver, a last Newton step follows, so that
@@ -107,7 +111,7 @@ def fit_logistic(
     if tol is not None:
         checks.require_tolerance(tol)
     size = shapes.weights.size + shapes.bias.size
-    name, made = chosen_solver("fit_logistic", solver, objective, size)
+    name, made, reason = chosen_solver("fit_logistic", solver, objective, shapes)
     require_ability(made, objective, shapes)
     if init is not None:
         init = params_as_arrays("fit_logistic", "init", init)
@@ -116,24 +120,35 @@ def fit_logistic(
     if inference and objective.l1 is not None:
         raise ValueError("fit_logistic: with l1 there is no inference: covariances of the estimates are not defined")
     with_inference = (size <= _INFERENCE and objective.l1 is None) if inference is None else inference
+    penalized = _known(objective.l2) and bool(np.all(np.asarray(objective.l2) > 0))
+    matrix_free = size > (_DENSE_PENALIZED if penalized else _DENSE) and not with_inference
+    how = _How(name, reason, buckets.bucket(steps, least=128), matrix_free)
     columns, problem = objective.x.shape[1], buckets.padded(objective, shapes.bias.dtype)
     if problem is not objective:
         wider = problem.x.shape[1]
         shapes = buckets.padded_params(shapes, wider)
         init = None if init is None else buckets.padded_params(init, wider)
     static, data = separate((problem, made, init, shapes, tol, steps, columns))
-    fit, inside = _solved(static, data, name, buckets.bucket(steps, least=128))
+    fit, inside = _solved(static, data, how)
     fit = _certified(problem, fit, inside, with_inference)
     if problem is not objective:
         return buckets.without_padding(fit, columns, steps)
     return dataclasses.replace(fit, history=jax.tree.map(lambda values: values[:steps], fit.history))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3))
-def _solved(static: Any, data: Any, name: str, longest: int) -> tuple[LogisticFit, Inside]:
+class _How(NamedTuple):
+    """What a fit's program is compiled for beside its problem, as in :func:`solve`."""
+
+    name: str
+    reason: str
+    longest: int
+    matrix_free: bool
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _solved(static: Any, data: Any, how: _How) -> tuple[LogisticFit, Inside]:
     objective, solver, init, shapes, tol, max_steps, columns = join(static, data)
-    options: dict[str, Any] = {"name": name, "longest": longest, "max_steps": max_steps, "columns": columns}
-    return solve(objective, solver, init, tol, shapes=shapes, **options)
+    return solve(objective, solver, init, tol, shapes=shapes, max_steps=max_steps, columns=columns, **how._asdict())
 
 
 def _certified(objective: LogisticObjective, fit: LogisticFit, inside: Inside, with_inference: bool) -> LogisticFit:

@@ -58,6 +58,7 @@ class LogisticFit:
       covariance: of the raveled parameters (weights, then bias), ``[p, p]``; None if it was not asked for.
       robust_covariance: the same, whatever the distribution of y (HC0).
       solver: its name.
+      reason: why it was this one.
       with_l1: whether there is an L1 penalty; there are no covariances then.
     """
 
@@ -78,6 +79,7 @@ class LogisticFit:
     covariance: jax.Array | None
     robust_covariance: jax.Array | None
     solver: str = dataclasses.field(metadata={"static": True})
+    reason: str = dataclasses.field(metadata={"static": True})
     with_l1: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __getitem__(self, index: Any) -> LogisticFit:
@@ -266,6 +268,7 @@ def summary_of(fit: LogisticFit, names: Any, level: float, robust: bool) -> str:
     lines = [kind, "=" * width]
     lines += [f"{a:<11}{b:<26}{c:<20}{d:>23}" for a, b, c, d in head]
     lines += ["-" * width, *_coefficients(fit, names, level, robust), "=" * width]
+    lines += [f"solver: {fit.solver}, {fit.reason}"]
     if fit.status != "converged":
         lines += [f"{fit.status}: {fit.message}"]
     return "\n".join(lines)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
 from xentjax.measures.entropy import binary_entropy, entropy
 from xentjax.models import _rows, inference, one_pass
@@ -16,12 +15,12 @@ from xentjax.models.objective import LogisticObjective
 from xentjax.models.scaling import Scaling
 from xentjax.solvers import status as codes
 from xentjax.solvers.minimize import opening, run_steps
-from xentjax.solvers.newton import Curvature, Newton, damped_factor, solve_factored
-from xentjax.solvers.objective import Point, evaluate, evaluate_with_hessian, largest_component, residual
+from xentjax.solvers.newton import Newton
+from xentjax.solvers.objective import largest_component, residual
 from xentjax.solvers.penalty import absolute, l1_factors
-from xentjax.solvers.proximal_newton import ProximalCurvature, flat_factors, on_support, support
 from xentjax.solvers.status import Status
 from xentjax.training.fit_result import LogisticFit
+from xentjax.training.polish import polished
 
 #: The default tolerance beside the curvature, and a Newton step beside the features' deviations that is no rounding.
 _RELATIVE_TOLERANCE = {32: 1e-4, 64: 1e-8}
@@ -33,7 +32,7 @@ class Inside(NamedTuple):
 
     params: LogisticParams
     scaling: Scaling
-    hessian: Any
+    hessian: Any  # None where the parameters are too many for it
     free: Any  # features without penalty
     moving: Any  # a Newton step from here is more than rounding, and no penalty holds the parameters
     combined: Any  # [d], columns that depend on those before them
@@ -51,11 +50,16 @@ def solve(
     *,
     shapes: LogisticParams,
     name: str,
+    reason: str,
     max_steps: Any,
     longest: int,
     columns: Any,
+    matrix_free: bool,
 ) -> tuple[LogisticFit, Inside]:
     """The minimum of an objective whose data are in the user's units, without covariances.
+
+    It ends with a Newton step. ``matrix_free`` that is made of products with the Hessian, for parameters too many for
+    the matrix; there is then no test whether columns depend on others, but for those that are constant.
 
     The history has the length ``longest``, which is ``max_steps`` or more. The columns of x from number ``columns`` on
     are padding: zeros, which get the weight 0.
@@ -70,9 +74,10 @@ def solve(
     state = opening(inner, first, solver, tol=sought)
     state, history = run_steps(inner, solver, state, sought, max_steps, longest)
 
-    point, hessian, factored = _polished(inner, state.point, state.solver, state.code != codes.RUNNING)
-    pull = _pull(inner, point)
-    step = solve_factored(factored, pull)
+    allowed = state.code != codes.RUNNING
+    point, pull, step, hessian, pivots = polished(
+        inner, solver, state.point, state.solver, allowed=allowed, matrix_free=matrix_free
+    )
     norm = largest_component(residual(inner, point))
     noise = inner.gradient_error(point.params)
     code = jnp.where(state.code == codes.RUNNING, codes.MAX_STEPS, state.code)
@@ -90,9 +95,8 @@ def solve(
     given = jnp.arange(scaling.inverse.size, dtype=jnp.int32) < columns
     constant = free & given & (scaling.inverse == 0) if objective.fit_intercept else jnp.zeros_like(free)
     # Sums of products are rounded: what is left of a column that depends on others is a few units in the last place.
-    pivots = jnp.diagonal(factored[1])[: shapes.weights.size].reshape(-1, shapes.bias.size) ** 2
-    none = 64 * hessian.shape[0] * jnp.finfo(dtype).eps
-    combined = free & jnp.any(pivots <= none, axis=1) & (scaling.inverse != 0)
+    none = 64 * step.size * jnp.finfo(dtype).eps
+    combined = free & (pivots <= none) & (scaling.inverse != 0) if pivots is not None else jnp.zeros_like(free)
     moving = ~(jnp.max(jnp.abs(step), initial=0) <= _STILL_MOVING[jnp.finfo(dtype).bits])
     moving = moving & jnp.all(free) & (code != codes.NOT_FINITE)
     solved = (code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED)
@@ -125,6 +129,7 @@ def solve(
         covariance=None,
         robust_covariance=None,
         solver=name,
+        reason=reason,
         with_l1=inner.l1 is not None,
     )
     return fit, Inside(point.params, scaling, hessian, free, moving, combined)
@@ -191,29 +196,3 @@ def null_point(inner: LogisticObjective, null: LogisticParams) -> tuple[Logistic
     solver = Newton()
     point = run_steps(columns, solver, opening(columns, params, solver, tol=0.0), 0.0, 50, 50)[0].point
     return null._replace(bias=point.params.bias), point.value
-
-
-def _polished(inner: LogisticObjective, point: Point, state: Any, allowed: Any) -> tuple[Point, Any, Any]:
-    """The point after one more Newton step, if that is allowed and helps; the Hessian, and its factor.
-
-    With an L1 penalty it is the step of the parameters that are not 0, whose signs it has to keep.
-    """
-    start, unravel = ravel_pytree(point.params)
-    known = isinstance(state, (Curvature, ProximalCurvature))
-    hessian = state.hessian if known else evaluate_with_hessian(inner, point.params)[1]
-    factors = flat_factors(inner, point.params)
-    factored = damped_factor(hessian if inner.l1 is None else on_support(hessian, support(start, factors)))
-    moved = evaluate(inner, unravel(start - solve_factored(factored, _pull(inner, point))))
-    better = allowed & (largest_component(residual(inner, moved)) < largest_component(residual(inner, point)))
-    if inner.l1 is not None:
-        kept = jnp.sign(ravel_pytree(moved.params)[0]) == jnp.sign(start)
-        better = better & jnp.all(kept | (factors == 0))
-    return jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, point), hessian, factored
-
-
-def _pull(inner: LogisticObjective, point: Point) -> Any:
-    """The gradient, raveled; with an L1 penalty the smallest subgradient of the parameters that are not 0."""
-    flat = ravel_pytree(residual(inner, point))[0]
-    if inner.l1 is None:
-        return flat
-    return jnp.where(support(ravel_pytree(point.params)[0], flat_factors(inner, point.params)), flat, 0)
