@@ -20,6 +20,8 @@ from xentjax.training.machine import versions
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = ("xentjax", "jax", "jaxlib", "optax", "numpy", "torch")
+#: Further peers, of regressions.
+REGRESSION_PACKAGES = (*PACKAGES, "scikit-learn", "glum", "statsmodels", "skglm")
 
 #: Bytes that a rotation of buffers must exceed on an accelerator, so that no input is left in the last cache.
 ACCELERATOR_CACHE = 64 * 2**20
