@@ -22,8 +22,10 @@ accuracy: $(VENV)/.installed  ## the worst error of each function, and its peers
 	mv accuracy.tmp benchmarks/results/accuracy.md
 	$(BIN)/python -m benchmarks report
 
-bench: $(VENV)/.installed  ## every function's time and memory beside its peers', for the README
+bench: $(VENV)/.installed  ## every function's and every regression's time beside its peers', for the README
+	$(BIN)/python -m pip install --quiet -e '.[bench,peers]'
 	$(BIN)/python -m benchmarks core
+	$(BIN)/python -m benchmarks regression
 	$(BIN)/python -m benchmarks report
 
 lint: $(VENV)/.installed

@@ -89,9 +89,9 @@ def run_regression(arguments: argparse.Namespace) -> int:
 
     jax.config.update("jax_enable_x64", True)
     from benchmarks import regression
-    from benchmarks.machine import measure_machine
+    from benchmarks.machine import REGRESSION_PACKAGES, measure_machine
 
-    machine = measure_machine(jax.devices()[0], quick=True)
+    machine = measure_machine(jax.devices()[0], quick=True, packages=REGRESSION_PACKAGES)
     is_part = arguments.only or arguments.quick
     folder = arguments.out or (None if is_part else RESULTS / machine.device)
     start = time.perf_counter()

@@ -78,7 +78,7 @@ def ridge(name: str, x: np.ndarray, y: np.ndarray) -> Problem:
     deviation = x.std(axis=0)
     varies = deviation > 0
     x = (x[:, varies] - x[:, varies].mean(axis=0)) / deviation[varies]
-    classes, indices = np.unique(y, return_inverse=True)
+    _, indices = np.unique(y, return_inverse=True)
     return Problem(name, np.ascontiguousarray(x), indices.astype(np.int32), l2=1 / len(x))
 
 
@@ -107,11 +107,8 @@ def drawn(name: str, n: int, d: int, classes: int = 2, condition: float = 1.0) -
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     z = x @ rng.standard_normal((d, classes - 1 if classes == 2 else classes))
     z = z * (2 / z.std()) + rng.gumbel(size=z.shape)
-    if classes == 2:
-        # The difference of two Gumbel variables is logistic.
-        y = z[:, 0] > rng.gumbel(size=n)
-    else:
-        y = z.argmax(axis=1)
+    # The largest of logits with Gumbel noise has the softmax's distribution; the second of two classes has logit 0.
+    y = z[:, 0] > rng.gumbel(size=n) if classes == 2 else z.argmax(axis=1)
     return ridge(name, x, y.astype(np.int32))
 
 

@@ -17,6 +17,9 @@ from benchmarks.certified import Contender
 from benchmarks.data import Problem, drawn, ridge, scikit_learn
 from benchmarks.regression_peers import OUR_TOLERANCES, TOLERANCES
 
+#: Without it the fits are a loop inside of one program.
+_fit_many: Any = getattr(xj, "fit_many", None)
+
 #: Arrays [k, d] and [k].
 Solutions = tuple[np.ndarray, np.ndarray]
 
@@ -73,8 +76,8 @@ def distinct(k: int, n: int, d: int) -> Task:
 
     def ours() -> Callable[[float], Solutions]:
         places = jnp.asarray(x), jnp.asarray(y)
-        if hasattr(xj, "fit_many"):
-            return lambda tol: _solutions(xj.fit_many(*places, l2=1 / n, tol=tol, inference=False))
+        if _fit_many is not None:
+            return lambda tol: _solutions(_fit_many(*places, l2=1 / n, tol=tol, inference=False))
         one = lambda tol: lambda xy: xj.fit_logistic(*xy, l2=1 / n, tol=tol, inference=False).params
         run = jax.jit(lambda tol, x, y: jax.lax.map(one(tol), (x, y)))
         return lambda tol: _arrays(run(tol, *places))
@@ -89,10 +92,8 @@ def bootstraps(k: int, n: int, d: int) -> Task:
 
     def ours() -> Callable[[float], Solutions]:
         x, y, weights = jnp.asarray(table.x), jnp.asarray(table.y), jnp.asarray(counts)
-        if hasattr(xj, "fit_many"):
-            return lambda tol: _solutions(
-                xj.fit_many(x, y, weights=weights, l2=table.l2, tol=tol, inference=False)
-            )
+        if _fit_many is not None:
+            return lambda tol: _solutions(_fit_many(x, y, weights=weights, l2=table.l2, tol=tol, inference=False))
         one = lambda tol: lambda w: xj.fit_logistic(x, y, weights=w, l2=table.l2, tol=tol, inference=False).params
         run = jax.jit(lambda tol, weights: jax.lax.map(one(tol), weights))
         return lambda tol: _arrays(run(tol, weights))

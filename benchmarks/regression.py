@@ -62,7 +62,7 @@ def attempt(name: str, make: Any) -> dict[str, Any]:
 
 def fit_row(problem: Problem, within: Limits) -> dict[str, Any]:
     """One fit of a problem by every method."""
-    labels = {"kind": "fit", "name": problem.name, "sizes": problem.sizes}
+    labels: dict[str, Any] = {"kind": "fit", "name": problem.name, "sizes": problem.sizes}
     labels |= {"l2": problem.l2, "l1": problem.l1, "inference": problem.inference}
     return {**labels, "methods": race(contenders(problem), within)}
 
@@ -97,7 +97,8 @@ def temporary_bytes(problem: Problem, solver: str) -> int:
     """What the compiled fit stores beside its arguments and its result."""
     fit = lambda x, y: xj.fit_logistic(x, y, l2=problem.l2, tol=1e-8, inference=False, solver=solver)
     lowered = jax.jit(fit).lower(jnp.asarray(problem.x), jnp.asarray(problem.y))
-    return int(lowered.compile().memory_analysis().temp_size_in_bytes)
+    memory = lowered.compile().memory_analysis()
+    return 0 if memory is None else int(memory.temp_size_in_bytes)
 
 
 def one_line(row: dict[str, Any]) -> str:
