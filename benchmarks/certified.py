@@ -40,8 +40,8 @@ class Limits:
 def race(contenders: Iterable[Contender], limits: Limits, seed: int = 0) -> dict[str, dict[str, Any]]:
     """What each came to: seconds, the norm that was checked, the tolerance that it needed.
 
-    ``run_s`` with ``p20_s`` and ``p80_s`` are of rounds; a slow method has run once, and ``rounds`` is 1. ``first_s`` is
-    the preparation and the very first call, less one such run: what is compiled or loaded then.
+    ``run_s`` with ``p20_s`` and ``p80_s`` are of rounds; a slow method has run once, and ``rounds`` is 1. ``first_s``
+    is the preparation and the very first call, less one such run: what is compiled or loaded then.
     """
     runs: dict[str, _Run] = {}
     failed: dict[str, str] = {}
