@@ -33,8 +33,8 @@ OUR_TOLERANCES = (1e-8, 1e-9)
 #: Updates of a coefficient by a row that the slowest method may make: about 20 s.
 _MOST_UPDATES = 3e9
 
-#: What liblinear multiplies the column of ones by: it penalizes the bias, divided by this.
-_INTERCEPT_SCALING = 1e3
+#: What liblinear multiplies the column of ones by: it penalizes the bias, divided by this (for L2: by its square).
+_INTERCEPT_SCALING = {"l2": 1e3, "l1": 1e6}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,8 @@ def _scikit_learn(problem: Problem, solver: str) -> Solve:
     options["l1_ratio"] = 1.0 if problem.l1 else 0.0
     options["max_iter"] = _most_passes(problem) if solver == "saga" else 10_000
     if solver == "liblinear":
-        options["intercept_scaling"] = _INTERCEPT_SCALING
+        options["intercept_scaling"] = _INTERCEPT_SCALING["l1" if problem.l1 else "l2"]
+        options["max_iter"] = 1000  # of its outer loop
     if solver in ("saga", "liblinear"):
         options["random_state"] = 0
 
