@@ -10,6 +10,14 @@ import jax
 import pytest
 
 
+def pytest_collection_modifyitems(items):
+    """Mark the tests that need no program as users get it, so that a run of them may compile with less care."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & {"compiled_fast", "module_compiled_fast"} and "optimized" not in fixtures:
+            item.add_marker("fast")
+
+
 @pytest.fixture
 def strict_dtypes():
     """Two arrays of different dtypes in one operation are an error."""
