@@ -6,9 +6,6 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
-# Halves the time in which XLA compiles for a CPU; for tests that need no program as users get it.
-LESS_CARE := --xla_cpu_use_fusion_emitters=false
-
 .PHONY: digits test sklearn check accuracy bench lint types clean
 
 digits: $(VENV)/.installed  ## the main job: softmax regression on handwritten digits
@@ -16,7 +13,7 @@ digits: $(VENV)/.installed  ## the main job: softmax regression on handwritten d
 
 test: $(VENV)/.installed  ## the test suite, docstring examples included
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not fast"
-	XLA_FLAGS=$(LESS_CARE) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m fast
+	COMPILED_FAST=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m fast
 
 sklearn: $(VENV)/.installed  ## scikit-learn's own tests of its logistic regression, run against ours
 	XENTJAX_SKLEARN_OWN=1 $(BIN)/python -m pytest tests/test_sklearn_own.py
