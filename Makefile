@@ -6,13 +6,16 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
-.PHONY: digits test check accuracy bench lint types clean
+.PHONY: digits test sklearn check accuracy bench lint types clean
 
 digits: $(VENV)/.installed  ## the main job: softmax regression on handwritten digits
 	$(BIN)/xentjax fit configs/digits.toml --force
 
 test: $(VENV)/.installed  ## the test suite, docstring examples included
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+sklearn: $(VENV)/.installed  ## scikit-learn's own tests of its logistic regression, run against ours
+	XENTJAX_SKLEARN_OWN=1 $(BIN)/python -m pytest tests/test_sklearn_own.py
 
 check: $(VENV)/.installed  ## every hand-derived derivative against automatic differentiation
 	$(BIN)/xentjax check

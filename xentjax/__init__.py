@@ -32,10 +32,14 @@ from xentjax.solvers.newton import Newton
 from xentjax.solvers.newton_cg import NewtonCG
 from xentjax.solvers.objective import Objective
 from xentjax.solvers.optax import Optax
+from xentjax.solvers.proximal_gradient import ProximalGradient
+from xentjax.solvers.proximal_newton import ProximalNewton
 from xentjax.solvers.status import Status
 from xentjax.training.fit import fit_logistic
+from xentjax.training.fit_many import fit_many
 from xentjax.training.fit_result import LogisticFit
 from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train_minibatch
+from xentjax.training.path import lambda_max
 
 __all__ = [
     "LBFGS",
@@ -50,6 +54,8 @@ __all__ = [
     "NewtonCG",
     "Objective",
     "Optax",
+    "ProximalGradient",
+    "ProximalNewton",
     "Solution",
     "Solver",
     "Status",
@@ -63,6 +69,7 @@ __all__ = [
     "entropy_of_counts",
     "entropy_of_labels",
     "fit_logistic",
+    "fit_many",
     "iterate",
     "iterate_minibatch",
     "joint_entropy",
@@ -70,6 +77,7 @@ __all__ = [
     "js_divergence_from_logits",
     "kl_divergence",
     "kl_divergence_from_logits",
+    "lambda_max",
     "logistic",
     "logistic_derivative",
     "logistic_gradient",

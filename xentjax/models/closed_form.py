@@ -12,6 +12,7 @@ from jaxtyping import ArrayLike
 from xentjax.core import policy
 from xentjax.models import _rows, one_pass
 from xentjax.models.logistic import LogisticParams, check_arguments, params_as_arrays
+from xentjax.models.sparse import as_features
 
 
 class Arguments(NamedTuple):
@@ -219,7 +220,7 @@ def checked(
     """The arguments, checked, in the dtype of computation (features are widened in their blocks), and the dtype of the
     result."""
     params = params_as_arrays(function, "params", params)
-    x, y, l2 = (policy.as_array(function, n, v) for n, v in (("x", x), ("y", y), ("l2", l2)))
+    x, y, l2 = as_features(function, x), policy.as_array(function, "y", y), policy.as_array(function, "l2", l2)
     weights, offset = (
         None if v is None else policy.as_array(function, n, v) for n, v in (("weights", weights), ("offset", offset))
     )

@@ -16,6 +16,7 @@ from xentjax.core import policy
 from xentjax.models import _rows, closed_form, one_pass
 from xentjax.models.logistic import LogisticParams, check_arguments, logistic_derivative, logistic_loss
 from xentjax.models.scaling import Scaling
+from xentjax.models.sparse import as_features, is_sparse
 
 #: Beyond this size the Gram matrix of the features is not formed for the Lipschitz constant.
 _GRAM_LIMIT = 2048
@@ -27,13 +28,15 @@ class LogisticObjective:
     r""":func:`logistic_loss` on data x, y, as a function of the parameters alone.
 
     Args:
-      x: features ``[n, d]``.
+      x: features ``[n, d]``, or :class:`SparseRows` (for ``value`` and ``lipschitz`` only dense ones).
       y: labels, as in :func:`logistic_loss`.
       l2: the penalty's factor.
       weights: example weights ``[n]``.
       offset: known parts of the logits, ``[n]`` or ``[n, K]``.
-      scaling: a :class:`Scaling`: the parameters then are those of scaled features, and the penalty is still that of
-        the weights of the features as given.
+      l1: the factor of :math:`\lambda_1 \|w\|_1`, or one for each feature ``[d]``; None for no such penalty. It is
+        declared by :meth:`l1_factors`, and no part of the values and derivatives here.
+      scaling: a :class:`Scaling`: the parameters then are those of scaled features, and the penalties are still those
+        of the weights of the features as given.
       fit_intercept: whether the bias moves; otherwise its gradient is 0.
       gradient: ``"hand"`` for the closed form, ``"auto"`` for JAX's derivative of the textbook formula.
       num_classes: the K of :meth:`init` where integer labels ``[n]`` do not tell; None for two classes.
@@ -53,6 +56,7 @@ class LogisticObjective:
     l2: Any = 0.0
     weights: Any = None
     offset: Any = None
+    l1: Any = None
     scaling: Scaling | None = None
     fit_intercept: bool = dataclasses.field(default=True, metadata={"static": True})
     gradient: Literal["hand", "auto"] = dataclasses.field(default="hand", metadata={"static": True})
@@ -62,8 +66,8 @@ class LogisticObjective:
         if self.gradient not in ("hand", "auto"):
             raise ValueError(f"LogisticObjective: gradient must be 'hand' or 'auto', got {self.gradient!r}")
 
-    def init(self) -> LogisticParams:
-        """Parameters 0 of the right shapes, in float32 for 16-bit data.
+    def init(self, function: str = "LogisticObjective") -> LogisticParams:
+        """Parameters 0 of the right shapes, in float32 for 16-bit data. Errors name the ``function``.
 
         K classes if ``num_classes`` says so, y is ``[n, K]``, or y holds integers above 1 that are not traced.
 
@@ -72,12 +76,12 @@ class LogisticObjective:
             range in a row that is not of weight 0. (The constructor raises nothing of the kind: under ``vmap`` the
             fields have one axis more, and JAX makes objectives of things that are no arrays.)
         """
-        x, y = (policy.as_array("LogisticObjective", n, v) for n, v in (("x", self.x), ("y", self.y)))
+        x, y = as_features(function, self.x), policy.as_array(function, "y", self.y)
         dtype, d, shape = policy.compute_dtype(policy.result_dtype((x,))), x.shape[-1:], self._classes(y)
         params = LogisticParams(jnp.zeros((*(d or (0,)), *shape), dtype), jnp.zeros(shape, dtype))
-        check_arguments("LogisticObjective", params, x, y, jnp.zeros(()), None)
+        check_arguments(function, params, x, y, jnp.zeros(()), None)
         if not any(isinstance(known, jax.core.Tracer) for known in (y, self.weights)):
-            self._require_labels(np.asarray(y), *shape)
+            self._require_labels(function, np.asarray(y), *shape)
         return params
 
     def _classes(self, y: jax.Array) -> tuple[int, ...]:
@@ -96,7 +100,7 @@ class LogisticObjective:
             return np.ones(y.shape[:1], bool)
         return np.asarray(self.weights) != 0
 
-    def _require_labels(self, y: Any, num_classes: int | None = None) -> None:
+    def _require_labels(self, function: str, y: Any, num_classes: int | None = None) -> None:
         if y.ndim == 2:
             good, needed = np.all(y >= 0, axis=1), "masses of 0 or more"
         elif num_classes is not None:
@@ -105,7 +109,7 @@ class LogisticObjective:
             good, needed = (y >= 0) & (y <= 1), "0, 1 or a probability between them"
         bad = np.flatnonzero(~good & self._counted(y))
         if bad.size:
-            raise ValueError(f"LogisticObjective: y[{bad[0]}] is {y[bad[0]]}, but needs to be {needed}")
+            raise ValueError(f"{function}: y[{bad[0]}] is {y[bad[0]]}, but needs to be {needed}")
 
     def value(self, params: LogisticParams) -> jax.Array:
         """The loss; JAX differentiates it as ``gradient`` says."""
@@ -144,6 +148,27 @@ class LogisticObjective:
             return jax.jvp(jax.grad(self.value), (params,), (direction,))[1]
         return self._held(closed_form.hvp(self._arguments(params), self._held(direction)))
 
+    def l1_factors(self, params: LogisticParams) -> LogisticParams | None:
+        """The factors of the L1 penalty on each parameter, 0 for the bias; None without one.
+
+        Raises:
+          ValueError: l1 is neither a number nor one for each feature.
+        """
+        if self.l1 is None:
+            return None
+        l1, d = policy.as_array("LogisticObjective", "l1", self.l1), params.weights.shape[:1]
+        if l1.shape not in ((), d):
+            raise ValueError(f"LogisticObjective: l1 has shape {l1.shape}, but needs () or {d}, one for each feature")
+        l1 = l1.astype(params.weights.dtype) * (1 if self.scaling is None else jnp.abs(self.scaling.inverse))
+        of_features = jnp.broadcast_to(l1, d).reshape(d + (1,) * (params.weights.ndim - 1))
+        return LogisticParams(jnp.broadcast_to(of_features, params.weights.shape), jnp.zeros_like(params.bias))
+
+    def unpenalized(self) -> Any:
+        """Which features have no penalty, ``[d]``."""
+        held = jnp.asarray(self.l2) != 0
+        held = held if self.l1 is None else held | (jnp.asarray(self.l1) != 0)
+        return jnp.broadcast_to(~held, self.x.shape[1:])
+
     def linearized(self, params: LogisticParams) -> Callable[[LogisticParams], LogisticParams]:
         """direction -> :meth:`hvp` at params, in half the time: a number for each logit is kept for all directions."""
         if self.gradient == "auto":
@@ -168,9 +193,12 @@ class LogisticObjective:
 
         Raises:
           ValueError: stride is below 1.
+          TypeError: the features are sparse.
         """
         if stride < 1:
             raise ValueError(f"LogisticObjective.subsample: stride must be at least 1, got {stride}")
+        if is_sparse(self.x):
+            raise TypeError("LogisticObjective.subsample: x is sparse, but needs to be dense")
         cut = lambda rows: None if rows is None else rows[::stride]
         return dataclasses.replace(
             self, x=cut(self.x), y=cut(self.y), weights=cut(self.weights), offset=cut(self.offset)
@@ -195,7 +223,10 @@ class LogisticObjective:
         if params.bias.ndim == 0:
             return hessian
         # J/K ⊗ diag(free): the mean over the classes of each parameter that no penalty holds.
-        free = jnp.append(jnp.broadcast_to(self._l2() == 0, (d,)), self.fit_intercept).astype(hessian.dtype)
+        free = jnp.broadcast_to(self._l2() == 0, (d,))
+        l1 = self.l1_factors(params)
+        free = free if l1 is None else free & (l1.weights[:, 0] == 0)
+        free = jnp.append(free, self.fit_intercept).astype(hessian.dtype)
         curvature = jnp.mean(jnp.diagonal(hessian).reshape(d + 1, k), axis=1)
         between = jnp.full((k, k), 1 / k, hessian.dtype)
         return hessian + jnp.kron(jnp.diag(free * jnp.where(curvature == 0, 1, curvature)), between)
@@ -230,7 +261,7 @@ class LogisticObjective:
         (64 of them, each over n/64 rows). Twice the sum of those: a tolerance below it cannot be tested.
         """
         a = self._arguments(params)
-        weights, n = a.params.weights, jnp.shape(self.x)[0]
+        weights, n = a.params.weights, a.data.x.shape[0]
         largest = jnp.abs(weights) if weights.ndim == 1 else jnp.max(jnp.abs(weights), axis=1)
 
         def of_block(block: one_pass.Block) -> Any:

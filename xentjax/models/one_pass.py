@@ -19,6 +19,7 @@ from xentjax.core import policy
 from xentjax.models import _rows
 from xentjax.models.logistic import LogisticParams, logistic_derivative
 from xentjax.models.scaling import Scaling
+from xentjax.models.sparse import SparseRows
 
 #: Bytes of features in a block: it stays in the cache of one core. On an accelerator a block fills the device.
 _CACHED, _LARGE = 2**19, 2**27
@@ -75,6 +76,11 @@ def sums(params: LogisticParams, data: Data, *, hessian: bool = False, hessian_d
         return Sums(jnp.sum(block.share * loss), gradient, second)
 
     return over_blocks(of_block, params, data)
+
+
+def mean_loss(params: LogisticParams, data: Data) -> Any:
+    """The mean loss alone; 0 for rows without weight."""
+    return over_blocks(lambda block: jnp.sum(block.share * _rows.losses(block.z, block.y)), params, data)
 
 
 def product(params: LogisticParams, direction: LogisticParams, data: Data) -> Any:
@@ -145,7 +151,7 @@ def over_blocks(
     n = data.x.shape[0]
     size, made = _blocks(function, params, data)
     if n <= size:
-        return made(data, jnp.ones(n, bool))
+        return made(_slice(data, 0, n), jnp.ones(n, bool))
 
     def add(i: Any, sums: Any) -> Any:
         # The last block ends with the last row, and leaves out what the one before it has counted.
@@ -166,7 +172,7 @@ def each_row(function: Callable[[Block], Any], params: LogisticParams, data: Dat
     n = data.x.shape[0]
     size, made = _blocks(function, params, data)
     if n <= size:
-        return made(data, jnp.ones(n, bool))
+        return made(_slice(data, 0, n), jnp.ones(n, bool))
     every = jnp.ones(size, bool)
 
     def put(i: Any, rows: Any) -> Any:
@@ -177,9 +183,36 @@ def each_row(function: Callable[[Block], Any], params: LogisticParams, data: Dat
     return jax.lax.fori_loop(0, -(-n // size), put, jnp.zeros((n, *shape.shape[1:]), shape.dtype))
 
 
+def scaling_of(x: Any, weights: Any, dtype: Any, *, centered: bool) -> Scaling:
+    """:meth:`Scaling.of` for features that are dense, or sparse: these block by block."""
+    if not isinstance(x, SparseRows):
+        return Scaling.of(policy.up(x).astype(dtype), weights, centered=centered)
+    d = x.shape[1]
+    nothing = LogisticParams(jnp.zeros(d, dtype), jnp.zeros((), dtype))
+    data = Data(x, jnp.zeros(x.shape[0], dtype), weights)
+
+    def largest(function: Callable[[Any], Any]) -> Any:
+        def of_block(block: Block) -> Any:
+            return jnp.max(jnp.where((block.share != 0)[:, None], function(block.x[:, :-1]), -jnp.inf), axis=0)
+
+        return over_blocks(of_block, nothing, data, combine=jnp.maximum)
+
+    def mean(function: Callable[[Any], Any]) -> Any:
+        of_block = lambda block: _matmul(block.share, _counted(block, function(block.x[:, :-1])))
+        return over_blocks(of_block, nothing, data)
+
+    return Scaling.of_columns(mean, largest, jnp.zeros(d, dtype), centered=centered)
+
+
+def _counted(block: Block, rows: Any) -> Any:
+    return _rows.only(block.share != 0, rows)
+
+
 def _slice(data: Data, start: Any, size: int) -> Data:
     cut = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size)
-    return jax.tree.map(cut, data._replace(scaling=None))._replace(scaling=data.scaling)
+    rest = jax.tree.map(cut, data._replace(x=None, scaling=None))
+    x = data.x.dense(start) if isinstance(data.x, SparseRows) else cut(data.x)
+    return rest._replace(x=x, scaling=data.scaling)
 
 
 def _blocks(function: Callable[[Block], Any], params: LogisticParams, data: Data) -> tuple[int, Callable[..., Any]]:
@@ -206,7 +239,7 @@ def _blocks(function: Callable[[Block], Any], params: LogisticParams, data: Data
         z = z if offset is None else z + offset.astype(z.dtype)
         return function(Block(x, y, share, z))
 
-    return _block_rows(d, coefficients.dtype), made
+    return data.x.block if isinstance(data.x, SparseRows) else block_rows(d, coefficients.dtype), made
 
 
 def back(block: Block, residual: Any) -> Any:
@@ -277,7 +310,8 @@ def _total(block: Block) -> Any:
     return jnp.ones((), block.x.dtype) if block.y.ndim == 1 else jnp.sum(block.y, axis=1)
 
 
-def _block_rows(d: int, dtype: Any) -> int:
+def block_rows(d: int, dtype: Any) -> int:
+    """How many rows of d features a block has."""
     wanted = _CACHED if jax.default_backend() == "cpu" else _LARGE
     return max(wanted // ((d + 1) * jnp.dtype(dtype).itemsize) // 16 * 16, 64)
 

@@ -15,7 +15,8 @@ import numpy as np
 from xentjax.solvers import checks
 from xentjax.solvers import status as codes
 from xentjax.solvers.compiled import join, separate, types_in
-from xentjax.solvers.objective import Point, as_objective, evaluate, largest_component
+from xentjax.solvers.objective import Point, as_objective, evaluate, largest_component, residual
+from xentjax.solvers.penalty import require_ability
 from xentjax.solvers.status import Status
 
 #: Steps that neither move the parameters by more than rounding nor better anything, after which a run has stalled.
@@ -39,7 +40,8 @@ class Solver(Protocol):
 
         A solver that evaluates more than value and gradient may have ``begin(objective, params) -> (point, state)`` in
         the place of ``init``. One that knows when rounding hides what it could gain says so by
-        ``exhausted(state) -> bool``: the run then has stalled.
+        ``exhausted(state) -> bool``: the run then has stalled. One for objectives with an L1 penalty has
+        ``handles_l1 = True``: the point's value is with the penalty, its gradient that of the smooth part.
         """
         ...
 
@@ -97,12 +99,16 @@ def minimize(
 ) -> Solution:
     r"""Minimize an objective until no component of its gradient exceeds ``tol``.
 
+    An objective with an L1 penalty (``l1_factors(params)``) has a smallest subgradient in the gradient's place: the
+    distance of each component from what the kink of the penalty allows.
+
     Args:
       objective: a function ``f(params) -> scalar`` (automatic gradient), an :class:`Objective`, or anything with
         ``value_and_gradient(params)``, as :class:`LogisticObjective`. Arrays in an objective that is a pytree are
         data: other data of the same shape do not compile again.
       init: initial parameters, a pytree of arrays; integers become floats.
-      solver: :class:`GradientDescent`, :class:`Optax`, or your own :class:`Solver`.
+      solver: :class:`GradientDescent`, :class:`Newton`, :class:`Optax`, or your own :class:`Solver`; for an objective
+        with an L1 penalty :class:`ProximalNewton` or :class:`ProximalGradient`.
       tol: bound of the gradient's infinity-norm, 0 or more. It is checked before the first step too.
       max_steps: the most steps, and the length of the history less one.
 
@@ -125,8 +131,8 @@ def minimize(
       TypeError: the objective is neither a function nor has ``value_and_gradient``; the solver has no ``init`` and
         ``step``, or a step returns another shape or dtype than it was given; max_steps is no whole number, tol no
         number.
-      ValueError: max_steps is negative or 2**31 or more, tol is negative or NaN, the value is no real scalar, or a
-        gradient's shape is not its parameter's.
+      ValueError: the objective has an L1 penalty, and the solver cannot minimize such; max_steps is negative or 2**31
+        or more, tol is negative or NaN, the value is no real scalar, or a gradient's shape is not its parameter's.
 
     Example:
       >>> import jax.numpy as jnp, xentjax as xj
@@ -191,12 +197,16 @@ def start(objective: Any, init: Any, solver: Solver, *, tol: Any, max_steps: Any
 
 def opening(objective: Any, init: Any, solver: Solver, *, tol: Any) -> State:
     """:func:`start`, but for the doubt whether a gradient that seems small is more than rounding."""
+    require_ability(solver, objective, init)
     if hasattr(solver, "begin"):
-        point, inside = solver.begin(objective, init)
-    else:
-        point = evaluate(objective, init)
-        inside = solver.init(objective, point)
-    norm = largest_component(point.gradient)
+        return opening_at(objective, *solver.begin(objective, init), tol=tol)
+    point = evaluate(objective, init)
+    return opening_at(objective, point, solver.init(objective, point), tol=tol)
+
+
+def opening_at(objective: Any, point: Point, inside: Any, *, tol: Any) -> State:
+    """:func:`opening` at a point that is known already, with the solver's own state there."""
+    norm = largest_component(residual(objective, point))
     code = jnp.where(norm <= tol, codes.CONVERGED, codes.RUNNING)
     code = jnp.where(_finite(point.value, norm), code, codes.NOT_FINITE).astype(jnp.int32)
     zero = jnp.zeros((), jnp.int32)
@@ -230,7 +240,7 @@ def run_steps(
         made = solver.step(objective, state.point, state.solver)
         checks.require_alike(solver, (state.point, state.solver), made)
         point, inside = made
-        norm = largest_component(point.gradient)
+        norm = largest_component(residual(objective, point))
         # By comparison: under vmap an indexed update would be a scatter.
         here = jnp.arange(chunk, dtype=jnp.int32) == state.step - first
         history = History(jnp.where(here, point.value, history.value), jnp.where(here, norm, history.gradient_norm))

@@ -92,7 +92,11 @@ def _separated(inner: LogisticObjective, fit: LogisticFit, inside: Inside) -> Lo
     complete = own_low > _NO_MARGIN * own_high
     separated = inside.moving & (complete | ((high > 0) & (low >= -_NO_MARGIN * high)))
     direction = jax.tree.map(lambda p, v: jnp.where(complete, p, v), params, found)
-    length = largest_component(direction)
+    # What plays no part is rounding.
+    largest = largest_component(direction.weights)
+    weights = jnp.where(jnp.abs(direction.weights) > 1e-6 * largest, direction.weights, 0)
+    direction = inside.scaling.undo(direction._replace(weights=weights))
+    length = largest_component(direction.weights)
     direction = jax.tree.map(lambda v: jnp.where(separated, v / jnp.where(length == 0, 1, length), jnp.nan), direction)
     unknown = jnp.where(inside.moving & (code == codes.CONVERGED), codes.PRECISION_LIMITED, code)
     code = jnp.where(separated, codes.SEPARATED, unknown).astype(jnp.int32)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,12 +17,27 @@ from xentjax.solvers.minimize import History
 from xentjax.solvers.status import Status
 
 
+def _as_the_fit(method: Callable[..., Any]) -> Callable[..., Any]:
+    """For a fit whose fields are arrays of NumPy: computed with their own bits, whatever JAX's configuration, and given
+    as arrays of NumPy."""
+
+    @functools.wraps(method)
+    def run(self: LogisticFit, *args: Any, **options: Any) -> Any:
+        if not isinstance(self.objective, (np.ndarray, np.generic)):
+            return method(self, *args, **options)
+        with jax.enable_x64(True):
+            return jax.device_get(method(self, *args, **options))
+
+    return run
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LogisticFit:
     """A fitted logistic or softmax regression; ``print(fit.summary())`` is a table of it.
 
-    A pytree: under ``vmap`` every field has a leading axis, and so has what is computed from it.
+    A pytree: under ``vmap`` every field has a leading axis, and so has what is computed from it. ``jax.device_get``
+    makes one of NumPy's arrays, which keeps 64 bits where JAX is not configured for them.
 
     Attributes:
       params: coefficients and bias for the features as given.
@@ -31,16 +48,18 @@ class LogisticFit:
       status: how it ended; ``message`` says it in words.
       history: objective and gradient norm of each step.
       dependent: ``[d]``, columns that are combinations of those before them, or constant.
-      direction: parameters along which the classes are separated, the largest 1; NaN where nothing separates them.
+      direction: parameters along which the classes are separated, the largest weight 1; NaN where nothing does so.
       completely_separated: whether no row lies between the classes.
       log_likelihood: of the rows with their weights, without the penalty.
       null_log_likelihood: the same of the model without features.
       num_observations: the sum of the weights.
-      degrees_of_freedom: the number of parameters that are determined; with a penalty their effective number.
+      degrees_of_freedom: the number of parameters that are determined; with a quadratic penalty their effective number,
+        with an L1 penalty the number of those that are not 0.
       covariance: of the raveled parameters (weights, then bias), ``[p, p]``; None if it was not asked for.
       robust_covariance: the same, whatever the distribution of y (HC0).
       solver: its name.
       reason: why it was this one.
+      with_l1: whether there is an L1 penalty; there are no covariances then.
     """
 
     params: LogisticParams
@@ -61,6 +80,11 @@ class LogisticFit:
     robust_covariance: jax.Array | None
     solver: str = dataclasses.field(metadata={"static": True})
     reason: str = dataclasses.field(metadata={"static": True})
+    with_l1: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def __getitem__(self, index: Any) -> LogisticFit:
+        """Of many fits the one with this number, or some of them."""
+        return jax.tree.map(lambda leaf: leaf[index], self)
 
     # -- inference ---------------------------------------------------------------------------------------------------
 
@@ -77,9 +101,11 @@ class LogisticFit:
 
     def _separation(self) -> str:
         weights = np.abs(np.asarray(self.direction.weights))
+        if np.isnan(weights).any() or weights.size == 0:
+            return "A class has no row with a weight above 0"
         how = "completely" if bool(self.completely_separated) else "but for ties"
         of_features = weights if weights.ndim == 1 else weights.max(axis=1)
-        text = f"Separated {how} by columns {_numbers(np.flatnonzero(of_features > 1e-6 * of_features.max()))}"
+        text = f"Separated {how} by columns {_numbers(np.flatnonzero(of_features))}"
         if weights.ndim == 2:
             table = np.vstack([np.asarray(self.direction.weights), np.asarray(self.direction.bias)])
             apart = np.flatnonzero(np.abs(table - np.median(table, axis=1, keepdims=True)).max(axis=0) > 1e-6)
@@ -87,22 +113,33 @@ class LogisticFit:
         return text
 
     @property
+    @_as_the_fit
     def std_err(self) -> LogisticParams:
         """Standard errors from the model; NaN for what is not determined.
 
         Raises:
-          ValueError: the fit was made without covariances.
+          ValueError: the fit was made without covariances, as every one with an L1 penalty is.
         """
         return self._deviations(self.covariance)
 
     @property
+    @_as_the_fit
     def robust_std_err(self) -> LogisticParams:
         """Standard errors that hold whatever the distribution of y (HC0)."""
         return self._deviations(self.robust_covariance)
 
-    def _deviations(self, covariance: Any) -> LogisticParams:
+    def _required(self, covariance: Any) -> jax.Array:
+        if covariance is None and self.with_l1:
+            raise ValueError(
+                "the fit has no covariances: with an L1 penalty they are not defined. Fit the features that it chose "
+                "without l1 on other rows, or bootstrap"
+            )
         if covariance is None:
             raise ValueError("the fit has no covariances: ask for them with fit_logistic(..., inference=True)")
+        return covariance
+
+    def _deviations(self, covariance: Any) -> LogisticParams:
+        covariance = self._required(covariance)
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
         # A parameter that is 0 by its definition, as those of class 0, has no error.
         deviations = jnp.sqrt(jnp.where(variance > 0, variance, jnp.nan))
@@ -116,15 +153,18 @@ class LogisticFit:
         return int(np.prod(jnp.shape(self.params.bias)[jnp.ndim(self.status.code) :], dtype=int))
 
     @property
+    @_as_the_fit
     def z_values(self) -> LogisticParams:
         """Parameters over their standard errors."""
         return jax.tree.map(lambda p, s: p / s, self.params, self.std_err)
 
     @property
+    @_as_the_fit
     def p_values(self) -> LogisticParams:
         """The probability of a z at least as large where the parameter is 0: erfc(|z|/√2)."""
         return jax.tree.map(lambda z: jax.scipy.special.erfc(jnp.abs(z) / np.sqrt(2)), self.z_values)
 
+    @_as_the_fit
     def confidence_interval(
         self, level: float = 0.95, *, robust: bool = False
     ) -> tuple[LogisticParams, LogisticParams]:
@@ -141,6 +181,7 @@ class LogisticFit:
         high = jax.tree.map(lambda p, s: p + reach * s, self.params, deviations)
         return low, high
 
+    @_as_the_fit
     def wald_test(self, restriction: Any, value: Any = 0.0, *, robust: bool = False) -> tuple[jax.Array, jax.Array]:
         """Statistic and p-value of the hypothesis R β = r for the raveled parameters β (weights, then bias).
 
@@ -149,9 +190,7 @@ class LogisticFit:
           value: r, a number or ``[q]``.
           robust: whether to use the robust covariance.
         """
-        covariance = self.robust_covariance if robust else self.covariance
-        if covariance is None:
-            raise ValueError("the fit has no covariances: ask for them with fit_logistic(..., inference=True)")
+        covariance = self._required(self.robust_covariance if robust else self.covariance)
         rows = jnp.atleast_2d(jnp.asarray(restriction, covariance.dtype))
         parameters = ravel_pytree(self.params)[0]
         if rows.shape[1] != parameters.size:
@@ -165,6 +204,7 @@ class LogisticFit:
         statistic = distance @ jnp.linalg.solve(rows @ covariance @ rows.T, distance)
         return statistic, _chi_squared_tail(statistic, rows.shape[0])
 
+    @_as_the_fit
     def likelihood_ratio_test(self, smaller: LogisticFit | None = None) -> tuple[jax.Array, jax.Array]:
         """Statistic and p-value of a smaller model, fitted to the same rows, against this one.
 
@@ -176,20 +216,24 @@ class LogisticFit:
         return statistic, _chi_squared_tail(statistic, self.degrees_of_freedom - fewer)
 
     @property
+    @_as_the_fit
     def pseudo_r2(self) -> jax.Array:
         """McFadden's: 1 - log-likelihood over that of the model without features."""
         return 1 - self.log_likelihood / self.null_log_likelihood
 
     @property
+    @_as_the_fit
     def aic(self) -> jax.Array:
         """2 k - 2 log-likelihood, k being the degrees of freedom."""
         return 2 * self.degrees_of_freedom - 2 * self.log_likelihood
 
     @property
+    @_as_the_fit
     def bic(self) -> jax.Array:
         """k log(number of observations) - 2 log-likelihood."""
         return self.degrees_of_freedom * jnp.log(self.num_observations) - 2 * self.log_likelihood
 
+    @_as_the_fit
     def summary(self, names: Any = None, *, level: float = 0.95, robust: bool = False) -> str:
         """A table of the fit: how it ended, how well it fits, and each coefficient with its error.
 
@@ -206,7 +250,7 @@ class LogisticFit:
 
 def summary_of(fit: LogisticFit, names: Any, level: float, robust: bool) -> str:
     if np.ndim(fit.status.code):
-        raise ValueError("summary: these are many fits: take one with jax.tree.map(lambda leaf: leaf[i], fit)")
+        raise ValueError("summary: these are many fits: take one of them, fits[i]")
     weights, bias = np.asarray(fit.params.weights), np.asarray(fit.params.bias)
     names = [f"x{j}" for j in range(len(weights))] if names is None else list(names)
     if len(names) != len(weights):

@@ -12,9 +12,10 @@ from xentjax.models.objective import LogisticObjective
 from xentjax.solvers.conjugate_gradients import conjugate_gradients
 from xentjax.solvers.lbfgs import LBFGSState
 from xentjax.solvers.metric import Metric, metric_at
-from xentjax.solvers.newton import Newton, damped_factor, solve_factored
+from xentjax.solvers.newton import Curvature, damped_factor, solve_factored
 from xentjax.solvers.newton_cg import Region
-from xentjax.solvers.objective import Point, evaluate, evaluate_with_hessian, largest_component, linearized
+from xentjax.solvers.objective import Point, evaluate, evaluate_with_hessian, largest_component, linearized, residual
+from xentjax.solvers.proximal_newton import ProximalCurvature, flat_factors, on_support, support
 
 #: Which share of the gradient conjugate gradients leave: in the step that is taken, and in the next, which only tells
 #: how far the minimum may be; and the most products that they may take.
@@ -26,34 +27,48 @@ class Polished(NamedTuple):
     """A point after one more Newton step, if that made its gradient smaller."""
 
     point: Point
+    pull: Any  # the gradient, raveled; with an L1 penalty the smallest subgradient of the parameters that are not 0
     step: Any  # the next Newton step, in the order of the raveled parameters
     hessian: Any  # None where it is too large
     pivots: Any  # ``[d]``: what each column has left when those before it are taken out of it; None without a Hessian
 
 
-def polished(inner: LogisticObjective, solver: Any, point: Point, state: Any, *, matrix_free: bool) -> Polished:
-    """The point polished by a solution of the Newton system: by Cholesky, or, ``matrix_free``, by conjugate gradients.
+def polished(
+    inner: LogisticObjective, solver: Any, point: Point, state: Any, allowed: Any, *, matrix_free: bool
+) -> Polished:
+    """The point polished by a Newton step, if that is allowed and helps.
 
-    Without the matrix there are no pivots, so that nothing is known of columns that depend on others.
+    The system is solved by Cholesky, or, ``matrix_free``, by conjugate gradients. Without the matrix there are no
+    pivots, so that nothing is known of columns that depend on others. With an L1 penalty the step is that of the
+    parameters that are not 0, whose signs it has to keep.
     """
     origin, unravel = ravel_pytree(point.params)
+    factors = flat_factors(inner, point.params)
     # The state of Newton's method has the Hessian here, if it was made with all digits.
-    known = isinstance(solver, Newton) and solver.hessian_dtype is None
+    known = isinstance(state, (Curvature, ProximalCurvature)) and solver.hessian_dtype is None
     if known or not matrix_free:
         hessian = state.hessian if known else evaluate_with_hessian(inner, point.params)[1]
-        factored = damped_factor(hessian)
-        solve = lambda gradient, left: solve_factored(factored, gradient)
+        factored = damped_factor(hessian if inner.l1 is None else on_support(hessian, support(origin, factors)))
+        solve = lambda pull, left: solve_factored(factored, pull)
         weights = point.params.weights
-        pivots = jnp.diagonal(factored[1])[: weights.size].reshape(*weights.shape[:1], -1) ** 2
-        pivots = jnp.min(pivots, axis=1, initial=jnp.inf)
+        pivots = jnp.diagonal(factored[1])[: weights.size].reshape(-1, point.params.bias.size) ** 2
+        pivots = jnp.min(pivots, axis=1)
     else:
         hessian, pivots = None, None
-        metric = state.metric if isinstance(state, (Region, LBFGSState)) else None
-        solve = _by_products(inner, point, metric)
-    moved = evaluate(inner, unravel(origin - solve(ravel_pytree(point.gradient)[0], _TAKEN)))
-    better = largest_component(moved.gradient) < largest_component(point.gradient)
+        solve = _by_products(inner, point, state.metric if isinstance(state, (Region, LBFGSState)) else None)
+    moved = evaluate(inner, unravel(origin - solve(_pull(inner, point, factors), _TAKEN)))
+    better = allowed & (largest_component(residual(inner, moved)) < largest_component(residual(inner, point)))
+    if inner.l1 is not None:
+        kept = jnp.sign(ravel_pytree(moved.params)[0]) == jnp.sign(origin)
+        better = better & jnp.all(kept | (factors == 0))
     point = jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, point)
-    return Polished(point, solve(ravel_pytree(point.gradient)[0], _TOLD), hessian, pivots)
+    pull = _pull(inner, point, factors)
+    return Polished(point, pull, solve(pull, _TOLD), hessian, pivots)
+
+
+def _pull(inner: LogisticObjective, point: Point, factors: Any) -> Any:
+    flat = ravel_pytree(residual(inner, point))[0]
+    return flat if inner.l1 is None else jnp.where(support(ravel_pytree(point.params)[0], factors), flat, 0)
 
 
 def _by_products(inner: LogisticObjective, point: Point, metric: Metric | None) -> Any:

@@ -7,18 +7,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
-from xentjax.core import policy
 from xentjax.measures.entropy import binary_entropy, entropy
-from xentjax.models import _rows, inference
+from xentjax.models import _rows, inference, one_pass
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
 from xentjax.models.scaling import Scaling
 from xentjax.solvers import status as codes
-from xentjax.solvers.minimize import History, opening, run_steps
+from xentjax.solvers.minimize import opening, run_steps
 from xentjax.solvers.newton import Newton
-from xentjax.solvers.objective import largest_component
+from xentjax.solvers.objective import largest_component, residual
+from xentjax.solvers.penalty import absolute, l1_factors
 from xentjax.solvers.status import Status
 from xentjax.training.fit_result import LogisticFit
 from xentjax.training.polish import polished
@@ -52,25 +51,32 @@ def solve(
     shapes: LogisticParams,
     name: str,
     reason: str,
-    max_steps: int,
+    max_steps: Any,
+    longest: int,
+    columns: Any,
     matrix_free: bool,
 ) -> tuple[LogisticFit, Inside]:
     """The minimum of an objective whose data are in the user's units, without covariances.
 
-    It ends with a Newton step. ``matrix_free`` that is made of products with the Hessian, for parameters too many for
-    the matrix; there is then no test whether columns depend on others, but for those that are constant.
+    The history has the length ``longest``, which is ``max_steps`` or more. The columns of x from number ``columns`` on
+    are padding: zeros, which get the weight 0. It ends with a Newton step. ``matrix_free`` that is made of products
+    with the Hessian, for parameters too many for the matrix; there is then no test whether columns depend on others,
+    but for those that are constant.
     """
     dtype = shapes.bias.dtype
     inner = scaled(objective, dtype)
-    null, frequencies = _null_model(inner, shapes)
+    null, frequencies = null_model(inner, shapes)
     scaling: Any = inner.scaling
     first = null if init is None else scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init))
-    sought = _default_tolerance(inner, frequencies) if tol is None else tol
+    sought = default_tolerance(inner, frequencies) if tol is None else tol
     state = opening(inner, first, solver, tol=sought)
-    state, history = run_steps(inner, solver, state, sought, max_steps, max_steps)
+    state, history = run_steps(inner, solver, state, sought, max_steps, longest)
 
-    point, step, hessian, pivots = polished(inner, solver, state.point, state.solver, matrix_free=matrix_free)
-    norm = largest_component(point.gradient)
+    allowed = state.code != codes.RUNNING
+    point, pull, step, hessian, pivots = polished(
+        inner, solver, state.point, state.solver, allowed, matrix_free=matrix_free
+    )
+    norm = largest_component(residual(inner, point))
     noise = inner.gradient_error(point.params)
     code = jnp.where(state.code == codes.RUNNING, codes.MAX_STEPS, state.code)
     code = jnp.where(code == codes.STALLED, codes.PRECISION_LIMITED, code)
@@ -80,8 +86,12 @@ def solve(
     reached = (norm <= sought) & (code != codes.NOT_FINITE)
     code = jnp.where(reached, jnp.where(told, codes.CONVERGED, codes.PRECISION_LIMITED), code).astype(jnp.int32)
 
-    free = (jnp.broadcast_to(inner.l2, scaling.inverse.shape) == 0) & jnp.ones_like(scaling.inverse, bool)
-    constant = free & (scaling.inverse == 0) if objective.fit_intercept else jnp.zeros_like(free)
+    # A class without rows: its bias has no finite optimum, with a penalty neither.
+    absent = jnp.any(frequencies == 0) if frequencies.ndim else (frequencies == 0) | (frequencies == 1)
+    code = jnp.where(absent & objective.fit_intercept, codes.SEPARATED, code)
+    free = inner.unpenalized()
+    given = jnp.arange(scaling.inverse.size, dtype=jnp.int32) < columns
+    constant = free & given & (scaling.inverse == 0) if objective.fit_intercept else jnp.zeros_like(free)
     # Sums of products are rounded: what is left of a column that depends on others is a few units in the last place.
     none = 64 * step.size * jnp.finfo(dtype).eps
     combined = free & (pivots <= none) & (scaling.inverse != 0) if pivots is not None else jnp.zeros_like(free)
@@ -90,29 +100,35 @@ def solve(
     solved = (code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED)
     code = jnp.where(solved & jnp.any(constant), codes.RANK_DEFICIENT, code)
 
-    n = jnp.asarray(jnp.shape(inner.x)[0], dtype) if inner.weights is None else jnp.sum(inner.weights)
+    n = jnp.asarray(inner.x.shape[0], dtype) if inner.weights is None else jnp.sum(inner.weights)
     loss = point.value - _rows.penalty(scaling.penalty(inner.l2), point.params.weights)
-    rank = (jnp.sum(~(constant | combined)) + objective.fit_intercept) * max(shapes.bias.size - 1, 1)
+    loss = loss - absolute(l1_factors(inner, point.params), point.params)
+    effective = jnp.full((), jnp.nan, dtype)  # with a quadratic penalty it comes with the covariances
+    if inner.l1 is not None:
+        biases = objective.fit_intercept * max(shapes.bias.size - 1, 1)
+        effective = (jnp.sum(point.params.weights != 0) + biases).astype(dtype)
+    rank = (jnp.sum(given & ~(constant | combined)) + objective.fit_intercept) * max(shapes.bias.size - 1, 1)
     tiny = jnp.finfo(dtype).tiny
     fit = LogisticFit(
         params=inference.in_user_units(point.params, scaling, free),
         objective=point.value,
         gradient_norm=norm,
-        newton_decrement=jnp.vdot(ravel_pytree(point.gradient)[0], step) / 2 / jnp.maximum(jnp.abs(point.value), tiny),
+        newton_decrement=jnp.vdot(pull, step) / 2 / jnp.maximum(jnp.abs(point.value), tiny),
         steps=state.step,
         status=Status(code.astype(jnp.int32)),
-        history=History(history.value, history.gradient_norm),
+        history=history,
         dependent=constant | combined,
         direction=jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), point.params),
         completely_separated=jnp.zeros((), bool),
         log_likelihood=-n * loss,
         null_log_likelihood=-n * _null_loss(inner, null, frequencies),
         num_observations=n,
-        degrees_of_freedom=jnp.where(jnp.all(free), rank.astype(dtype), jnp.nan),
+        degrees_of_freedom=jnp.where(jnp.all(free), rank.astype(dtype), effective),
         covariance=None,
         robust_covariance=None,
         solver=name,
         reason=reason,
+        with_l1=inner.l1 is not None,
     )
     return fit, Inside(point.params, scaling, hessian, free, moving, combined)
 
@@ -121,11 +137,11 @@ def scaled(objective: LogisticObjective, dtype: Any, scaling: Scaling | None = N
     """The objective in terms of scaled features, with weights in the dtype of computation."""
     weights = None if objective.weights is None else objective.weights.astype(dtype)
     if scaling is None:
-        scaling = Scaling.of(policy.up(objective.x).astype(dtype), weights, centered=objective.fit_intercept)
+        scaling = one_pass.scaling_of(objective.x, weights, dtype, centered=objective.fit_intercept)
     return dataclasses.replace(objective, scaling=scaling, weights=weights)
 
 
-def _default_tolerance(inner: LogisticObjective, frequencies: Any) -> Any:
+def default_tolerance(inner: LogisticObjective, frequencies: Any) -> Any:
     """1e-8 (float32: 1e-4) times 4 f (1 - f) for the rarest class: a gradient is small only beside the curvature."""
     relative = _RELATIVE_TOLERANCE[jnp.finfo(frequencies.dtype).bits]
     if not inner.fit_intercept:
@@ -135,7 +151,7 @@ def _default_tolerance(inner: LogisticObjective, frequencies: Any) -> Any:
     return relative * 4 * rarest * (1 - rarest)
 
 
-def _null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[LogisticParams, Any]:
+def null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[LogisticParams, Any]:
     """The parameters of the model without features (and without offset), and the share of each class."""
     dtype, n = shapes.bias.dtype, max(inner.y.shape[0], 1)
     share = _rows.shares(inner.weights)
@@ -158,15 +174,23 @@ def _null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[Logis
 
 
 def _null_loss(inner: LogisticObjective, null: LogisticParams, frequencies: Any) -> Any:
-    """The mean loss of the model without features: the entropy of the classes, or of a bias fitted to the offset."""
-    if inner.fit_intercept and inner.offset is None:
-        if frequencies.ndim == 0:
-            return binary_entropy(frequencies)
-        total = jnp.sum(frequencies)
-        return total * entropy(frequencies / jnp.where(total == 0, 1, total))
-    columns = dataclasses.replace(inner, x=inner.x[:, :0], scaling=None, l2=jnp.zeros((), null.bias.dtype))
+    """The mean loss of the model without features; where no offset shifts it, the entropy of the classes."""
+    if not inner.fit_intercept or inner.offset is not None:
+        return null_point(inner, null)[1]
+    if frequencies.ndim == 0:
+        return binary_entropy(frequencies)
+    total = jnp.sum(frequencies)
+    return total * entropy(frequencies / jnp.where(total == 0, 1, total))
+
+
+def null_point(inner: LogisticObjective, null: LogisticParams) -> tuple[LogisticParams, Any]:
+    """The model without features, whose bias is fitted to the offset, and its mean loss."""
+    none = jnp.zeros((inner.x.shape[0], 0), null.bias.dtype)
+    no_penalty: dict[str, Any] = {"l2": jnp.zeros((), null.bias.dtype), "l1": None}
+    columns = dataclasses.replace(inner, x=none, scaling=None, **no_penalty)
     params = LogisticParams(null.weights[:0], null.bias)
-    if not inner.fit_intercept:
-        return columns.value_and_gradient(params)[0]
+    if inner.offset is None or not inner.fit_intercept:
+        return null, columns.value_and_gradient(params)[0]
     solver = Newton()
-    return run_steps(columns, solver, opening(columns, params, solver, tol=0.0), 0.0, 50, 50)[0].point.value
+    point = run_steps(columns, solver, opening(columns, params, solver, tol=0.0), 0.0, 50, 50)[0].point
+    return null._replace(bias=point.params.bias), point.value

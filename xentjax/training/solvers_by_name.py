@@ -8,12 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from xentjax.models.logistic import LogisticParams
+from xentjax.models.sparse import is_sparse
 from xentjax.solvers import checks
 from xentjax.solvers.lbfgs import LBFGS
 from xentjax.solvers.newton import Newton
 from xentjax.solvers.newton_cg import NewtonCG
+from xentjax.solvers.proximal_gradient import ProximalGradient
+from xentjax.solvers.proximal_newton import ProximalNewton
 
-SOLVERS: dict[str, Any] = {"newton": Newton, "lbfgs": LBFGS, "newton-cg": NewtonCG}
+SOLVERS: dict[str, Any] = {
+    "newton": Newton,
+    "lbfgs": LBFGS,
+    "newton-cg": NewtonCG,
+    "proximal_newton": ProximalNewton,
+    "proximal_gradient": ProximalGradient,
+}
 
 #: Up to this many numbers (32 MiB in float64) the metric is the Hessian's blocks; beyond, its diagonal.
 _BLOCKS = 2**22
@@ -27,13 +36,18 @@ _NEWTON_ACCELERATED = 2000
 #: Rows from which on a subsample is worth its optimum, how many of them it has for each parameter, and its stride.
 _MANY_ROWS, _ROWS_EACH, _STRIDE = 10_000, 10, 8
 
+#: Up to this many parameters, whose Hessian then is 128 MiB in float64, ``"auto"`` with l1 is a method with a Hessian.
+_HESSIAN = 4096
+
 
 def chosen_solver(function: str, solver: Any, objective: Any, shapes: LogisticParams) -> tuple[str, Any, str]:
     """The solver that a name stands for, with what to call it, and why it is this one."""
     if isinstance(solver, str):
-        n, d, k = jnp.shape(objective.x)[0], shapes.weights.shape[0], shapes.bias.size
+        n, d, k = objective.x.shape[0], shapes.weights.shape[0], shapes.bias.size
         if solver == "auto":
-            return _automatic(n, d, k, shapes.bias.dtype)
+            if objective.l1 is not None:
+                return _with_l1(d, k)
+            return _automatic(n, d, k, shapes.bias.dtype, dense=not is_sparse(objective.x))
         if solver not in SOLVERS:
             names = ", ".join(repr(name) for name in ("auto", *SOLVERS))
             raise ValueError(f"{function}: solver must be one of {names} or a Solver, got {solver!r}")
@@ -43,14 +57,14 @@ def chosen_solver(function: str, solver: Any, objective: Any, shapes: LogisticPa
     return type(solver).__name__, solver, "as given"
 
 
-def _automatic(n: int, d: int, k: int, dtype: Any) -> tuple[str, Any, str]:
+def _automatic(n: int, d: int, k: int, dtype: Any, *, dense: bool) -> tuple[str, Any, str]:
     """By the shape of the problem: which was the fastest to a gradient of 1e-8 on data of such shapes."""
     size = (d + 1) * k
     if jax.default_backend() != "cpu":
         if size <= _NEWTON_ACCELERATED:
             return "newton", Newton(), f"with few enough parameters ({size}) for their Hessian"
         return _by_products(d, k)
-    if n >= _MANY_ROWS and size <= _NEWTON and n >= _STRIDE * _ROWS_EACH * size:
+    if dense and n >= _MANY_ROWS and size <= _NEWTON and n >= _STRIDE * _ROWS_EACH * size:
         why = f"as many rows ({n}) for {size} parameters make the Hessian of every {_STRIDE}th row a good metric"
         return "lbfgs", LBFGS(metric="hessian", subsample=_STRIDE), why
     if size <= (_NEWTON if k == 1 else _NEWTON_CLASSES):
@@ -58,6 +72,13 @@ def _automatic(n: int, d: int, k: int, dtype: Any) -> tuple[str, Any, str]:
         made = Newton("float32" if dtype == jnp.float64 else None)
         return "newton", made, f"with few enough parameters ({size}) for their Hessian"
     return _by_products(d, k)
+
+
+def _with_l1(d: int, k: int) -> tuple[str, Any, str]:
+    size = (d + 1) * k
+    if size <= _HESSIAN:
+        return "proximal_newton", ProximalNewton(), f"with an L1 penalty and few enough parameters ({size})"
+    return "proximal_gradient", ProximalGradient(), f"with an L1 penalty and too many parameters ({size})"
 
 
 def _by_products(d: int, k: int) -> tuple[str, Any, str]:
