@@ -42,10 +42,10 @@ from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train
 from xentjax.training.path import lambda_max
 
 __all__ = [
-    "LBFGS",
     "GradientDescent",
     "GradientReport",
     "History",
+    "LBFGS",
     "LogisticFit",
     "LogisticObjective",
     "LogisticParams",
