@@ -41,7 +41,7 @@ from xentjax.training.fit_result import LogisticFit
 from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train_minibatch
 from xentjax.training.path import lambda_max
 
-__all__ = [
+__all__ = [  # noqa: RUF022  (sorted as strings: it would put names of capitals first)
     "GradientDescent",
     "GradientReport",
     "History",
