@@ -4,10 +4,21 @@ import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+# Nothing of a test's stays in the user's cache.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+
 import contextlib
 
 import jax
 import pytest
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests that need no program as users get it, so that a run of them may compile with less care."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & {"compiled_fast", "module_compiled_fast"} and "optimized" not in fixtures:
+            item.add_marker("fast")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optimality import mean_loss, unmet
 from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.linear_model import LogisticRegression
 
@@ -35,26 +36,9 @@ X, Y = breast()
 TOP = np.abs((Y - Y.mean()) @ X).max() / len(Y)
 
 
-def unmet(params, x, y, l1, l2=0.0, weights=None):
-    """The smallest subgradient's largest component, in float64 numpy."""
-    w, b = np.asarray(params.weights, float), np.asarray(params.bias, float)
-    s = np.ones(len(x)) if weights is None else weights
-    z = x @ w + b
-    if w.ndim == 1:
-        r = 1 / (1 + np.exp(-z)) - y
-    else:
-        e = np.exp(z - z.max(1, keepdims=True))
-        r = e / e.sum(1, keepdims=True) - np.eye(w.shape[1])[y]
-    r = (r.T * s / s.sum()).T
-    g = x.T @ r + l2 * w
-    kinks = np.where(w != 0, np.abs(g + l1 * np.sign(w)), np.maximum(np.abs(g) - l1, 0))
-    return max(kinks.max(), np.abs(r.sum(0)).max())
-
-
 def value(params, x, y, l1, l2=0.0):
-    w, z = np.asarray(params.weights), x @ np.asarray(params.weights) + np.asarray(params.bias)
-    loss = np.mean(np.logaddexp(0, z) - y * z)
-    return loss + l1 * np.abs(w).sum() + l2 / 2 * (w @ w)
+    w = np.asarray(params.weights)
+    return mean_loss(params, x, y) + l1 * np.abs(w).sum() + l2 / 2 * (w @ w)
 
 
 def theirs(x, y, l1, l2=0.0):
@@ -67,8 +51,8 @@ def theirs(x, y, l1, l2=0.0):
         ).fit(x, y)  # fmt: skip
 
 
-@pytest.mark.parametrize("solver", ["auto", "proximal_gradient", xj.ProximalNewton("float32")])
 @pytest.mark.parametrize("l2", [0.0, 0.02])
+@pytest.mark.parametrize("solver", ["auto", "proximal-gradient"])
 def test_the_minimum_and_its_zeros(solver, l2):
     l1 = TOP / 10
     fit = xj.fit_logistic(X, Y, l1=l1, l2=l2, solver=solver)
@@ -95,15 +79,16 @@ def test_many_classes(l2):
     np.testing.assert_allclose(np.asarray(fit.params.weights).T, peer.coef_, atol=1e-5)
 
 
-def test_four_classes_whose_coefficients_no_curvature_holds():
+@pytest.mark.parametrize("l1", [0.001, 0.03])
+def test_four_classes_whose_coefficients_no_curvature_holds(l1):
     """With an even number of classes a number added to a feature's coefficients may change nothing at all."""
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((200, 6)), rng.integers(0, 4, 200)
     x[np.arange(200), y] += 1.0
-    for l1 in (0.001, 0.03):
-        fit = xj.fit_logistic(x, y, l1=l1)
-        assert fit.status == "converged", fit.message
-        assert unmet(fit.params, x, y, l1) <= 1e-8
+    objective = xj.LogisticObjective(jnp.asarray(x), jnp.asarray(y), l1=l1, num_classes=4)
+    solution = xj.minimize(objective, objective.init(), xj.ProximalNewton(), tol=1e-9)
+    assert solution.status == "converged"
+    assert unmet(solution.params, x, y, l1) <= 1e-8
 
 
 def test_raw_features_have_the_penalty_of_the_users_units():
@@ -130,19 +115,29 @@ def test_from_the_largest_factor_on_all_weights_are_zero():
     assert np.sum(np.asarray(xj.fit_logistic(X, Y, l1=0.99 * top).params.weights) != 0) == 1
 
 
-def test_the_largest_factor_with_weights_an_offset_and_classes():
+def test_the_largest_factor_with_weights_and_an_offset():
     rng = np.random.default_rng(1)
-    weights, offset, y = (
-        rng.integers(0, 3, len(X)).astype(float),
-        rng.standard_normal(len(X)),
-        rng.integers(0, 3, len(X)),
-    )
-    for labels, extra in ((Y, {"offset": offset}), (y, {}), (Y, {"fit_intercept": False})):
-        top = float(xj.lambda_max(X, labels, weights=weights, **extra))
-        above = xj.fit_logistic(X, labels, weights=weights, l1=top * (1 + 1e-9), **extra)
-        below = xj.fit_logistic(X, labels, weights=weights, l1=top * (1 - 1e-3), **extra)
-        assert not np.any(above.params.weights)
-        assert np.any(below.params.weights)
+    weights, offset = rng.integers(0, 3, len(X)).astype(float), rng.standard_normal(len(X))
+    given = {"weights": weights, "offset": offset}
+    top = float(xj.lambda_max(X, Y, **given))
+    # The intercept of the model without features, by bisection.
+    low, high = -20.0, 20.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        above = weights @ (1 / (1 + np.exp(-(offset + middle))) - Y) > 0
+        low, high = (low, middle) if above else (middle, high)
+    slopes = (weights * (1 / (1 + np.exp(-(offset + low))) - Y)) @ X / weights.sum()
+    np.testing.assert_allclose(top, np.abs(slopes).max(), rtol=1e-10)
+    assert not np.any(xj.fit_logistic(X, Y, l1=top, **given).params.weights)
+    assert np.any(xj.fit_logistic(X, Y, l1=0.999 * top, **given).params.weights)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_the_largest_factor_of_classes(fit_intercept):
+    x, y = load_iris(return_X_y=True)
+    shares = np.bincount(y) / len(y) if fit_intercept else np.full(3, 1 / 3)
+    expected = np.abs(x.T @ (shares - np.eye(3)[y])).max() / len(x)
+    np.testing.assert_allclose(xj.lambda_max(x, y, fit_intercept=fit_intercept), expected, rtol=1e-12)
 
 
 def test_no_factor_is_the_smooth_fit():
@@ -150,41 +145,39 @@ def test_no_factor_is_the_smooth_fit():
     np.testing.assert_array_equal(xj.fit_logistic(X, Y, l2=0.01, l1=0.0).params.weights, smooth.params.weights)
     # An array is a penalty, whatever it holds: the same minimum by another way.
     traced = xj.fit_logistic(X, Y, l2=0.01, l1=jnp.zeros(()))
-    assert (smooth.solver, traced.solver) == ("newton", "proximal_newton")
+    assert (smooth.solver, traced.solver) == ("newton", "proximal-newton")
     np.testing.assert_allclose(traced.params.weights, smooth.params.weights, rtol=1e-10)
 
 
 def test_separated_data_have_a_minimum_with_a_penalty_and_none_without():
-    x, y = np.array([[-2.0, 1], [-1, 0.5], [1, 2], [2, 0.3]]), np.array([0, 0, 1, 1])
-    fit = xj.fit_logistic(x, y, l1=1e-3)
+    y = (X[:, 0] + X[:, 5] > 0).astype(int)
+    fit = xj.fit_logistic(X, y, l1=1e-3)
     assert fit.status == "converged"
-    assert unmet(fit.params, x, y, 1e-3) <= 1e-8
-    assert xj.fit_logistic(x, y, l1=jnp.zeros(())).status == "separated"
+    assert unmet(fit.params, X, y, 1e-3) <= 1e-8
+    none = xj.fit_logistic(X, y, l1=np.zeros(()))
+    assert none.status == "separated"
+    assert none.completely_separated
 
 
-def test_equal_columns_and_fewer_rows_than_columns():
-    x = np.hstack([X, X[:, :1], np.ones((len(X), 1)), np.zeros((len(X), 1))])
+def test_equal_constant_and_empty_columns():
+    x = X.copy()
+    x[:, 3], x[:, 4], x[:, 7] = x[:, 0], 1, 0
     fit = xj.fit_logistic(x, Y, l1=TOP / 10)
     assert fit.status == "converged"
     assert unmet(fit.params, x, Y, TOP / 10) <= 1e-8
-    assert not np.any(fit.params.weights[-2:])
-    rng = np.random.default_rng(2)
-    x, y = rng.standard_normal((20, 60)), np.arange(20) % 2
-    fit = xj.fit_logistic(x, y, l1=0.05)
-    assert fit.status == "converged"
-    assert unmet(fit.params, x, y, 0.05) <= 1e-8
+    assert not np.any(fit.params.weights[np.array([4, 7])])
 
 
-def test_weights_are_repetitions_and_zero_weights_are_absent_rows():
-    weights = np.arange(len(X)) % 3
-    x, y = np.repeat(X, weights, axis=0), np.repeat(Y, weights)
+@pytest.mark.parametrize("number", [100, 10])
+def test_weights_and_rows_that_count_for_nothing(number):
+    """With ten rows there are more features than rows."""
+    rows = np.arange(len(X))
+    weights = np.where(rows % (len(X) // number) == 0, 1 + rows % 3, 0).astype(float)
     spoiled = np.where(weights[:, None] == 0, np.nan, X)
-    fits = [
-        xj.fit_logistic(spoiled, Y, l1=0.02, l2=0.01, weights=weights.astype(float)),
-        xj.fit_logistic(x, y, l1=0.02, l2=0.01),
-    ]
-    np.testing.assert_allclose(fits[0].params.weights, fits[1].params.weights, rtol=1e-9)
-    assert all(unmet(fit.params, x, y, 0.02, 0.01) <= 1e-8 for fit in fits)
+    fit = xj.fit_logistic(spoiled, Y, l1=0.02, l2=0.01, weights=weights)
+    assert fit.status == "converged"
+    assert unmet(fit.params, X, Y, 0.02, 0.01, weights) <= 1e-8
+    assert fit.num_observations == weights.sum()
 
 
 def test_factors_of_features_some_of_them_free():
@@ -195,13 +188,14 @@ def test_factors_of_features_some_of_them_free():
     assert np.all(fit.params.weights[:2] != 0)
 
 
-def test_float32_stops_at_its_noise():
-    with jax.enable_x64(False):
-        fit = xj.fit_logistic(np.float32(X), Y, l1=TOP / 10)
-    assert fit.status == "converged"
+def test_float32_finds_the_same_zeros():
     truth = xj.fit_logistic(X, Y, l1=TOP / 10)
-    np.testing.assert_array_equal(fit.params.weights == 0, truth.params.weights == 0)
-    np.testing.assert_allclose(fit.params.weights, truth.params.weights, rtol=1e-3, atol=1e-4)
+    with jax.enable_x64(False):
+        objective = xj.LogisticObjective(jnp.asarray(np.float32(X)), jnp.asarray(Y), l1=TOP / 10)
+        solution = xj.minimize(objective, objective.init(), xj.ProximalNewton(), tol=1e-6)
+    assert solution.status == "converged"
+    np.testing.assert_array_equal(solution.params.weights == 0, truth.params.weights == 0)
+    np.testing.assert_allclose(solution.params.weights, truth.params.weights, rtol=1e-3, atol=1e-4)
 
 
 def test_vmap_over_factors():
@@ -263,7 +257,8 @@ def test_objectives_of_the_user(solver):
     a = [3 - c / np.sqrt(1 - c * c) for c in (0.8, 0.5)]
     np.testing.assert_allclose(solution.params["a"], a, atol=1e-8)
     np.testing.assert_allclose(solution.params["b"], a[0] - 0.15, atol=1e-8)
-    np.testing.assert_allclose(solution.value, huber(solution.params) + 0.5 * sum(a) + 0.3 * (a[0] - 0.15), rtol=1e-12)
+    penalty = 0.5 * jnp.sum(jnp.abs(solution.params["a"])) + 0.3 * jnp.abs(solution.params["b"])
+    np.testing.assert_allclose(solution.value, huber(solution.params) + penalty, rtol=1e-12)
     assert solution.history.gradient_norm[solution.steps] == solution.gradient_norm
 
 

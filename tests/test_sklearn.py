@@ -22,7 +22,6 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from xentjax.sklearn import LogisticRegression, LogisticRegressionCV
 from xentjax.training import fit
-from xentjax.training.buckets import bucket
 
 pytestmark = pytest.mark.usefixtures("module_compiled_fast")
 
@@ -300,10 +299,3 @@ def test_cross_validation_scores_and_choice():
 def test_scikit_learn_loads_with_the_estimators_alone():
     code = "import sys, xentjax; before = 'sklearn' in sys.modules; import xentjax.sklearn; print(before)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip() == b"False"
-
-
-def test_sizes_of_programs():
-    sizes = [bucket(n, least=32) for n in range(1, 2000)]
-    assert all(size >= n for n, size in enumerate(sizes, 1))
-    assert all(size <= 1.5 * n for n, size in enumerate(sizes, 1) if n > 32)
-    assert len(set(sizes)) == 13

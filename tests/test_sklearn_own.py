@@ -19,6 +19,7 @@ _PRIVATE = "it tests a private function of scikit-learn, which no estimator of o
 _TEXT = "it tests the wording of one solver's warning; ours names the solver, the status, and what to do"
 _DEFAULT = "it tests the warning that a default will change; ours is already what it will be"
 _ARRAYS = "arrays of other libraries than NumPy are not taken: attributes are NumPy's"
+_START = "it tests that a start has probabilities of 0.5; ours is the model without features"
 _CALLBACKS = "the steps are one compiled loop, in which no callback is called"
 NOT_APPLICABLE = {
     "test_logistic_regression_path": _PRIVATE,
@@ -39,9 +40,9 @@ NOT_APPLICABLE = {
     "test_large_sparse_matrix[csr_array-liblinear]": "it tests that 64-bit indices are refused; ours are taken",
     "test_large_sparse_matrix[csr_array-sag": "it tests that 64-bit indices are refused; ours are taken",
     "test_liblinear_with_large_values": "it tests that 1e100 is refused; features of any size are solved here",
-    "test_zero_max_iter[newton": "it tests that a start has probabilities of 0.5; ours is the model without features",
-    "test_zero_max_iter[liblinear": "it tests that a start has probabilities of 0.5; ours is the model without features",
-    "test_zero_max_iter[sag": "it tests that a start has probabilities of 0.5; ours is the model without features",
+    "test_zero_max_iter[newton": _START,
+    "test_zero_max_iter[liblinear": _START,
+    "test_zero_max_iter[sag": _START,
     "test_l1_ratio_None_deprecated": _DEFAULT,
     "test_logisticregressioncv_warns_with_use_legacy_attributes": _DEFAULT,
     "test_lr_scoring_warns": _DEFAULT,

@@ -12,7 +12,7 @@ import pytest
 import xentjax as xj
 from xentjax import LBFGS, LogisticObjective, LogisticParams, Newton, NewtonCG, minimize
 from xentjax.models import one_pass
-from xentjax.models.scaling import Scaling
+from xentjax.models.one_pass import scaling_of
 from xentjax.solvers.conjugate_gradients import conjugate_gradients
 from xentjax.solvers.line_search import search
 from xentjax.solvers.objective import evaluate, linearized
@@ -240,7 +240,7 @@ def objectives():
     offset = rng.standard_normal(150)
     x3, _ = problem(3, n=150)
     masses = rng.random((150, 3))
-    scaling = Scaling.of(jnp.asarray(x))
+    scaling = scaling_of(jnp.asarray(x))
     return {
         "weights, offset, factors": LogisticObjective(unknown, y, np.arange(4.0), weights, offset),
         "scaled": LogisticObjective(x, y, 0.3, scaling=scaling),

@@ -39,7 +39,8 @@ from xentjax.training.fit import fit_logistic
 from xentjax.training.fit_many import fit_many
 from xentjax.training.fit_result import LogisticFit
 from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train_minibatch
-from xentjax.training.path import lambda_max
+from xentjax.training.path import fit_path, lambda_max
+from xentjax.training.path_result import LogisticPath
 
 __all__ = [  # noqa: RUF022  (sorted as strings: it would put names of capitals first)
     "GradientDescent",
@@ -49,6 +50,7 @@ __all__ = [  # noqa: RUF022  (sorted as strings: it would put names of capitals 
     "LogisticFit",
     "LogisticObjective",
     "LogisticParams",
+    "LogisticPath",
     "MinibatchResult",
     "Newton",
     "NewtonCG",
@@ -70,6 +72,7 @@ __all__ = [  # noqa: RUF022  (sorted as strings: it would put names of capitals 
     "entropy_of_labels",
     "fit_logistic",
     "fit_many",
+    "fit_path",
     "iterate",
     "iterate_minibatch",
     "joint_entropy",

@@ -263,20 +263,26 @@ class LogisticObjective:
         a = self._arguments(params)
         weights, n = a.params.weights, a.data.x.shape[0]
         largest = jnp.abs(weights) if weights.ndim == 1 else jnp.max(jnp.abs(weights), axis=1)
+        coefficients = jnp.append(largest**2, jnp.max(a.params.bias**2))
 
         def of_block(block: one_pass.Block) -> Any:
-            x, z = block.x[:, :-1], block.z
+            z, squares = block.z, block.x * block.x
             _, residual, _ = _rows.slopes(z, block.y)
-            logits_squared = jnp.sum((x * largest) ** 2, axis=1) + _over_classes(z**2 + a.params.bias**2)
+            # The column of ones stands for the bias: its share of the logits is that of the largest class.
+            logits_squared = _product_with(squares, coefficients) + _over_classes(z**2)
             slope = logistic_derivative(z) if z.ndim == 1 else 0.5
             terms = slope**2 * logits_squared + _over_classes(residual**2) * (1 + n / 64)
             terms = block.share**2 * terms
-            return jnp.sum(terms[:, None] * x * x, axis=0), jnp.sum(terms), one_pass.back(block, residual)[:-1]
+            return _product_with(terms, squares), one_pass.back(block, residual)[:-1]
 
-        columns, terms, gradient = one_pass.over_blocks(of_block, a.params, a.data)
-        error = jnp.sqrt(jnp.maximum(jnp.max(columns, initial=0), terms))
+        columns, gradient = one_pass.over_blocks(of_block, a.params, a.data)
+        error = jnp.sqrt(jnp.max(columns))
         error = error + jnp.max(jnp.abs(gradient), initial=0) * math.sqrt(1 + n / 64)
         return jnp.finfo(weights.dtype).eps * (error + jnp.max(a.l2 * largest, initial=0))
+
+
+def _product_with(a: Any, b: Any) -> Any:
+    return jnp.matmul(a, b, precision=_rows.PRECISION)
 
 
 def _over_classes(rows: Any) -> Any:

@@ -183,25 +183,41 @@ def each_row(function: Callable[[Block], Any], params: LogisticParams, data: Dat
     return jax.lax.fori_loop(0, -(-n // size), put, jnp.zeros((n, *shape.shape[1:]), shape.dtype))
 
 
-def scaling_of(x: Any, weights: Any, dtype: Any, *, centered: bool) -> Scaling:
-    """:meth:`Scaling.of` for features that are dense, or sparse: these block by block."""
-    if not isinstance(x, SparseRows):
-        return Scaling.of(policy.up(x).astype(dtype), weights, centered=centered)
-    d = x.shape[1]
+def scaling_of(x: Any, weights: Any = None, dtype: Any = None, *, centered: bool = True) -> Scaling:
+    """Weighted mean and standard deviation of each column, over the rows that have a weight.
+
+    Not ``centered``, which a model without intercept needs, they are 0 and the root of the mean square.
+    """
+    dtype = x.dtype if dtype is None else dtype
+    n, d = x.shape
     nothing = LogisticParams(jnp.zeros(d, dtype), jnp.zeros((), dtype))
-    data = Data(x, jnp.zeros(x.shape[0], dtype), weights)
+    data = Data(x, jnp.zeros(n, dtype), weights)
 
-    def largest(function: Callable[[Any], Any]) -> Any:
-        def of_block(block: Block) -> Any:
-            return jnp.max(jnp.where((block.share != 0)[:, None], function(block.x[:, :-1]), -jnp.inf), axis=0)
+    def mean(block: Block, rows: Any) -> Any:
+        return _matmul(block.share, _counted(block, rows))
 
-        return over_blocks(of_block, nothing, data, combine=jnp.maximum)
+    def mean_and_range(block: Block) -> Any:
+        rows, there = block.x[:, :-1], (block.share != 0)[:, None]
+        low = jnp.min(jnp.where(there, rows, jnp.inf), axis=0, initial=jnp.inf)
+        return mean(block, rows - near), low, jnp.max(jnp.where(there, rows, -jnp.inf), axis=0, initial=-jnp.inf)
 
-    def mean(function: Callable[[Any], Any]) -> Any:
-        of_block = lambda block: _matmul(block.share, _counted(block, function(block.x[:, :-1])))
-        return over_blocks(of_block, nothing, data)
+    def both(a: Any, b: Any) -> Any:
+        return a[0] + b[0], jnp.minimum(a[1], b[1]), jnp.maximum(a[2], b[2])
 
-    return Scaling.of_columns(mean, largest, jnp.zeros(d, dtype), centered=centered)
+    # From a point in their midst, so that the mean of numbers that are close to each other keeps its digits.
+    head = _slice(data, 0, min(n, x.block if isinstance(x, SparseRows) else block_rows(d, dtype)))
+    near = over_blocks(lambda block: mean(block, block.x[:, :-1]), nothing, head)
+    shift, low, high = over_blocks(mean_and_range, nothing, data, combine=both)
+    center = near + shift if centered else jnp.zeros_like(near)
+    # The largest distance first: squares of 1e200 overflow, those of 1e-200 underflow.
+    largest = jnp.maximum(high - center, center - low)
+    safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    of_block = lambda block: mean(block, ((block.x[:, :-1] - center) / safe) ** 2)
+    deviation = jnp.sqrt(over_blocks(of_block, nothing, data)) * safe
+    # The mean of equal numbers is rounded, so that their distance from it may be anything; their range is not.
+    rounding = 8 * jnp.finfo(dtype).eps * jnp.abs(center)
+    varies = high - low > rounding if centered else largest > 0
+    return Scaling(center, jnp.where(varies, 1 / jnp.where(varies, deviation, 1), 0))
 
 
 def _counted(block: Block, rows: Any) -> Any:

@@ -29,36 +29,6 @@ class Scaling:
     center: jax.Array
     inverse: jax.Array
 
-    @classmethod
-    def of(cls, x: Any, weights: Any = None, *, centered: bool = True) -> Scaling:
-        """Weighted mean and standard deviation of each column, over the rows that have a weight.
-
-        Not ``centered``, which a model without intercept needs, it is 0 and the root of the mean square.
-        """
-        share = _rows.shares(weights)
-        counted = lambda rows: rows if weights is None else _rows.only(weights != 0, rows)
-        x = counted(x)
-        average = (lambda rows: jnp.mean(rows, axis=0)) if share is None else (lambda rows: share @ rows)
-        mean = lambda function: average(counted(function(x)))
-        there = lambda rows: rows if weights is None else jnp.where((weights != 0)[:, None], rows, -jnp.inf)
-        largest = lambda function: jnp.max(there(function(x)), axis=0, initial=-jnp.inf)
-        return cls.of_columns(mean, largest, jnp.zeros(x.shape[1], x.dtype), centered=centered)
-
-    @classmethod
-    def of_columns(cls, mean: Any, largest: Any, zeros: Any, *, centered: bool) -> Scaling:
-        """The same from ``mean(f)`` and ``largest(f)`` of f(rows) over all rows, for each column; ``zeros`` are one
-        for each."""
-        center = mean(lambda rows: rows) if centered else zeros
-        # The largest distance first: squares of 1e200 overflow, those of 1e-200 underflow.
-        above, below = largest(lambda rows: rows - center), largest(lambda rows: center - rows)
-        reach = jnp.maximum(jnp.maximum(above, below), 0)
-        safe = jnp.where(reach == 0, 1, reach)
-        deviation = jnp.sqrt(mean(lambda rows: ((rows - center) / safe) ** 2)) * safe
-        # The mean of equal numbers is rounded, so that their distance from it may be anything; their range is not.
-        rounding = 8 * jnp.finfo(zeros.dtype).eps * jnp.abs(center)
-        varies = above + below > rounding if centered else reach > 0
-        return cls(center, jnp.where(varies, 1 / jnp.where(varies, deviation, 1), 0))
-
     def apply(self, x: Any) -> Any:
         return (x - self.center) * self.inverse
 

@@ -20,7 +20,7 @@ from sklearn.utils.validation import validate_data
 
 from xentjax.sklearn.estimator import LogisticRegression, encoded
 from xentjax.sklearn.parameters import Penalty, check_parameters, check_solver, warn_of_penalty
-from xentjax.sklearn.problem import Fitted, Problem
+from xentjax.sklearn.problem import Fitted, Problem, weights_of_samples
 
 
 class LogisticRegressionCV(LogisticRegression):
@@ -118,6 +118,7 @@ class LogisticRegressionCV(LogisticRegression):
         check_parameters(self)
         penalties = self._penalties()
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32], order="C")
+        sample_weight = None if sample_weight is None else weights_of_samples(X, sample_weight)
         problem, classes = encoded(self, X, y, sample_weight)
         routed = self._routed("fit", sample_weight, params)
         folds = list(check_cv(self.cv, y, classifier=True).split(X, y, **routed.splitter.split))

@@ -77,7 +77,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
       >>> model.predict(x[:2]), model.predict_proba(x[:1]).round(4), round(model.score(x, y), 4)
       (array([0, 0]), array([[0.9816, 0.0184, 0.    ]]), 0.9733)
       >>> str(model.result_.status), model.predict_log_proba(x[:1]).round(2)
-      ('converged', array([[ -0.02,  -4.  , -18.05]]))
+      ('converged', array([[ -0.02,  -3.99, -18.05]]))
     """
 
     def __init__(

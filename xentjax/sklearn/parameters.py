@@ -51,7 +51,7 @@ def check_parameters(estimator: Any) -> None:
     if estimator.tol is not None:
         _require_number(estimator, "tol", "None, or 0 or more", lambda value: value >= 0)
     steps: Any = estimator.max_iter
-    if not isinstance(steps, Integral) or isinstance(steps, bool) or not 0 <= steps < 2**31:
+    if not isinstance(steps, Integral) or isinstance(steps, bool) or not 0 <= int(steps) < 2**31:
         raise ValueError(f"{_name(estimator)}: max_iter must be a whole number of 0 or more, got {steps!r}")
     given = estimator.class_weight
     if not (given is None or isinstance(given, dict) or (isinstance(given, str) and given == "balanced")):

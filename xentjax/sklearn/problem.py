@@ -18,6 +18,7 @@ from xentjax.models.sparse import SparseRows
 from xentjax.sklearn.parameters import Penalty, own_solver
 from xentjax.training.fit import fit_logistic
 from xentjax.training.fit_result import LogisticFit
+from xentjax.training.program_cache import keep_programs
 
 #: Covariances of up to this many parameters are kept: they are what is largest in a fitted estimator.
 _INFERENCE = 200
@@ -106,6 +107,7 @@ class Problem:
         return self._solved(*penalty.factors(float(np.sum(self.weights))), init, inference)
 
     def _solved(self, l1: float, l2: float, init: Any, inference: bool) -> Fitted:
+        keep_programs()
         with jax.enable_x64(True):
             fit = fit_logistic(
                 self.x,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,7 @@ def fit_logistic(
       offset: known parts o of the logits, ``[n]`` or ``[n, K]``.
       fit_intercept: whether there is a bias b.
       solver: ``"auto"``, which chooses by the shape of the problem, ``"newton"``, ``"lbfgs"``, ``"newton-cg"``, for l1
-        ``"proximal_newton"`` or ``"proximal_gradient"``, or any :class:`Solver`. The result names it, and the reason.
+        ``"proximal-newton"`` or ``"proximal-gradient"``, or any :class:`Solver`. The result names it, and the reason.
       tol: bound of the gradient's largest component (with l1 of the smallest subgradient's), in units of standardized
         features. By default 1e-8 (float32: 1e-4) times 4 f (1 - f), f being the share of the rarest class, or the
         gradient's rounding error, if that is more. Whatever the solver, a last Newton step follows, so that
@@ -120,29 +120,35 @@ def fit_logistic(
     if inference and objective.l1 is not None:
         raise ValueError("fit_logistic: with l1 there is no inference: covariances of the estimates are not defined")
     with_inference = (size <= _INFERENCE and objective.l1 is None) if inference is None else inference
+    penalized = _known(objective.l2) and bool(np.all(np.asarray(objective.l2) > 0))
+    matrix_free = size > (_DENSE_PENALIZED if penalized else _DENSE) and not with_inference
+    how = _How(name, reason, buckets.bucket(steps, least=128), matrix_free)
     columns, problem = objective.x.shape[1], buckets.padded(objective, shapes.bias.dtype)
     if problem is not objective:
         wider = problem.x.shape[1]
         shapes = buckets.padded_params(shapes, wider)
         init = None if init is None else buckets.padded_params(init, wider)
-    penalized = objective.l1 is None and _known(objective.l2) and bool(np.all(np.asarray(objective.l2) > 0))
-    matrix_free = size > (_DENSE_PENALIZED if penalized else _DENSE) and objective.l1 is None and not with_inference
     static, data = separate((problem, made, init, shapes, tol, steps, columns))
-    fit, inside = _solved(static, data, name, reason, buckets.bucket(steps, least=128), matrix_free)
+    fit, inside = _solved(static, data, how)
     fit = _certified(problem, fit, inside, with_inference)
     if problem is not objective:
         return buckets.without_padding(fit, columns, steps)
     return dataclasses.replace(fit, history=jax.tree.map(lambda values: values[:steps], fit.history))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4, 5))
-def _solved(
-    static: Any, data: Any, name: str, reason: str, longest: int, matrix_free: bool
-) -> tuple[LogisticFit, Inside]:
+class _How(NamedTuple):
+    """What a fit's program is compiled for beside its problem, as in :func:`solve`."""
+
+    name: str
+    reason: str
+    longest: int
+    matrix_free: bool
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _solved(static: Any, data: Any, how: _How) -> tuple[LogisticFit, Inside]:
     objective, solver, init, shapes, tol, max_steps, columns = join(static, data)
-    names: dict[str, Any] = {"name": name, "reason": reason, "matrix_free": matrix_free}
-    options: dict[str, Any] = {"longest": longest, "max_steps": max_steps, "columns": columns}
-    return solve(objective, solver, init, tol, shapes=shapes, **names, **options)
+    return solve(objective, solver, init, tol, shapes=shapes, max_steps=max_steps, columns=columns, **how._asdict())
 
 
 def _certified(objective: LogisticObjective, fit: LogisticFit, inside: Inside, with_inference: bool) -> LogisticFit:
@@ -210,6 +216,8 @@ def checked_objective(
         x = x.astype(jnp.result_type(float))
     if y.dtype == jnp.bool_:
         y = y.astype(jnp.int32)
+    # One program for numbers of Python's and of numpy's.
+    l1 = None if l1 is None else l1.astype(policy.compute_dtype(x.dtype))
     _require_values(x, y, l2, l1, weights, offset)
     objective = LogisticObjective(x, y, l2, weights, offset, l1, fit_intercept=fit_intercept, num_classes=num_classes)
     shapes = objective.init(name)

@@ -17,7 +17,6 @@ from xentjax.core import policy
 from xentjax.models import _rows, inference, one_pass
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
-from xentjax.models.scaling import Scaling
 from xentjax.solvers import checks
 from xentjax.solvers import status as codes
 from xentjax.solvers.compiled import join, separate
@@ -28,7 +27,7 @@ from xentjax.solvers.proximal_newton import ProximalNewton
 from xentjax.solvers.status import Status
 from xentjax.training.fit import checked_objective
 from xentjax.training.path_result import Folds, LogisticPath
-from xentjax.training.solution import default_tolerance, null_model, null_point
+from xentjax.training.solution import default_tolerance, null_model, null_point, scaled
 
 #: A path that is mostly quadratic begins as if this share of its penalty were L1: it has no largest factor of its own.
 _LEAST_SHARE = 0.01
@@ -56,7 +55,8 @@ def lambda_max(
     Example:
       >>> import jax.numpy as jnp, xentjax as xj
       >>> x, y = jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), jnp.array([0, 1, 0, 1])
-      >>> xj.lambda_max(x, y), xj.fit_logistic(x, y, l1=xj.lambda_max(x, y)).params.weights
+      >>> top = xj.lambda_max(x, y)
+      >>> top.round(3), xj.fit_logistic(x, y, l1=top).params.weights
       (Array(0.25, dtype=float32), Array([0.], dtype=float32))
     """
     options = (weights, class_weight, offset, fit_intercept, num_classes)
@@ -89,8 +89,8 @@ def fit_path(
       + \lambda\Bigl(\frac{1-\alpha}{2}\|w\|^2 + \alpha\|w\|_1\Bigr)
 
     Each fit starts where the one before it, of the next larger λ, has ended, with the Hessian that it has left; all
-    folds and all λ are one compiled program. Features are centred and scaled inside, in a copy; the penalty is that of
-    the features as given.
+    folds and all λ are one compiled program. Features are centred and scaled inside; the penalty is that of the
+    features as given.
 
     Args:
       x, y, weights, class_weight, offset, fit_intercept, num_classes: as in :func:`fit_logistic`.
@@ -125,6 +125,7 @@ def fit_path(
       >>> path.params.weights.shape, path.folds.test_loss.shape, bool((path.folds.status == "converged").all())
       ((20, 4), (5, 20), True)
       >>> path.at(path.best_1se).weights.round(2)
+      Array([0.75, 0.  , 0.  , 0.  ], dtype=float32)
     """
     ratio = float(l1_ratio)
     if not 0 <= ratio <= 1:
@@ -145,14 +146,13 @@ def fit_path(
 def _path(static: Any, data: Any, l1_ratio: float, parts: int, max_steps: int) -> LogisticPath:
     objective, shapes, lambdas, part, tol = join(static, data)
     dtype = shapes.bias.dtype
-    inner = _in_scaled_units(objective, shapes)
-    scaling = inner.scaling
+    inner = scaled(objective, dtype)
+    scaling: Any = inner.scaling
     own = jnp.ones(inner.x.shape[0], dtype) if inner.weights is None else inner.weights
-    inner = dataclasses.replace(inner, x=scaling.apply(policy.up(inner.x).astype(dtype)), scaling=None)
 
     def without(fold: Any) -> _Fits:
         held = jnp.where(part == fold, own, 0)
-        return _fits(inner, shapes, lambdas, scaling.inverse, l1_ratio, own - held, held, tol, max_steps)
+        return _fits(inner, shapes, lambdas, l1_ratio, own - held, held, tol, max_steps)
 
     # The part -1 has no rows: without it the fits are those to all of them.
     found = jax.lax.map(without, jnp.arange(-1, parts, dtype=part.dtype))
@@ -197,28 +197,23 @@ def _fits(
     inner: LogisticObjective,
     shapes: LogisticParams,
     lambdas: Any,
-    units: Any,
     l1_ratio: float,
     own: Any,
     held: Any,
     tol: Any,
     max_steps: int,
 ) -> _Fits:
-    """The fits to rows with weights ``own``, and their losses on those with weights ``held``.
-
-    Args:
-      units: a weight for the features as given over that of the features of ``inner``.
-    """
+    """The fits to rows with weights ``own``, and their losses on those with weights ``held``."""
     inner = dataclasses.replace(inner, weights=own)
-    test = one_pass.Data(inner.x, inner.y, held, inner.offset)
+    test = one_pass.Data(inner.x, inner.y, held, inner.offset, inner.scaling)
     first, frequencies = null_model(inner, shapes)
     first, _ = null_point(inner, first)
     tol = default_tolerance(inner, frequencies) if tol is None else tol
-    solver = ProximalNewton()
+    solver = ProximalNewton("float32")
 
     def penalized(factor: Any) -> LogisticObjective:
-        l1 = None if l1_ratio == 0 else factor * l1_ratio * units
-        return dataclasses.replace(inner, l2=factor * (1 - l1_ratio) * units**2, l1=l1)
+        l1 = None if l1_ratio == 0 else factor * l1_ratio
+        return dataclasses.replace(inner, l2=factor * (1 - l1_ratio), l1=l1)
 
     def next_fit(state: Any, factor: Any) -> Any:
         before, point, hessian = state
@@ -245,17 +240,23 @@ def _with_other_penalty(
 ) -> tuple[Point, Any]:
     """Value, gradient and Hessian of the same rows with another penalty: no pass over the rows is needed."""
     weights = point.params.weights
-    more = after.l2 - before.l2
+    more = _of_scaled(after, after.l2 - before.l2)
     value = point.value + _penalty(after, point.params) - _penalty(before, point.params)
     gradient = point.gradient._replace(weights=point.gradient.weights + _rows.pull(more, weights))
-    diagonal = jnp.append(
-        jnp.repeat(more, weights.size // max(more.size, 1)), jnp.zeros(point.params.bias.size, more.dtype)
-    )
+    of_weights = jnp.repeat(more, weights.size // max(more.size, 1))
+    diagonal = jnp.append(of_weights, jnp.zeros(point.params.bias.size, more.dtype))
     return Point(point.params, value, gradient), hessian + jnp.diag(diagonal)
 
 
 def _penalty(objective: LogisticObjective, params: LogisticParams) -> Any:
-    return _rows.penalty(objective.l2, params.weights) + absolute(objective.l1_factors(params), params)
+    return _rows.penalty(_of_scaled(objective, objective.l2), params.weights) + absolute(
+        objective.l1_factors(params), params
+    )
+
+
+def _of_scaled(objective: LogisticObjective, l2: Any) -> Any:
+    assert objective.scaling is not None
+    return objective.scaling.penalty(l2)
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
@@ -264,21 +265,13 @@ def _penalty(objective: LogisticObjective, params: LogisticParams) -> Any:
 @functools.partial(jax.jit, static_argnums=0)
 def _lambda_max(static: Any, data: Any) -> jax.Array:
     objective, shapes = join(static, data)
-    inner = _in_scaled_units(objective, shapes)
+    inner: Any = scaled(objective, shapes.bias.dtype)
     null, _ = null_point(inner, null_model(inner, shapes)[0])
     slope = inner.value_and_gradient(null)[1].weights
     inverse = inner.scaling.inverse.reshape((-1,) + (1,) * (slope.ndim - 1))
     in_units = jnp.where(inverse == 0, 0, jnp.abs(slope) / jnp.where(inverse == 0, 1, inverse))
     # A little more: the fit's own gradient is rounded otherwise.
     return jnp.max(in_units, initial=0) * (1 + 8 * jnp.finfo(slope.dtype).eps)
-
-
-def _in_scaled_units(objective: LogisticObjective, shapes: LogisticParams) -> Any:
-    """The same problem for standardized features."""
-    dtype = shapes.bias.dtype
-    weights = None if objective.weights is None else objective.weights.astype(dtype)
-    scaling = Scaling.of(policy.up(objective.x).astype(dtype), weights, centered=objective.fit_intercept)
-    return dataclasses.replace(objective, scaling=scaling, weights=weights)
 
 
 def _lambdas(
@@ -349,6 +342,6 @@ def _require_fair(objective: LogisticObjective, shapes: LogisticParams, part: An
         there = of_class[counts & (part != fold)].any(axis=0)
         if objective.fit_intercept and not there.all():
             raise ValueError(
-                f"fit_path: all rows of class {int(np.argmin(there))} are in fold {fold}: the fit to the others has no "
-                "finite optimum. Take fewer folds, or deal the rows yourself"
+                f"fit_path: all rows of class {int(np.argmin(there))} are in fold {fold}: the fit to the other folds "
+                "has no finite optimum. Take fewer folds, or deal the rows yourself"
             )

@@ -131,8 +131,7 @@ class LogisticPath:
         shown = set(np.unique(np.linspace(0, len(self.lambdas) - 1, max(rows, 1)).round().astype(int)).tolist())
         title = f"{'':>5}{'λ':>12}{'features':>10}{'loss':>12}"
         if self.folds is not None:
-            marks = {int(self.best_1se): "largest within one standard error"}
-            marks[int(self.best)] = "best"
+            marks = {int(self.best_1se): "largest within one standard error", int(self.best): "best"}
             title += f"{'test loss':>12}{'± error':>11}"
             mean, error = np.asarray(self.mean_test_loss), np.asarray(self.test_loss_error)
         kind = f"Path of {len(self.lambdas)} penalties, {float(self.l1_ratio):.0%} of each L1"

@@ -58,14 +58,16 @@ def solve(
 ) -> tuple[LogisticFit, Inside]:
     """The minimum of an objective whose data are in the user's units, without covariances.
 
+    It ends with a Newton step. ``matrix_free`` that is made of products with the Hessian, for parameters too many for
+    the matrix; there is then no test whether columns depend on others, but for those that are constant.
+
     The history has the length ``longest``, which is ``max_steps`` or more. The columns of x from number ``columns`` on
-    are padding: zeros, which get the weight 0. It ends with a Newton step. ``matrix_free`` that is made of products
-    with the Hessian, for parameters too many for the matrix; there is then no test whether columns depend on others,
-    but for those that are constant.
+    are padding: zeros, which get the weight 0.
     """
     dtype = shapes.bias.dtype
     inner = scaled(objective, dtype)
     null, frequencies = null_model(inner, shapes)
+    null, null_loss = _null_fit(inner, null, frequencies)
     scaling: Any = inner.scaling
     first = null if init is None else scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init))
     sought = default_tolerance(inner, frequencies) if tol is None else tol
@@ -74,7 +76,7 @@ def solve(
 
     allowed = state.code != codes.RUNNING
     point, pull, step, hessian, pivots = polished(
-        inner, solver, state.point, state.solver, allowed, matrix_free=matrix_free
+        inner, solver, state.point, state.solver, allowed=allowed, matrix_free=matrix_free
     )
     norm = largest_component(residual(inner, point))
     noise = inner.gradient_error(point.params)
@@ -121,7 +123,7 @@ def solve(
         direction=jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), point.params),
         completely_separated=jnp.zeros((), bool),
         log_likelihood=-n * loss,
-        null_log_likelihood=-n * _null_loss(inner, null, frequencies),
+        null_log_likelihood=-n * null_loss,
         num_observations=n,
         degrees_of_freedom=jnp.where(jnp.all(free), rank.astype(dtype), effective),
         covariance=None,
@@ -173,14 +175,14 @@ def null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[Logist
     return LogisticParams(jnp.zeros_like(shapes.weights), bias), frequencies
 
 
-def _null_loss(inner: LogisticObjective, null: LogisticParams, frequencies: Any) -> Any:
-    """The mean loss of the model without features; where no offset shifts it, the entropy of the classes."""
+def _null_fit(inner: LogisticObjective, null: LogisticParams, frequencies: Any) -> tuple[LogisticParams, Any]:
+    """The model without features, and its mean loss: where no offset shifts it, the entropy of the classes."""
     if not inner.fit_intercept or inner.offset is not None:
-        return null_point(inner, null)[1]
+        return null_point(inner, null)
     if frequencies.ndim == 0:
-        return binary_entropy(frequencies)
+        return null, binary_entropy(frequencies)
     total = jnp.sum(frequencies)
-    return total * entropy(frequencies / jnp.where(total == 0, 1, total))
+    return null, total * entropy(frequencies / jnp.where(total == 0, 1, total))
 
 
 def null_point(inner: LogisticObjective, null: LogisticParams) -> tuple[LogisticParams, Any]:
