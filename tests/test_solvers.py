@@ -405,7 +405,7 @@ def test_the_choice_of_a_solver_says_why():
         assert str((d + 1) * k) in reason
         return name, solver
 
-    assert choice(569, 30, 1) == ("newton", Newton("float32"))
+    assert choice(569, 30, 1) == ("newton", Newton())
     assert choice(300_000, 54, 1) == ("lbfgs", LBFGS(metric="hessian", subsample=8))
     assert choice(1797, 64, 10) == ("newton-cg", NewtonCG("blocks"))
     assert choice(2000, 10_000, 1) == ("newton-cg", NewtonCG("diagonal"))

@@ -42,11 +42,11 @@ from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train
 from xentjax.training.path import fit_path, lambda_max
 from xentjax.training.path_result import LogisticPath
 
-__all__ = [
-    "LBFGS",
+__all__ = [  # noqa: RUF022  (sorted as strings: it would put names of capitals first)
     "GradientDescent",
     "GradientReport",
     "History",
+    "LBFGS",
     "LogisticFit",
     "LogisticObjective",
     "LogisticParams",

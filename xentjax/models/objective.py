@@ -16,7 +16,7 @@ from xentjax.core import policy
 from xentjax.models import _rows, closed_form, one_pass
 from xentjax.models.logistic import LogisticParams, check_arguments, logistic_derivative, logistic_loss
 from xentjax.models.scaling import Scaling
-from xentjax.models.sparse import as_features
+from xentjax.models.sparse import as_features, is_sparse
 
 #: Beyond this size the Gram matrix of the features is not formed for the Lipschitz constant.
 _GRAM_LIMIT = 2048
@@ -193,9 +193,12 @@ class LogisticObjective:
 
         Raises:
           ValueError: stride is below 1.
+          TypeError: the features are sparse.
         """
         if stride < 1:
             raise ValueError(f"LogisticObjective.subsample: stride must be at least 1, got {stride}")
+        if is_sparse(self.x):
+            raise TypeError("LogisticObjective.subsample: x is sparse, but needs to be dense")
         cut = lambda rows: None if rows is None else rows[::stride]
         return dataclasses.replace(
             self, x=cut(self.x), y=cut(self.y), weights=cut(self.weights), offset=cut(self.offset)

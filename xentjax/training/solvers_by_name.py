@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from xentjax.models.logistic import LogisticParams
+from xentjax.models.sparse import is_sparse
 from xentjax.solvers import checks
 from xentjax.solvers.lbfgs import LBFGS
 from xentjax.solvers.newton import Newton
@@ -48,7 +49,7 @@ def chosen_solver(function: str, solver: Any, objective: Any, shapes: LogisticPa
         if solver == "auto" and objective.l1 is not None:
             return _with_l1((d + 1) * k)
         if solver == "auto":
-            return _automatic(n, d, k, shapes.bias.dtype)
+            return _automatic(n, d, k, dense=not is_sparse(objective.x))
         if solver not in SOLVERS:
             names = ", ".join(repr(name) for name in ("auto", *SOLVERS))
             raise ValueError(f"{function}: solver must be one of {names} or a Solver, got {solver!r}")
@@ -58,20 +59,19 @@ def chosen_solver(function: str, solver: Any, objective: Any, shapes: LogisticPa
     return type(solver).__name__, solver, "as given"
 
 
-def _automatic(n: int, d: int, k: int, dtype: Any) -> tuple[str, Any, str]:
+def _automatic(n: int, d: int, k: int, *, dense: bool) -> tuple[str, Any, str]:
     """By the shape of the problem: which was the fastest to a gradient of 1e-8 on data of such shapes."""
     size = (d + 1) * k
     if jax.default_backend() != "cpu":
         if size <= _NEWTON_ACCELERATED:
             return "newton", Newton(), f"with few enough parameters ({size}) for their Hessian"
         return _by_products(d, k)
-    if n >= _MANY_ROWS and size <= _NEWTON and n >= _STRIDE * _ROWS_EACH * size:
+    if dense and n >= _MANY_ROWS and size <= _NEWTON and n >= _STRIDE * _ROWS_EACH * size:
         why = f"as many rows ({n}) for {size} parameters make the Hessian of every {_STRIDE}th row a good metric"
         return "lbfgs", LBFGS(metric="hessian", subsample=_STRIDE), why
     if size <= (_NEWTON if k == 1 else _NEWTON_CLASSES):
-        # The steps are as good with a Hessian of half the digits, and the last one is made with all of them.
-        made = Newton("float32" if dtype == jnp.float64 else None)
-        return "newton", made, f"with few enough parameters ({size}) for their Hessian"
+        # Half the digits would take half the time, but lose columns that nearly depend on others.
+        return "newton", Newton(), f"with few enough parameters ({size}) for their Hessian"
     return _by_products(d, k)
 
 
