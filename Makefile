@@ -15,8 +15,8 @@ test: $(VENV)/.installed  ## the test suite, docstring examples included
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not fast"
 	COMPILED_FAST=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m fast
 
-sklearn: $(VENV)/.installed  ## scikit-learn's own tests of its logistic regression, run against ours
-	XENTJAX_SKLEARN_OWN=1 $(BIN)/python -m pytest tests/test_sklearn_own.py
+sklearn: $(VENV)/.installed  ## scikit-learn's contract of estimators, and its own tests of its logistic regression, on ours
+	COMPILED_FAST=1 XENTJAX_SKLEARN_OWN=1 $(BIN)/python -m pytest -n $(JOBS) tests/test_sklearn.py tests/test_sklearn_own.py
 
 check: $(VENV)/.installed  ## every hand-derived derivative against automatic differentiation
 	$(BIN)/xentjax check

@@ -22,7 +22,8 @@ def pytest_collection_modifyitems(items):
     """Mark the tests that need no program as users get it, so that a run of them may compile with less care."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
-        if fixtures & {"compiled_fast", "module_compiled_fast"} and "optimized" not in fixtures:
+        plain = "optimized" in fixtures or item.get_closest_marker("production")
+        if fixtures & {"compiled_fast", "module_compiled_fast"} and not plain:
             item.add_marker("fast")
 
 

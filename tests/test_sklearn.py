@@ -1,5 +1,6 @@
 """The estimators with scikit-learn's contract: the contract itself, and numbers against independent truths."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -40,6 +41,7 @@ def gradient(model, x, y, weights=None, penalty=None):
     return np.column_stack([of_weights, residual.sum(axis=0)])
 
 
+@pytest.mark.skipif(not os.environ.get("XENTJAX_SKLEARN_OWN"), reason="a long run: make sklearn")
 @pytest.mark.parametrize(
     ("estimator", "check"),
     [

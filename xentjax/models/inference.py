@@ -31,9 +31,12 @@ def in_user_units(params: LogisticParams, scaling: Scaling, free: Any) -> Logist
     if bias.ndim == 0:
         return LogisticParams(weights, bias)
     centered = jnp.where(free[:, None], weights - jnp.mean(weights, axis=1, keepdims=True), weights)
-    nothing_held = jnp.all(free)
-    weights = jnp.where(nothing_held, weights - weights[:, :1], centered)
-    return LogisticParams(weights, bias - jnp.where(nothing_held, bias[0], jnp.mean(bias)))
+    nothing_held, first = jnp.all(free), jnp.arange(bias.size) == 0
+    # A compiler may round the difference of equal products to anything small: class 0 has none.
+    from_first = jnp.where(first, 0, weights - weights[:, :1]), jnp.where(first, 0, bias - bias[0])
+    return LogisticParams(
+        jnp.where(nothing_held, from_first[0], centered), jnp.where(nothing_held, from_first[1], bias - jnp.mean(bias))
+    )
 
 
 def covariances(

@@ -122,7 +122,7 @@ def fit_logistic(
     with_inference = (size <= _INFERENCE and objective.l1 is None) if inference is None else inference
     penalized = _known(objective.l2) and bool(np.all(np.asarray(objective.l2) > 0))
     matrix_free = size > (_DENSE_PENALIZED if penalized else _DENSE) and not with_inference
-    how = _How(name, reason, buckets.bucket(steps, least=128), matrix_free)
+    how = _How(name, buckets.bucket(steps, least=128), matrix_free)
     columns, problem = objective.x.shape[1], buckets.padded(objective, shapes.bias.dtype)
     if problem is not objective:
         wider = problem.x.shape[1]
@@ -130,7 +130,8 @@ def fit_logistic(
         init = None if init is None else buckets.padded_params(init, wider)
     static, data = separate((problem, made, init, shapes, tol, steps, columns))
     fit, inside = _solved(static, data, how)
-    fit = _certified(problem, fit, inside, with_inference)
+    # The reason names sizes, which programs are not compiled for.
+    fit = dataclasses.replace(_certified(problem, fit, inside, with_inference), reason=reason)
     if problem is not objective:
         return buckets.without_padding(fit, columns, steps)
     return dataclasses.replace(fit, history=jax.tree.map(lambda values: values[:steps], fit.history))
@@ -140,7 +141,6 @@ class _How(NamedTuple):
     """What a fit's program is compiled for beside its problem, as in :func:`solve`."""
 
     name: str
-    reason: str
     longest: int
     matrix_free: bool
 

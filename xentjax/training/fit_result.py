@@ -79,7 +79,7 @@ class LogisticFit:
     covariance: jax.Array | None
     robust_covariance: jax.Array | None
     solver: str = dataclasses.field(metadata={"static": True})
-    reason: str = dataclasses.field(metadata={"static": True})
+    reason: str = dataclasses.field(default="", metadata={"static": True})
     with_l1: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __getitem__(self, index: Any) -> LogisticFit:

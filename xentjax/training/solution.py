@@ -50,7 +50,6 @@ def solve(
     *,
     shapes: LogisticParams,
     name: str,
-    reason: str,
     max_steps: Any,
     longest: int,
     columns: Any,
@@ -129,7 +128,6 @@ def solve(
         covariance=None,
         robust_covariance=None,
         solver=name,
-        reason=reason,
         with_l1=inner.l1 is not None,
     )
     return fit, Inside(point.params, scaling, hessian, free, moving, combined)
