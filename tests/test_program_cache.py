@@ -21,6 +21,7 @@ def run(tmp_path, before="", **settings):
     names = ("JAX_ENABLE_COMPILATION_CACHE", "JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")
     environment = {n: v for n, v in os.environ.items() if n not in names}
     environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")} | settings
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # quick to compile
     command = [sys.executable, "-c", CODE.format(before=before)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
