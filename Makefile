@@ -6,13 +6,17 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
-.PHONY: digits test check accuracy bench lint types clean
+.PHONY: digits test sklearn check accuracy bench lint types clean
 
 digits: $(VENV)/.installed  ## the main job: softmax regression on handwritten digits
 	$(BIN)/xentjax fit configs/digits.toml --force
 
 test: $(VENV)/.installed  ## the test suite, docstring examples included
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not fast"
+	COMPILED_FAST=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m fast
+
+sklearn: $(VENV)/.installed  ## scikit-learn's contract of estimators, and its own tests of its logistic regression, on ours
+	COMPILED_FAST=1 XENTJAX_SKLEARN_OWN=1 $(BIN)/python -m pytest -n $(JOBS) tests/test_sklearn.py tests/test_sklearn_own.py
 
 check: $(VENV)/.installed  ## every hand-derived derivative against automatic differentiation
 	$(BIN)/xentjax check
@@ -22,8 +26,10 @@ accuracy: $(VENV)/.installed  ## the worst error of each function, and its peers
 	mv accuracy.tmp benchmarks/results/accuracy.md
 	$(BIN)/python -m benchmarks report
 
-bench: $(VENV)/.installed  ## every function's time and memory beside its peers', for the README
+bench: $(VENV)/.installed  ## every function's and every regression's time beside its peers', for the README
+	$(BIN)/python -m pip install --quiet -e '.[bench,peers]'
 	$(BIN)/python -m benchmarks core
+	$(BIN)/python -m benchmarks regression
 	$(BIN)/python -m benchmarks report
 
 lint: $(VENV)/.installed

@@ -1,1 +1,2 @@
-"""``python -m benchmarks core`` measures every record against its peers; ``report`` makes tables and plots of it."""
+"""``python -m benchmarks core`` measures every record against its peers, ``regression`` fits of logistic regressions;
+``report`` makes tables and plots of both."""

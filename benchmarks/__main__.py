@@ -26,14 +26,21 @@ def main(argv: list[str] | None = None) -> int:
     core.add_argument("--quick", action="store_true", help="an eighth of the elements, two shapes, few rounds")
     core.add_argument("--elements", type=int, help="size of the largest argument (default: fills the memory bandwidth)")
     core.add_argument("--seconds", type=float, default=1.0, help="time for each row's rounds (default: 1)")
+    regression = commands.add_parser(
+        "regression", help="logistic regressions, one or thousands, by every solver of ours and of the peers"
+    )
+    regression.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: the first device that JAX finds")
+    regression.add_argument("--out", type=pathlib.Path, help="folder for regression.jsonl (default: as for core)")
+    regression.add_argument("--only", metavar="NAME", help="one problem, or a regular expression of names")
+    regression.add_argument("--quick", action="store_true", help="small problems of every kind, in seconds")
     report = commands.add_parser("report", help="tables and plots from the results, and the README's generated parts")
-    report.add_argument("--results", type=pathlib.Path, default=RESULTS, help="folder that holds <device>/core.jsonl")
+    report.add_argument("--results", type=pathlib.Path, default=RESULTS, help="folder that holds <device>/*.jsonl")
     arguments = parser.parse_args(argv)
     if arguments.command == "report":
         from benchmarks import report as reporting
 
         return reporting.main(arguments.results)
-    return run_core(arguments)
+    return run_regression(arguments) if arguments.command == "regression" else run_core(arguments)
 
 
 def run_core(arguments: argparse.Namespace) -> int:
@@ -72,18 +79,57 @@ def run_core(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_regression(arguments: argparse.Namespace) -> int:
+    """On a processor the process is pinned to one core before anything with threads is loaded."""
+    if arguments.device:
+        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(arguments.device, arguments.device)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    pin_to_one_core()
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    from benchmarks import regression
+    from benchmarks.machine import REGRESSION_PACKAGES, measure_machine
+
+    machine = measure_machine(jax.devices()[0], quick=True, packages=REGRESSION_PACKAGES)
+    is_part = arguments.only or arguments.quick
+    folder = arguments.out or (None if is_part else RESULTS / machine.device)
+    start = time.perf_counter()
+    with results_file(folder, "regression") as write:
+        write(machine.to_json())
+        for row in regression.rows(arguments.only, arguments.quick):
+            write(row)
+            print(regression.one_line(row), flush=True)
+    print(f"all in {time.perf_counter() - start:.0f} s")
+    if folder is not None:
+        print(f"written to {folder / 'regression.jsonl'}")
+    return 0
+
+
+def pin_to_one_core() -> None:
+    """One core for the process and one thread for every library, so that no method gains by threads of its own.
+
+    Which libraries are concerned: NumPy's and SciPy's BLAS, OpenMP (scikit-learn, torch, glum), Numba (skglm), and XLA,
+    whose pools have as many threads as the process has cores.
+    """
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[name] = "1"
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
 @contextlib.contextmanager
-def results_file(folder: pathlib.Path | None) -> Iterator[Callable[[dict], object]]:
-    """What writes a line to core.jsonl in the folder, if there is one. It has that name when it is whole; what a run
-    that ends early has measured is in core.jsonl.partial."""
+def results_file(folder: pathlib.Path | None, suite: str = "core") -> Iterator[Callable[[dict], object]]:
+    """What writes a line to <suite>.jsonl in the folder, if there is one. It has that name when it is whole; what a run
+    that ends early has measured is in <suite>.jsonl.partial."""
     if folder is None:
         yield lambda line: None
         return
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "core.jsonl.partial"
+    partial = folder / f"{suite}.jsonl.partial"
     with partial.open("w") as file:
         yield lambda line: print(json.dumps(line), file=file, flush=True)
-    partial.replace(folder / "core.jsonl")
+    partial.replace(folder / f"{suite}.jsonl")
 
 
 def one_line(row: dict) -> str:

@@ -15,7 +15,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -65,12 +65,12 @@ def measure(task: Task, machine: Machine, *, seconds: float, seed: int = 0) -> d
     copies = min(MOST_COPIES, max(1, math.ceil(2 * cache_bytes(device) / max(bytes_in, 1))))
     with jax.default_device(device):
         runs = [_Run(implementation, task, copies) for implementation in task.implementations]
-        _interleave(runs, seconds, seed)
+        interleave(runs, seconds, seed)
         moved = task.moved(runs[0].result)
         rows = {run.implementation.name: run.row(moved, machine, task.labels["dtype"]) for run in runs}
     ours = np.array(runs[0].times)
     for run in runs[1:]:
-        rows[run.implementation.name]["ours_over_this"] = _digits(np.median(ours / np.array(run.times)))
+        rows[run.implementation.name]["ours_over_this"] = digits(np.median(ours / np.array(run.times)))
     row = {"kind": "row", **task.labels, "bytes": moved, "rounds": len(ours), "copies": copies}
     return {**row, "implementations": rows}
 
@@ -112,14 +112,23 @@ class _Run:
             memory = self.executable.memory_analysis()
             row |= {"flop": flop, "matmul_share": flop / median / machine.matmul_flop_per_s[dtype]}
             row |= {"temp_bytes": memory.temp_size_in_bytes}
-        return {name: _digits(value) for name, value in row.items()}
+        return {name: digits(value) for name, value in row.items()}
 
 
-def _interleave(runs: list[_Run], seconds: float, seed: int) -> None:
-    """Rounds in which every implementation runs once, in random order: as many as fit the time, from 5 to 51."""
+class Repeatable(Protocol):
+    """What takes part in rounds: ``once`` returns the seconds of a call, of which it makes ``repeats``."""
+
+    repeats: int
+    times: list[float]
+
+    def once(self, turn: int) -> float: ...
+
+
+def interleave(runs: Sequence[Repeatable], seconds: float, seed: int, most: int = 51) -> None:
+    """Rounds in which every implementation runs once, in random order: as many as fit the time, from 5 to ``most``."""
     one_round = sum(run.once(0) * run.repeats for run in runs)
     order = random.Random(seed)
-    for turn in range(max(5, min(51, int(seconds / one_round)))):
+    for turn in range(max(5, min(most, int(seconds / one_round)))):
         for run in order.sample(runs, len(runs)):
             run.times.append(run.once(turn))
 
@@ -129,7 +138,7 @@ def _shifted(arguments: tuple[Any, ...], by: int) -> tuple[Any, ...]:
     return jax.tree.map(lambda leaf: np.roll(leaf, by, axis=0) if np.ndim(leaf) else leaf, arguments)
 
 
-def _digits(value: float) -> float:
+def digits(value: float) -> float:
     """Four significant digits: more is noise, and files stay small."""
     number = float(f"{value:.4g}")
     return int(number) if number.is_integer() else number

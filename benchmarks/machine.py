@@ -11,6 +11,7 @@ import re
 import statistics
 import subprocess
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ from xentjax.training.machine import versions
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = ("xentjax", "jax", "jaxlib", "optax", "numpy", "torch")
+#: Of regressions, further peers.
+REGRESSION_PACKAGES = (*PACKAGES, "scikit-learn", "glum", "statsmodels", "skglm")
 
 #: Bytes that a rotation of buffers must exceed on an accelerator, so that no input is left in the last cache.
 ACCELERATOR_CACHE = 64 * 2**20
@@ -44,7 +47,7 @@ class Machine:
         return {"kind": "machine", **dataclasses.asdict(self)}
 
 
-def measure_machine(device: jax.Device, quick: bool = False) -> Machine:
+def measure_machine(device: jax.Device, quick: bool = False, packages: Sequence[str] = PACKAGES) -> Machine:
     """Names the machine and measures what it can do: the scale for every share in the tables."""
     with jax.default_device(device):
         return Machine(
@@ -54,7 +57,7 @@ def measure_machine(device: jax.Device, quick: bool = False) -> Machine:
             cores=os.cpu_count() or 1,
             copy_bytes_per_s=copy_rate(device, quick),
             matmul_flop_per_s={name: matmul_rate(device, name, quick) for name in ("float32", "bfloat16")},
-            versions=versions(*PACKAGES),
+            versions=versions(*packages),
             python=platform.python_version(),
             commit=commit(),
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -1,4 +1,7 @@
-"""Tables and plots from the results: Markdown and PNG beside each ``core.jsonl``, and the README's generated parts."""
+"""Tables and plots from the results: Markdown and PNG beside each ``core.jsonl``, and the README's generated parts.
+
+Those of ``regression.jsonl`` are made in :mod:`benchmarks.regression_report`.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ import statistics
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from benchmarks import readme
+from benchmarks import readme, regression_report
 from benchmarks.machine import ROOT
+from benchmarks.tables import mebibytes, table, versions_text
 from xentjax.core.op import ops
 
 Row = dict[str, Any]
@@ -40,7 +44,13 @@ def main(results: pathlib.Path) -> int:
         print(f"written: {path.parent}/core.md, speed.png, bandwidth.png")
     if not found:
         print(f"no <device>/core.jsonl under {results}: run `python -m benchmarks core` first")
-    readme.refresh(readme.README, {"speed": "\n\n".join(readme_section(load(path)) for path in found)} if found else {})
+    parts = {"speed": "\n\n".join(readme_section(load(path)) for path in found)} if found else {}
+    of_regressions = regression_report.result_files(results)
+    for path in of_regressions:
+        print(f"written: {path.parent}/{', '.join(regression_report.write(path))}")
+    if of_regressions:
+        parts["regression"] = regression_report.sections(of_regressions)
+    readme.refresh(readme.README, parts)
     print(f"refreshed: {readme.README.name}")
     return 0
 
@@ -98,18 +108,12 @@ def by(rows: Iterable[Row], *keys: str) -> Iterator[tuple[tuple[Any, ...], list[
 # -- Markdown ----------------------------------------------------------------------------------------------------------
 
 
-def table(header: list[str], rows: Iterable[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def machine_line(machine: dict[str, Any]) -> str:
-    versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
     rates = f"copies {machine['copy_bytes_per_s'] / 1e9:.1f} GB/s (read and written)"
     rates += "".join(f", {d} matrix products {r / 1e9:,.0f} GFLOP/s" for d, r in machine["matmul_flop_per_s"].items())
     cores = f", {machine['cores']} cores" if machine["platform"] == "cpu" else ""
     return (
-        f"{machine['name']}{cores}; measured: {rates}. Python {machine['python']}, {versions}; "
+        f"{machine['name']}{cores}; measured: {rates}. Python {machine['python']}, {versions_text(machine)}; "
         f"commit {machine['commit']}, {machine['date'][:10]}."
     )
 
@@ -153,10 +157,6 @@ def full_row(row: Row, others: list[str]) -> list[str]:
 
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g}"
-
-
-def mebibytes(count: float) -> str:
-    return f"{count / 2**20:.1f}"
 
 
 def readme_section(results: Results) -> str:

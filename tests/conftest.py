@@ -1,13 +1,30 @@
 """Eight host devices for every test, settled before JAX starts, and how JAX works where a test file asks for it."""
 
+import importlib.metadata
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+# Half the time to compile, for a run of nothing but tests marked "fast". Later versions lack the flag, and stop at it.
+if os.environ.get("COMPILED_FAST") and importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+
+# Nothing of a test's stays in the user's cache.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 import contextlib
 
 import jax
 import pytest
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests that need no program as users get it, so that a run of them may compile with less care."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        plain = "optimized" in fixtures or item.get_closest_marker("production")
+        if fixtures & {"compiled_fast", "module_compiled_fast"} and not plain:
+            item.add_marker("fast")
 
 
 @pytest.fixture

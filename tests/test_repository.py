@@ -30,6 +30,7 @@ LAYERS = (
     ("models",),
     ("solvers",),
     ("training",),
+    ("sklearn",),
     ("peers",),
     ("sweep",),
     ("accuracy", "plots", "figures"),

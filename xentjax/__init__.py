@@ -26,21 +26,38 @@ from xentjax.models.logistic import (
 )
 from xentjax.models.objective import LogisticObjective
 from xentjax.solvers.gradient_descent import GradientDescent
+from xentjax.solvers.lbfgs import LBFGS
 from xentjax.solvers.minimize import History, Solution, Solver, iterate, minimize
+from xentjax.solvers.newton import Newton
+from xentjax.solvers.newton_cg import NewtonCG
 from xentjax.solvers.objective import Objective
 from xentjax.solvers.optax import Optax
+from xentjax.solvers.proximal_gradient import ProximalGradient
+from xentjax.solvers.proximal_newton import ProximalNewton
 from xentjax.solvers.status import Status
+from xentjax.training.fit import fit_logistic
+from xentjax.training.fit_many import fit_many
+from xentjax.training.fit_result import LogisticFit
 from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train_minibatch
+from xentjax.training.path import fit_path, lambda_max
+from xentjax.training.path_result import LogisticPath
 
-__all__ = [
+__all__ = [  # noqa: RUF022  (sorted as strings: it would put names of capitals first)
     "GradientDescent",
     "GradientReport",
     "History",
+    "LBFGS",
+    "LogisticFit",
     "LogisticObjective",
     "LogisticParams",
+    "LogisticPath",
     "MinibatchResult",
+    "Newton",
+    "NewtonCG",
     "Objective",
     "Optax",
+    "ProximalGradient",
+    "ProximalNewton",
     "Solution",
     "Solver",
     "Status",
@@ -53,6 +70,9 @@ __all__ = [
     "entropy_from_logits",
     "entropy_of_counts",
     "entropy_of_labels",
+    "fit_logistic",
+    "fit_many",
+    "fit_path",
     "iterate",
     "iterate_minibatch",
     "joint_entropy",
@@ -60,6 +80,7 @@ __all__ = [
     "js_divergence_from_logits",
     "kl_divergence",
     "kl_divergence_from_logits",
+    "lambda_max",
     "logistic",
     "logistic_derivative",
     "logistic_gradient",

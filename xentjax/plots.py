@@ -1,4 +1,5 @@
-"""Pictures of training runs (loss curve, confusion matrix, calibration, grid of fits), and the style of all figures.
+"""Pictures of training runs (loss curve, confusion matrix, calibration, grid of fits, path of penalties), and the style
+of all figures.
 
 Every function returns a matplotlib figure and touches no global state: no pyplot, no backend, no window. :func:`save`
 writes it, the same bytes for the same picture.
@@ -22,6 +23,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from xentjax.training.evaluation import Calibration
 from xentjax.training.job import Fitted
 from xentjax.training.many import Grid
+from xentjax.training.path_result import LogisticPath
 
 Array = np.ndarray[Any, Any]
 P = ParamSpec("P")
@@ -280,3 +282,62 @@ def grid_of_fits(
     right.set_ylabel("cross-entropy at the end [nats]")
     legend_above(right, columns=3)
     return figure
+
+
+# -- a path of penalties -----------------------------------------------------------------------------------------------
+
+
+@styled
+def regularization_path(path: LogisticPath, *, title: str, names: Sequence[str] | None = None) -> Figure:
+    """Coefficients against the penalty λ, and below them the cross-validated loss with both choices of λ.
+
+    Of K classes each coefficient is a line. The features whose coefficients are largest, six at most, have colours and
+    names, the others are grey: largest at the λ within one error of the best or, without cross-validation, at the end.
+    Error bars are one standard error.
+
+    Raises:
+      ValueError: there is not a name for each feature.
+    """
+    lambdas, weights = np.asarray(path.lambdas), np.asarray(path.params.weights)
+    names = [f"x{j}" for j in range(weights.shape[1])] if names is None else list(names)
+    if len(names) != weights.shape[1]:
+        raise ValueError(f"regularization_path: got {len(names)} names for {weights.shape[1]} features")
+    weights = weights.reshape(len(lambdas), len(names), -1)
+    tested = path.folds is not None
+    figure = Figure(figsize=(7.5, 8 if tested else 4.8))
+    all_axes = figure.subplots(2 if tested else 1, 1, sharex=True, squeeze=False)[:, 0]
+    top = all_axes[0]
+    shown = int(path.best_1se) if tested else -1
+    largest = np.argsort(-np.abs(weights[shown]).max(axis=1), kind="stable")[: len(PALETTE)]
+    for j in np.setdiff1d(np.arange(len(names)), largest):
+        top.plot(lambdas, weights[:, j], color="#BBBBBB", linewidth=1)
+    for color, j in zip(PALETTE, largest, strict=False):
+        top.plot(lambdas, weights[:, j], color=color, linewidth=1.6, label=[names[j], *[None] * (weights.shape[2] - 1)])
+    top.set_title(title, pad=30 if len(largest) <= 3 else 46)
+    legend_above(top, columns=3, fontsize=10)
+    top.set_ylabel("coefficient")
+    if tested:
+        _draw_test_loss(path, all_axes[1])
+        for axes in all_axes:
+            for index, color in ((int(path.best), VERMILION), (int(path.best_1se), GREEN)):
+                axes.axvline(lambdas[index], color=color, linestyle="--", linewidth=1.2, zorder=1)
+    all_axes[-1].set_xscale("log")
+    all_axes[-1].set_xlabel("penalty λ (on the right the weakest)")
+    all_axes[-1].invert_xaxis()
+    return figure
+
+
+def _draw_test_loss(path: LogisticPath, axes: Axes) -> None:
+    lambdas, mean, error = (np.asarray(a) for a in (path.lambdas, path.mean_test_loss, path.test_loss_error))
+    axes.errorbar(
+        lambdas, mean, error, color=BLUE, ecolor="#9CC7E3", elinewidth=1, linewidth=1.6, label="mean ± standard error"
+    )
+    chosen = ((int(path.best), VERMILION, "best"), (int(path.best_1se), GREEN, "within one error"))
+    for index, color, what in chosen:
+        axes.plot(lambdas[index], mean[index], "o", color=color, zorder=3, label=f"{what}: λ = {lambdas[index]:.3g}")
+    axes.set_ylabel("cross-validated loss [nats]")
+    # What a fit that overfits loses is no reason to hide all others.
+    shown = mean <= max(2 * mean.min(), mean[0] * 1.05)
+    axes.set_ylim(0, 1.05 * float(np.max((mean + error)[shown])))
+    bits_axis(axes)
+    legend_above(axes, columns=3, fontsize=10)

@@ -23,6 +23,7 @@ from xentjax.training.errors import UserError, did_you_mean
 from xentjax.training.job import fit as run_fit
 from xentjax.training.many import fit_grid
 from xentjax.training.predict import write_predictions
+from xentjax.training.program_cache import keep_programs
 from xentjax.training.run_folder import reserve, whole_folder
 from xentjax.training.steps import Progress
 
@@ -44,6 +45,7 @@ Set = Annotated[
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit status. Every mistake of the user's is one line on stderr."""
+    keep_programs()
     command = typer.main.get_command(app)
     try:
         with command.make_context("xentjax", list(arguments) or ["--help"]) as context:

@@ -36,23 +36,25 @@ def logits(params: Any, x: Any) -> Any:
     return jnp.matmul(x, params.weights, precision=PRECISION) + params.bias
 
 
-def row_terms(params: Any, x: Any, y: Any, weights: Any) -> RowTerms:
+def row_terms(params: Any, x: Any, y: Any, weights: Any, offset: Any = None) -> RowTerms:
     """Logits, loss and residual of every row, and the mean loss."""
-    if policy.is_float(y) and y.ndim == 2:
-        y = jnp.where(y >= 0, y, jnp.nan)
     share = shares(weights)
     if weights is not None:
         # A row of weight 0 stays where it is finite: the derivative with respect to its weight is made of it.
-        keep = (weights != 0) | (_is_finite(x) & _is_finite(y))
-        x, y = only(keep, x), only(keep, y)
+        finite = _is_finite(x) & _is_finite(y)
+        keep = (weights != 0) | (finite if offset is None else finite & _is_finite(offset))
+        x, y, offset = only(keep, x), only(keep, y), None if offset is None else only(keep, offset)
     z = logits(params, x)
-    loss, residual, by_target = _slopes(z, y)
+    z = z if offset is None else z + offset
+    loss, residual, by_target = slopes(z, y)
     total = jnp.asarray(x.shape[0], z.dtype) if weights is None else jnp.sum(weights)
     return RowTerms(x, y, z, loss, residual, by_target, share, total, jnp.sum(scale(share, loss)))
 
 
-def _slopes(z: Any, y: Any) -> tuple[Any, Any, Any]:
+def slopes(z: Any, y: Any) -> tuple[Any, Any, Any]:
     """The loss of each row with its derivatives, ŷ - y by the logits and -z or -log P by the targets."""
+    if policy.is_float(y) and y.ndim == 2:
+        y = jnp.where(y >= 0, y, jnp.nan)
     if policy.is_float(y):
         loss, pull = jax.vjp(losses, z, y)
         return loss, *pull(jnp.ones_like(loss))
@@ -67,7 +69,7 @@ def losses(z: Any, y: Any) -> Any:
 
 def curved(z: Any, y: Any, direction: Any) -> Any:
     """The residual's tangent along a direction v of the logits: ŷ(1-ŷ)v, or P∘(v - ⟨P, v⟩) times the targets' sum."""
-    return jax.jvp(lambda z: _slopes(z, y)[1], (z,), (direction,))[1]
+    return jax.jvp(lambda z: slopes(z, y)[1], (z,), (direction,))[1]
 
 
 def shares(weights: Any) -> Any:
@@ -81,6 +83,16 @@ def shares(weights: Any) -> Any:
 def only(keep: Any, rows: Any) -> Any:
     """The rows that are kept, and zeros in the others, whatever stands there."""
     return jnp.where(keep if rows.ndim == 1 else keep[:, None], rows, 0)
+
+
+def penalty(l2: Any, weights: Any) -> Any:
+    """½ Σ_j λ_j w_j², with one factor or one for each feature."""
+    return jnp.sum(pull(l2, weights) * weights) / 2
+
+
+def pull(l2: Any, weights: Any) -> Any:
+    """The penalty's gradient, λ_j w_j."""
+    return (l2 if jnp.ndim(l2) == 0 or weights.ndim == 1 else l2[:, None]) * weights
 
 
 def scale(share: Any, rows: Any) -> Any:

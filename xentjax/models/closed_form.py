@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,29 +10,42 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike
 
 from xentjax.core import policy
-from xentjax.models import _rows
+from xentjax.models import _rows, one_pass
 from xentjax.models.logistic import LogisticParams, check_arguments, params_as_arrays
+from xentjax.models.sparse import as_features
 
 
-class _Arguments(NamedTuple):
+class Arguments(NamedTuple):
+    """The arguments of a loss in the dtype of computation."""
+
     params: LogisticParams
-    x: Any
-    y: Any
+    data: one_pass.Data
     l2: Any
-    weights: Any
 
 
 def logistic_value_and_gradient(
-    params: LogisticParams, x: ArrayLike, y: ArrayLike, *, l2: ArrayLike = 0.0, weights: ArrayLike | None = None
+    params: LogisticParams,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    l2: ArrayLike = 0.0,
+    weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
 ) -> tuple[jax.Array, LogisticParams]:
     """:func:`logistic_loss` and :func:`logistic_gradient` from one pass over the rows."""
-    arguments, dtype = checked("logistic_value_and_gradient", params, x, y, l2, weights)
-    value, gradient = _value_and_gradient(arguments)
+    arguments, dtype = checked("logistic_value_and_gradient", params, x, y, l2, weights, offset)
+    value, gradient = value_and_gradient(arguments)
     return value.astype(dtype), _cast(gradient, dtype)
 
 
 def logistic_gradient(
-    params: LogisticParams, x: ArrayLike, y: ArrayLike, *, l2: ArrayLike = 0.0, weights: ArrayLike | None = None
+    params: LogisticParams,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    l2: ArrayLike = 0.0,
+    weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
 ) -> LogisticParams:
     r"""The gradient of :func:`logistic_loss` with respect to the parameters, in closed form.
 
@@ -53,8 +67,8 @@ def logistic_gradient(
       >>> xj.logistic_gradient(params, jnp.array([[1.0], [3.0]]), jnp.array([1, 1]))
       LogisticParams(weights=Array([-1.], dtype=float32), bias=Array(-0.5, dtype=float32))
     """
-    arguments, dtype = checked("logistic_gradient", params, x, y, l2, weights)
-    return _cast(_value_and_gradient(arguments)[1], dtype)
+    arguments, dtype = checked("logistic_gradient", params, x, y, l2, weights, offset)
+    return _cast(value_and_gradient(arguments)[1], dtype)
 
 
 def logistic_hvp(
@@ -65,6 +79,7 @@ def logistic_hvp(
     *,
     l2: ArrayLike = 0.0,
     weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
 ) -> LogisticParams:
     r"""The Hessian of :func:`logistic_loss` times a direction, in closed form and without the Hessian.
 
@@ -77,7 +92,7 @@ def logistic_hvp(
     Args:
       params: where the Hessian is taken.
       direction: v, of the structure and shapes of params.
-      x, y, l2, weights: as in :func:`logistic_loss`; y matters only where a label out of range makes it NaN.
+      x, y, l2, weights, offset: as in :func:`logistic_loss`; y matters only where a label out of range makes it NaN.
 
     Returns:
       ``LogisticParams`` of the shapes of the parameters, in the promoted float dtype.
@@ -88,16 +103,22 @@ def logistic_hvp(
       >>> xj.logistic_hvp(params, params._replace(bias=1.0), jnp.array([[1.0], [3.0]]), jnp.array([0, 1]))
       LogisticParams(weights=Array([0.5], dtype=float32), bias=Array(0.25, dtype=float32))
     """
-    arguments, dtype = checked("logistic_hvp", params, x, y, l2, weights)
+    arguments, dtype = checked("logistic_hvp", params, x, y, l2, weights, offset)
     direction = params_as_arrays("logistic_hvp", "direction", direction)
     for name, got, needed in zip(direction._fields, direction, arguments.params, strict=True):
         policy.require_shape("logistic_hvp", f"direction.{name}", got.shape, needed.shape, f"that of params.{name}")
     direction = LogisticParams(*(d.astype(p.dtype) for d, p in zip(direction, arguments.params, strict=True)))
-    return _cast(_hvp(arguments, direction), dtype)
+    return _cast(hvp(arguments, direction), dtype)
 
 
 def logistic_hessian(
-    params: LogisticParams, x: ArrayLike, y: ArrayLike, *, l2: ArrayLike = 0.0, weights: ArrayLike | None = None
+    params: LogisticParams,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    l2: ArrayLike = 0.0,
+    weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
 ) -> LogisticParams:
     r"""The Hessian of :func:`logistic_loss` with respect to the parameters, in closed form.
 
@@ -121,76 +142,94 @@ def logistic_hessian(
       >>> xj.logistic_hessian(params, jnp.array([[1.0], [3.0]]), jnp.array([0, 1])).weights.weights
       Array([[1.25]], dtype=float32)
     """
-    arguments, dtype = checked("logistic_hessian", params, x, y, l2, weights)
-    hessian = _binary_hessian(arguments) if arguments.params.weights.ndim == 1 else _multiclass_hessian(arguments)
-    return _cast(hessian, dtype)
+    arguments, dtype = checked("logistic_hessian", params, x, y, l2, weights, offset)
+    return _cast(_by_parameter(arguments.params, value_gradient_hessian(arguments)[2]), dtype)
 
 
 # -- the formulas ------------------------------------------------------------------------------------------------------
 
 
-def _value_and_gradient(a: _Arguments) -> tuple[Any, LogisticParams]:
-    rows = _rows.row_terms(a.params, a.x, a.y, a.weights)
-    weights, bias = _rows.back(rows.share, rows.residual, rows.x)
-    value = rows.mean + a.l2 / 2 * jnp.sum(a.params.weights**2)
-    return value, LogisticParams(weights + a.l2 * a.params.weights, bias)
+def value_and_gradient(a: Arguments) -> tuple[Any, LogisticParams]:
+    sums = one_pass.sums(a.params, a.data)
+    return _penalized(a, sums)
 
 
-def _hvp(a: _Arguments, direction: LogisticParams) -> LogisticParams:
-    rows = _rows.row_terms(a.params, a.x, a.y, a.weights)
-    moved = _rows.curved(rows.logits, rows.y, _rows.logits(direction, rows.x))
-    weights, bias = _rows.back(rows.share, moved, rows.x)
-    return LogisticParams(weights + a.l2 * direction.weights, bias)
+def value_gradient_hessian(a: Arguments, dtype: Any = None) -> tuple[Any, LogisticParams, Any]:
+    """Value, gradient and Hessian, a matrix in the order of the raveled parameters, its products in ``dtype``."""
+    sums = one_pass.sums(a.params, a.data, hessian=True, hessian_dtype=dtype)
+    return *_penalized(a, sums), sums.hessian + jnp.diag(_penalty_curvature(a).ravel())
 
 
-def _binary_hessian(a: _Arguments) -> LogisticParams:
-    rows = _rows.row_terms(a.params, a.x, a.y, a.weights)
-    x = rows.x
-    curvature = _rows.scale(rows.share, _rows.curved(rows.logits, rows.y, jnp.ones_like(rows.logits)))
-    both = jnp.matmul((x * curvature[:, None]).T, x, precision=_rows.PRECISION)
-    cross = jnp.matmul(curvature, x, precision=_rows.PRECISION)
-    both = both + a.l2 * jnp.eye(x.shape[1], dtype=both.dtype)
-    return LogisticParams(LogisticParams(both, cross), LogisticParams(cross, jnp.sum(curvature)))
+def hvp(a: Arguments, direction: LogisticParams) -> LogisticParams:
+    return _with_pull(a, one_pass.product(a.params, direction, a.data), direction)
 
 
-def _multiclass_hessian(a: _Arguments) -> LogisticParams:
-    rows = _rows.row_terms(a.params, a.x, a.y, a.weights)
-    x, z = rows.x, rows.logits
-    (d, k) = x.shape[1], z.shape[1]
+def linearized(a: Arguments) -> Callable[[LogisticParams], LogisticParams]:
+    """direction -> :func:`hvp`, with what all directions share computed once and kept: a number for each logit."""
+    curvature = one_pass.row_curvature(a.params, a.data)
+    return lambda direction: _with_pull(a, one_pass.product_of_curvature(curvature, direction, a.data), direction)
 
-    def of_class(unit: Any) -> tuple[Any, Any]:
-        """Row c of each diag(P) - P Pᵀ, [n, k]; with X, at the cost of n k d numbers at a time and not n k k d."""
-        curvature = _rows.scale(rows.share, _rows.curved(z, rows.y, jnp.broadcast_to(unit, z.shape)))
-        return curvature, _products(x, curvature)
 
-    curvature, both = jax.lax.map(of_class, jnp.eye(k, dtype=z.dtype))  # [k, n, k] and [k, d, k, d]
-    both = jnp.transpose(both, (1, 0, 3, 2))
-    identity = jnp.eye(d * k, dtype=both.dtype).reshape(d, k, d, k)
-    cross = jnp.einsum("nj,cnk->jck", x, curvature, precision=_rows.PRECISION)
+def hessian_diagonal(a: Arguments) -> Any:
+    """The diagonal of the Hessian, in the order of the raveled parameters."""
+    return (one_pass.diagonal(a.params, a.data) + _penalty_curvature(a)).ravel()
+
+
+def hessian_blocks(a: Arguments, dtype: Any = None) -> Any:
+    """The blocks ``[K, d + 1, d + 1]`` of the Hessian between parameters of the same class (two classes: K = 1)."""
+    blocks, k = one_pass.diagonal_blocks(a.params, a.data, dtype), a.params.bias.size
+    penalty = _penalty_curvature(a).reshape(-1, k).T
+    return blocks + penalty[:, :, None] * jnp.eye(penalty.shape[1], dtype=penalty.dtype)
+
+
+def _with_pull(a: Arguments, product: Any, direction: LogisticParams) -> LogisticParams:
+    weights, bias = one_pass.untable(product)
+    return LogisticParams(weights + _rows.pull(a.l2, direction.weights), bias)
+
+
+def _penalty_curvature(a: Arguments) -> Any:
+    """The second derivatives of the penalty, as a table."""
+    weights = a.params.weights
+    factors = jnp.broadcast_to(a.l2 if jnp.ndim(a.l2) == 0 or weights.ndim == 1 else a.l2[:, None], weights.shape)
+    return one_pass.table(LogisticParams(factors, jnp.zeros_like(a.params.bias)))
+
+
+def _penalized(a: Arguments, sums: one_pass.Sums) -> tuple[Any, LogisticParams]:
+    weights, bias = one_pass.untable(sums.gradient)
+    value = sums.loss + _rows.penalty(a.l2, a.params.weights)
+    return value, LogisticParams(weights + _rows.pull(a.l2, a.params.weights), bias)
+
+
+def _by_parameter(params: LogisticParams, matrix: Any) -> LogisticParams:
+    """The matrix as what ``jax.hessian`` gives, a LogisticParams of LogisticParams."""
+    cut, of = params.weights.size, (params.weights.shape, params.bias.shape)
+    rows = (matrix[:cut], matrix[cut:])
     return LogisticParams(
-        LogisticParams(both + a.l2 * identity, cross),
-        LogisticParams(jnp.transpose(cross, (1, 0, 2)), jnp.sum(curvature, axis=1)),
+        *(
+            LogisticParams(
+                *(part.reshape(own + other) for part, other in zip((r[:, :cut], r[:, cut:]), of, strict=True))
+            )
+            for r, own in zip(rows, of, strict=True)
+        )
     )
 
 
-def _products(x: Any, curvature: Any) -> Any:
-    """Σ_i x_ij c_id x_ik as [j, d, k]."""
-    weighted = (x[:, None, :] * curvature[:, :, None]).reshape(x.shape[0], -1)
-    return jnp.matmul(x.T, weighted, precision=_rows.PRECISION).reshape(x.shape[1], curvature.shape[1], x.shape[1])
-
-
-def checked(function: str, params: Any, x: Any, y: Any, l2: Any, weights: Any) -> tuple[_Arguments, Any]:
-    """The arguments, checked, in the dtype of computation, and the dtype of the result."""
+def checked(
+    function: str, params: Any, x: Any, y: Any, l2: Any, weights: Any, offset: Any, scaling: Any = None
+) -> tuple[Arguments, Any]:
+    """The arguments, checked, in the dtype of computation (features are widened in their blocks), and the dtype of the
+    result."""
     params = params_as_arrays(function, "params", params)
-    x, y, l2 = (policy.as_array(function, n, v) for n, v in (("x", x), ("y", y), ("l2", l2)))
-    weights = None if weights is None else policy.as_array(function, "weights", weights)
-    check_arguments(function, params, x, y, l2, weights)
+    x, y, l2 = as_features(function, x), policy.as_array(function, "y", y), policy.as_array(function, "l2", l2)
+    weights, offset = (
+        None if v is None else policy.as_array(function, n, v) for n, v in (("weights", weights), ("offset", offset))
+    )
+    check_arguments(function, params, x, y, l2, weights, offset)
     dtype = policy.result_dtype((params, x, y))
     compute = policy.compute_dtype(dtype)
     params = LogisticParams(*(p.astype(compute) for p in params))
-    y = y.astype(compute) if policy.is_float(y) else y
-    weights = None if weights is None else weights.astype(compute)
-    return _Arguments(params, x.astype(compute), y, l2.astype(compute), weights), dtype
+    data = one_pass.Data(x, y, None if weights is None else weights.astype(compute), offset, scaling)
+    return Arguments(params, data, l2.astype(compute)), dtype
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

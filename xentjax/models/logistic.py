@@ -187,16 +187,21 @@ def prediction_gradient(params: LogisticParams, x: ArrayLike) -> LogisticParams:
 
 
 @op(
-    wrt=("params", "x", "y", "l2", "weights"),
+    wrt=("params", "x", "y", "l2", "weights", "offset"),
     domain=Domain(
         params=Parameters("D"),
         x=Real("B D"),
         y=Probability("B"),
         options=(
             {"l2": 0.1},
-            {"l2": 0.1, "y": BinaryLabels("B"), "weights": Probabilities("B")},
-            {"params": Parameters("D K"), "y": Labels("B")},
-            {"params": Parameters("D K"), "y": Probabilities("B K"), "weights": Probabilities("B")},
+            {"l2": Probability("D"), "y": BinaryLabels("B"), "weights": Probabilities("B"), "offset": Real("B")},
+            {"params": Parameters("D K"), "y": Labels("B"), "l2": Probability("D")},
+            {
+                "params": Parameters("D K"),
+                "y": Probabilities("B K"),
+                "weights": Probabilities("B"),
+                "offset": Real("B K"),
+            },
         ),
     ),
     group="losses",
@@ -213,14 +218,16 @@ def logistic_loss(
     *,
     l2: ArrayLike = 0.0,
     weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
 ) -> jax.Array:
     r"""The average cross-entropy of a logistic or softmax regression, with a quadratic penalty on the weights.
 
     .. math::
       L = -\frac{1}{\sum_i s_i} \sum_i s_i \bigl[y_i\log\hat y_i + (1-y_i)\log(1-\hat y_i)\bigr]
-          + \frac{\lambda}{2}\|w\|^2, \quad \hat y_i = \sigma(x_i w + b)
+          + \frac{\lambda}{2}\|w\|^2, \quad \hat y_i = \sigma(x_i w + b + o_i)
 
-    and with K classes :math:`-\sum_c Y_{ic}\log P_{ic}` in the brackets, :math:`P = \operatorname{softmax}(XW + b)`.
+    and with K classes :math:`-\sum_c Y_{ic}\log P_{ic}` in the brackets,
+    :math:`P = \operatorname{softmax}(XW + b + O)`.
 
     Gradient, by hand, with :math:`r = \hat y - y` (or :math:`P - Y`) and :math:`p_i = s_i/\sum s`:
 
@@ -230,6 +237,7 @@ def logistic_loss(
       \frac{\partial L}{\partial x_i} = p_i r_i w^T, \quad
       \frac{\partial L}{\partial s_i} = \frac{\ell_i - \bar\ell}{\sum s}, \quad
       \frac{\partial L}{\partial y_i} = -p_i z_i, \quad
+      \frac{\partial L}{\partial o_i} = p_i r_i, \quad
       \frac{\partial L}{\partial \lambda} = \tfrac12\|w\|^2
 
     (for a target distribution :math:`\partial L/\partial Y_{ic} = -p_i \log P_{ic}`).
@@ -239,8 +247,9 @@ def logistic_loss(
       x: features ``[n, d]``.
       y: two classes: ``[n]``, 0 and 1 or probabilities of class 1. K classes: class indices ``[n]`` (integers), or
         target distributions ``[n, K]`` (floats), which are not renormalized.
-      l2: the penalty's factor λ. The bias is not penalized.
+      l2: the penalty's factor λ, or one for each feature ``[d]``. The bias is not penalized.
       weights: example weights s ``[n]``, by default all 1.
+      offset: known parts o of the logits, ``[n]`` or ``[n, K]``.
 
     Returns:
       The loss in nats, a scalar of the promoted float dtype; 16-bit inputs are computed in float32.
@@ -271,6 +280,10 @@ def logistic_loss(
     keep = jnp.asarray(weights != 0)[:, None]
     x = jnp.where(keep | jnp.isfinite(x), x, 0)
     z = jnp.matmul(x, params.weights) + params.bias
+    if offset is not None:
+        offset = jnp.asarray(offset)
+        there = keep[:, 0] if offset.ndim == 1 else keep
+        z = z + jnp.where(there | jnp.isfinite(offset), offset, 0)
     target = _targets(y, z)
     if z.ndim == 1:
         target = jnp.where(keep[:, 0] | jnp.isfinite(target), target, 0)
@@ -278,7 +291,8 @@ def logistic_loss(
     else:
         target = jnp.where(keep | jnp.isfinite(target), target, 0)
         loss = -jnp.sum(target * jax.nn.log_softmax(z), axis=1)
-    return jnp.sum(weights * loss) / jnp.sum(weights) + l2 / 2 * jnp.sum(params.weights**2)
+    of_features = params.weights**2 if params.weights.ndim == 1 else jnp.sum(params.weights**2, axis=1)
+    return jnp.sum(weights * loss) / jnp.sum(weights) + jnp.sum(l2 / 2 * of_features)
 
 
 @logistic_loss.prepare
@@ -289,36 +303,44 @@ def _(bound: dict[str, Any], keep: None) -> dict[str, Any]:
 
 
 @logistic_loss.value
-def _(params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
-    rows = _rows.row_terms(params, x, y, weights)
-    return rows.mean + l2 / 2 * jnp.sum(params.weights**2), rows
+def _(params: Any, x: Any, y: Any, *, l2: Any, weights: Any, offset: Any) -> Any:
+    rows = _rows.row_terms(params, x, y, weights, offset)
+    return rows.mean + _rows.penalty(l2, params.weights), rows
 
 
 @logistic_loss.partial("params")
-def _(rows: _rows.RowTerms, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
+def _(rows: _rows.RowTerms, params: Any, x: Any, y: Any, *, l2: Any, weights: Any, offset: Any) -> Any:
     w, b = _rows.back(rows.share, rows.residual, rows.x)
-    return LogisticParams(w + l2 * params.weights, b)
+    return LogisticParams(w + _rows.pull(l2, params.weights), b)
 
 
 @logistic_loss.partial("x")
-def _(rows: _rows.RowTerms, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
+def _(rows: _rows.RowTerms, params: Any, x: Any, y: Any, *, l2: Any, weights: Any, offset: Any) -> Any:
     return _rows.outer(_rows.scale(rows.share, rows.residual), params.weights)
 
 
 @logistic_loss.partial("y")
-def _(rows: _rows.RowTerms, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
+def _(rows: _rows.RowTerms, params: Any, x: Any, y: Any, *, l2: Any, weights: Any, offset: Any) -> Any:
     return _rows.scale(rows.share, rows.by_target)
 
 
 @logistic_loss.partial("l2")
-def _(rows: _rows.RowTerms, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
-    return jnp.sum(params.weights**2) / 2
+def _(rows: _rows.RowTerms, params: Any, x: Any, y: Any, *, l2: Any, weights: Any, offset: Any) -> Any:
+    squares = params.weights**2
+    if l2.ndim == 0:
+        return jnp.sum(squares) / 2
+    return (squares if squares.ndim == 1 else jnp.sum(squares, axis=1)) / 2
 
 
 @logistic_loss.partial("weights")
-def _(rows: _rows.RowTerms, params: Any, x: Any, y: Any, *, l2: Any, weights: Any) -> Any:
+def _(rows: _rows.RowTerms, params: Any, x: Any, y: Any, *, l2: Any, weights: Any, offset: Any) -> Any:
     difference = policy.from_mean(rows.loss, rows.share)
     return jnp.where(rows.total == 0, 0, difference / _rows.one_for_zero(rows.total))
+
+
+@logistic_loss.partial("offset")
+def _(rows: _rows.RowTerms, params: Any, x: Any, y: Any, *, l2: Any, weights: Any, offset: Any) -> Any:
+    return _rows.scale(rows.share, rows.residual)
 
 
 def _targets(y: Any, z: Any) -> Any:
@@ -369,7 +391,9 @@ def _check_model(function: str, params: LogisticParams, x: Any) -> None:
         )
 
 
-def check_arguments(function: str, params: LogisticParams, x: Any, y: Any, l2: Any, weights: Any) -> None:
+def check_arguments(
+    function: str, params: LogisticParams, x: Any, y: Any, l2: Any, weights: Any, offset: Any = None
+) -> None:
     """Raise ValueError where the shapes of a loss's arguments do not fit together."""
     _check_model(function, params, x)
     if x.ndim != 2:
@@ -380,6 +404,9 @@ def check_arguments(function: str, params: LogisticParams, x: Any, y: Any, l2: A
         policy.require_shape(function, "y", y.shape, (n,), "a class index for each row of x")
     else:
         policy.require_shape(function, "y", y.shape, (n, *classes), of)
-    policy.require_shape(function, "l2", l2.shape, (), "one factor")
+    if l2.shape not in ((), x.shape[1:]):
+        raise ValueError(f"{function}: l2 has shape {l2.shape}, but needs () or {x.shape[1:]}, one for each feature")
     if weights is not None:
         policy.require_shape(function, "weights", weights.shape, (n,), "one weight for each row of x")
+    if offset is not None:
+        policy.require_shape(function, "offset", offset.shape, (n, *classes), of)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from xentjax.core import policy
-from xentjax.models import _rows, closed_form
+from xentjax.models import _rows, closed_form, one_pass
 from xentjax.models.logistic import LogisticParams, check_arguments, logistic_derivative, logistic_loss
+from xentjax.models.scaling import Scaling
+from xentjax.models.sparse import as_features, is_sparse
 
 #: Beyond this size the Gram matrix of the features is not formed for the Lipschitz constant.
 _GRAM_LIMIT = 2048
@@ -24,10 +28,16 @@ class LogisticObjective:
     r""":func:`logistic_loss` on data x, y, as a function of the parameters alone.
 
     Args:
-      x: features ``[n, d]``.
+      x: features ``[n, d]``, or :class:`SparseRows` (for ``value`` and ``lipschitz`` only dense ones).
       y: labels, as in :func:`logistic_loss`.
       l2: the penalty's factor.
       weights: example weights ``[n]``.
+      offset: known parts of the logits, ``[n]`` or ``[n, K]``.
+      l1: the factor of :math:`\lambda_1 \|w\|_1`, or one for each feature ``[d]``; None for no such penalty. It is
+        declared by :meth:`l1_factors`, and no part of the values and derivatives here.
+      scaling: a :class:`Scaling`: the parameters then are those of scaled features, and the penalties are still those
+        of the weights of the features as given.
+      fit_intercept: whether the bias moves; otherwise its gradient is 0.
       gradient: ``"hand"`` for the closed form, ``"auto"`` for JAX's derivative of the textbook formula.
       num_classes: the K of :meth:`init` where integer labels ``[n]`` do not tell; None for two classes.
 
@@ -45,6 +55,10 @@ class LogisticObjective:
     y: Any
     l2: Any = 0.0
     weights: Any = None
+    offset: Any = None
+    l1: Any = None
+    scaling: Scaling | None = None
+    fit_intercept: bool = dataclasses.field(default=True, metadata={"static": True})
     gradient: Literal["hand", "auto"] = dataclasses.field(default="hand", metadata={"static": True})
     num_classes: int | None = dataclasses.field(default=None, metadata={"static": True})
 
@@ -52,8 +66,8 @@ class LogisticObjective:
         if self.gradient not in ("hand", "auto"):
             raise ValueError(f"LogisticObjective: gradient must be 'hand' or 'auto', got {self.gradient!r}")
 
-    def init(self) -> LogisticParams:
-        """Parameters 0 of the right shapes, in float32 for 16-bit data.
+    def init(self, function: str = "LogisticObjective") -> LogisticParams:
+        """Parameters 0 of the right shapes, in float32 for 16-bit data. Errors name the ``function``.
 
         K classes if ``num_classes`` says so, y is ``[n, K]``, or y holds integers above 1 that are not traced.
 
@@ -62,12 +76,12 @@ class LogisticObjective:
             range in a row that is not of weight 0. (The constructor raises nothing of the kind: under ``vmap`` the
             fields have one axis more, and JAX makes objectives of things that are no arrays.)
         """
-        x, y = (policy.as_array("LogisticObjective", n, v) for n, v in (("x", self.x), ("y", self.y)))
+        x, y = as_features(function, self.x), policy.as_array(function, "y", self.y)
         dtype, d, shape = policy.compute_dtype(policy.result_dtype((x,))), x.shape[-1:], self._classes(y)
         params = LogisticParams(jnp.zeros((*(d or (0,)), *shape), dtype), jnp.zeros(shape, dtype))
-        check_arguments("LogisticObjective", params, x, y, jnp.zeros(()), None)
+        check_arguments(function, params, x, y, jnp.zeros(()), None)
         if not any(isinstance(known, jax.core.Tracer) for known in (y, self.weights)):
-            self._require_labels(np.asarray(y), *shape)
+            self._require_labels(function, np.asarray(y), *shape)
         return params
 
     def _classes(self, y: jax.Array) -> tuple[int, ...]:
@@ -86,7 +100,7 @@ class LogisticObjective:
             return np.ones(y.shape[:1], bool)
         return np.asarray(self.weights) != 0
 
-    def _require_labels(self, y: Any, num_classes: int | None = None) -> None:
+    def _require_labels(self, function: str, y: Any, num_classes: int | None = None) -> None:
         if y.ndim == 2:
             good, needed = np.all(y >= 0, axis=1), "masses of 0 or more"
         elif num_classes is not None:
@@ -95,29 +109,127 @@ class LogisticObjective:
             good, needed = (y >= 0) & (y <= 1), "0, 1 or a probability between them"
         bad = np.flatnonzero(~good & self._counted(y))
         if bad.size:
-            raise ValueError(f"LogisticObjective: y[{bad[0]}] is {y[bad[0]]}, but needs to be {needed}")
+            raise ValueError(f"{function}: y[{bad[0]}] is {y[bad[0]]}, but needs to be {needed}")
 
     def value(self, params: LogisticParams) -> jax.Array:
         """The loss; JAX differentiates it as ``gradient`` says."""
         loss = logistic_loss if self.gradient == "hand" else logistic_loss.record.oracle
-        return loss(params, self.x, self.y, l2=self.l2, weights=self.weights)
+        x = self.x if self.scaling is None else self.scaling.apply(policy.up(jnp.asarray(self.x)))
+        return loss(self._held(params), x, self.y, l2=self._l2(), weights=self.weights, offset=self.offset)
 
     def value_and_gradient(self, params: LogisticParams) -> tuple[jax.Array, LogisticParams]:
         if self.gradient == "auto":
             return jax.value_and_grad(self.value)(params)
-        return closed_form.logistic_value_and_gradient(params, self.x, self.y, l2=self.l2, weights=self.weights)
+        value, gradient = closed_form.value_and_gradient(self._arguments(params))
+        return value, self._held(gradient)
 
-    def hessian(self, params: LogisticParams) -> LogisticParams:
-        """:func:`logistic_hessian`, or ``jax.hessian`` of the textbook formula."""
+    def value_gradient_hessian(self, params: LogisticParams, dtype: Any = None) -> tuple[Any, LogisticParams, Any]:
+        """Value, gradient, and the Hessian as a matrix in the order of the raveled parameters.
+
+        In the directions in which the loss does not change by its form, a number added to the same parameter of all
+        classes where that is not penalized, and a bias that does not move, the matrix is that of a unit parabola: its
+        factorization exists, and steps do not go there.
+
+        Args:
+          params: where they are taken.
+          dtype: that of the Hessian's products, by default the parameters'.
+        """
         if self.gradient == "auto":
-            return jax.hessian(self.value)(params)
-        return closed_form.logistic_hessian(params, self.x, self.y, l2=self.l2, weights=self.weights)
+            value, gradient = self.value_and_gradient(params)
+            flat, unflatten = ravel_pytree(params)
+            hessian = jax.hessian(lambda p: self.value(unflatten(p)))(flat)
+        else:
+            value, gradient, hessian = closed_form.value_gradient_hessian(self._arguments(params), dtype)
+        return value, self._held(gradient), self._anchored(params, hessian)
 
     def hvp(self, params: LogisticParams, direction: LogisticParams) -> LogisticParams:
         """:func:`logistic_hvp`, or forward over reverse differentiation of the textbook formula."""
         if self.gradient == "auto":
             return jax.jvp(jax.grad(self.value), (params,), (direction,))[1]
-        return closed_form.logistic_hvp(params, direction, self.x, self.y, l2=self.l2, weights=self.weights)
+        return self._held(closed_form.hvp(self._arguments(params), self._held(direction)))
+
+    def l1_factors(self, params: LogisticParams) -> LogisticParams | None:
+        """The factors of the L1 penalty on each parameter, 0 for the bias; None without one.
+
+        Raises:
+          ValueError: l1 is neither a number nor one for each feature.
+        """
+        if self.l1 is None:
+            return None
+        l1, d = policy.as_array("LogisticObjective", "l1", self.l1), params.weights.shape[:1]
+        if l1.shape not in ((), d):
+            raise ValueError(f"LogisticObjective: l1 has shape {l1.shape}, but needs () or {d}, one for each feature")
+        l1 = l1.astype(params.weights.dtype) * (1 if self.scaling is None else jnp.abs(self.scaling.inverse))
+        of_features = jnp.broadcast_to(l1, d).reshape(d + (1,) * (params.weights.ndim - 1))
+        return LogisticParams(jnp.broadcast_to(of_features, params.weights.shape), jnp.zeros_like(params.bias))
+
+    def unpenalized(self) -> Any:
+        """Which features have no penalty, ``[d]``."""
+        held = jnp.asarray(self.l2) != 0
+        held = held if self.l1 is None else held | (jnp.asarray(self.l1) != 0)
+        return jnp.broadcast_to(~held, self.x.shape[1:])
+
+    def linearized(self, params: LogisticParams) -> Callable[[LogisticParams], LogisticParams]:
+        """direction -> :meth:`hvp` at params, in half the time: a number for each logit is kept for all directions."""
+        if self.gradient == "auto":
+            return jax.linearize(jax.grad(self.value), params)[1]
+        product = closed_form.linearized(self._arguments(params))
+        return lambda direction: self._held(product(self._held(direction)))
+
+    def hessian_diagonal(self, params: LogisticParams) -> jax.Array:
+        """The diagonal of the Hessian, in the order of the raveled parameters."""
+        return closed_form.hessian_diagonal(self._arguments(params))
+
+    def hessian_blocks(self, params: LogisticParams, dtype: Any = None) -> jax.Array:
+        """The blocks ``[K, d + 1, d + 1]`` of the Hessian between parameters of the same class (two classes: K = 1).
+
+        Block c holds every K-th of the raveled parameters, from number c on. The products are in ``dtype``, by default
+        that of the parameters.
+        """
+        return closed_form.hessian_blocks(self._arguments(params), dtype)
+
+    def subsample(self, stride: int) -> LogisticObjective:
+        """The objective on every ``stride``-th row.
+
+        Raises:
+          ValueError: stride is below 1.
+          TypeError: the features are sparse.
+        """
+        if stride < 1:
+            raise ValueError(f"LogisticObjective.subsample: stride must be at least 1, got {stride}")
+        if is_sparse(self.x):
+            raise TypeError("LogisticObjective.subsample: x is sparse, but needs to be dense")
+        cut = lambda rows: None if rows is None else rows[::stride]
+        return dataclasses.replace(
+            self, x=cut(self.x), y=cut(self.y), weights=cut(self.weights), offset=cut(self.offset)
+        )
+
+    def _l2(self) -> Any:
+        return self.l2 if self.scaling is None else self.scaling.penalty(self.l2)
+
+    def _arguments(self, params: LogisticParams) -> closed_form.Arguments:
+        return closed_form.checked(
+            "LogisticObjective", self._held(params), self.x, self.y, self._l2(), self.weights, self.offset, self.scaling
+        )[0]
+
+    def _held(self, params: LogisticParams) -> LogisticParams:
+        """Parameters or a gradient, the bias 0 where it does not move."""
+        return params if self.fit_intercept else params._replace(bias=jnp.zeros_like(params.bias))
+
+    def _anchored(self, params: LogisticParams, hessian: Any) -> Any:
+        d, k = params.weights.shape[0], params.bias.size
+        if not self.fit_intercept:
+            hessian = one_pass.without_bias(params, hessian)
+        if params.bias.ndim == 0:
+            return hessian
+        # J/K ⊗ diag(free): the mean over the classes of each parameter that no penalty holds.
+        free = jnp.broadcast_to(self._l2() == 0, (d,))
+        l1 = self.l1_factors(params)
+        free = free if l1 is None else free & (l1.weights[:, 0] == 0)
+        free = jnp.append(free, self.fit_intercept).astype(hessian.dtype)
+        curvature = jnp.mean(jnp.diagonal(hessian).reshape(d + 1, k), axis=1)
+        between = jnp.full((k, k), 1 / k, hessian.dtype)
+        return hessian + jnp.kron(jnp.diag(free * jnp.where(curvature == 0, 1, curvature)), between)
 
     def lipschitz(self) -> jax.Array:
         r"""An upper bound of the gradient's Lipschitz constant, whatever the parameters.
@@ -130,6 +242,7 @@ class LogisticObjective:
         """
         params = self.init()
         x = policy.up(jnp.asarray(self.x)).astype(params.bias.dtype)
+        x = x if self.scaling is None else self.scaling.apply(x)
         weights = None if self.weights is None else jnp.asarray(self.weights).astype(x.dtype)
         share = _rows.shares(weights)
         x = x if weights is None else _rows.only(weights != 0, x)
@@ -138,7 +251,7 @@ class LogisticObjective:
         largest = _trace_bound(x) if min(x.shape) <= _GRAM_LIMIT else _matrix_free_bound(x)
         factor = 0.25 if params.bias.ndim == 0 else 0.5
         # The margin covers the rounding of the products.
-        return factor * 1.001 * largest + jnp.asarray(self.l2).astype(x.dtype)
+        return factor * 1.001 * largest + jnp.max(jnp.asarray(self._l2()).astype(x.dtype))
 
     def gradient_error(self, params: LogisticParams) -> jax.Array:
         r"""An estimate of the rounding error of the gradient's largest component.
@@ -147,20 +260,29 @@ class LogisticObjective:
         prediction hands on; u in each term :math:`p_i r_i x_{ij}` of the sum over the rows, and in its partial sums
         (64 of them, each over n/64 rows). Twice the sum of those: a tolerance below it cannot be tested.
         """
-        a, _ = closed_form.checked("gradient_error", params, self.x, self.y, self.l2, self.weights)
-        rows = _rows.row_terms(a.params, a.x, a.y, a.weights)
-        x, z = rows.x, rows.logits
-        largest = jnp.abs(a.params.weights) if z.ndim == 1 else jnp.max(jnp.abs(a.params.weights), axis=1)
-        logits_squared = jnp.sum((x * largest) ** 2, axis=1) + _over_classes(z**2 + a.params.bias**2)
-        slope = logistic_derivative(z) if z.ndim == 1 else 0.5
-        residual_squared = _over_classes(rows.residual**2)
-        terms = slope**2 * logits_squared + residual_squared * (1 + x.shape[0] / 64)
-        terms = _rows.scale(rows.share, _rows.scale(rows.share, terms))
-        columns = jnp.sum(terms[:, None] * x * x, axis=0)
-        error = jnp.sqrt(jnp.maximum(jnp.max(columns, initial=0), jnp.sum(terms)))
-        gradient = jnp.abs(_rows.back(rows.share, rows.residual, x)[0])
-        error = error + jnp.max(gradient, initial=0) * math.sqrt(1 + x.shape[0] / 64)
-        return jnp.finfo(x.dtype).eps * (error + a.l2 * jnp.max(largest, initial=0))
+        a = self._arguments(params)
+        weights, n = a.params.weights, a.data.x.shape[0]
+        largest = jnp.abs(weights) if weights.ndim == 1 else jnp.max(jnp.abs(weights), axis=1)
+        coefficients = jnp.append(largest**2, jnp.max(a.params.bias**2))
+
+        def of_block(block: one_pass.Block) -> Any:
+            z, squares = block.z, block.x * block.x
+            _, residual, _ = _rows.slopes(z, block.y)
+            # The column of ones stands for the bias: its share of the logits is that of the largest class.
+            logits_squared = _product_with(squares, coefficients) + _over_classes(z**2)
+            slope = logistic_derivative(z) if z.ndim == 1 else 0.5
+            terms = slope**2 * logits_squared + _over_classes(residual**2) * (1 + n / 64)
+            terms = block.share**2 * terms
+            return _product_with(terms, squares), one_pass.back(block, residual)[:-1]
+
+        columns, gradient = one_pass.over_blocks(of_block, a.params, a.data)
+        error = jnp.sqrt(jnp.max(columns))
+        error = error + jnp.max(jnp.abs(gradient), initial=0) * math.sqrt(1 + n / 64)
+        return jnp.finfo(weights.dtype).eps * (error + jnp.max(a.l2 * largest, initial=0))
+
+
+def _product_with(a: Any, b: Any) -> Any:
+    return jnp.matmul(a, b, precision=_rows.PRECISION)
 
 
 def _over_classes(rows: Any) -> Any:

@@ -15,7 +15,8 @@ import numpy as np
 from xentjax.solvers import checks
 from xentjax.solvers import status as codes
 from xentjax.solvers.compiled import join, separate, types_in
-from xentjax.solvers.objective import Point, as_objective, evaluate, largest_component
+from xentjax.solvers.objective import Point, as_objective, evaluate, largest_component, residual
+from xentjax.solvers.penalty import require_ability
 from xentjax.solvers.status import Status
 
 #: Steps that neither move the parameters by more than rounding nor better anything, after which a run has stalled.
@@ -35,7 +36,13 @@ class Solver(Protocol):
         ...
 
     def step(self, objective: Any, point: Point, state: Any) -> tuple[Point, Any]:
-        """The next point, with value and gradient there, and the next state, of the shapes and dtypes of the last."""
+        """The next point, with value and gradient there, and the next state, of the shapes and dtypes of the last.
+
+        A solver that evaluates more than value and gradient may have ``begin(objective, params) -> (point, state)`` in
+        the place of ``init``. One that knows when rounding hides what it could gain says so by
+        ``exhausted(state) -> bool``: the run then has stalled. One for objectives with an L1 penalty has
+        ``handles_l1 = True``: the point's value is with the penalty, its gradient that of the smooth part.
+        """
         ...
 
 
@@ -92,12 +99,16 @@ def minimize(
 ) -> Solution:
     r"""Minimize an objective until no component of its gradient exceeds ``tol``.
 
+    An objective with an L1 penalty (``l1_factors(params)``) has a smallest subgradient in the gradient's place: the
+    distance of each component from what the kink of the penalty allows.
+
     Args:
       objective: a function ``f(params) -> scalar`` (automatic gradient), an :class:`Objective`, or anything with
         ``value_and_gradient(params)``, as :class:`LogisticObjective`. Arrays in an objective that is a pytree are
         data: other data of the same shape do not compile again.
       init: initial parameters, a pytree of arrays; integers become floats.
-      solver: :class:`GradientDescent`, :class:`Optax`, or your own :class:`Solver`.
+      solver: :class:`GradientDescent`, :class:`Newton`, :class:`Optax`, or your own :class:`Solver`; for an objective
+        with an L1 penalty :class:`ProximalNewton` or :class:`ProximalGradient`.
       tol: bound of the gradient's infinity-norm, 0 or more. It is checked before the first step too.
       max_steps: the most steps, and the length of the history less one.
 
@@ -108,7 +119,8 @@ def minimize(
         its gradient (``gradient_error(params)``), that is at most tol too.
       - ``max_steps``: none of the others happened.
       - ``stalled``: for 100 steps no parameter moved by more than 8 units in the last place and neither value nor
-        gradient norm was smaller than ever before; or the gradient norm is at most tol, but its rounding error is not.
+        gradient norm was smaller than ever before; or the solver is exhausted; or the gradient norm is at most tol, but
+        its rounding error is not.
       - ``diverged``: a step led to a value or gradient that is NaN or infinite; ``params`` are those before it.
       - ``not_finite``: value or gradient are NaN or infinite at ``init`` already.
 
@@ -119,8 +131,8 @@ def minimize(
       TypeError: the objective is neither a function nor has ``value_and_gradient``; the solver has no ``init`` and
         ``step``, or a step returns another shape or dtype than it was given; max_steps is no whole number, tol no
         number.
-      ValueError: max_steps is negative or 2**31 or more, tol is negative or NaN, the value is no real scalar, or a
-        gradient's shape is not its parameter's.
+      ValueError: the objective has an L1 penalty, and the solver cannot minimize such; max_steps is negative or 2**31
+        or more, tol is negative or NaN, the value is no real scalar, or a gradient's shape is not its parameter's.
 
     Example:
       >>> import jax.numpy as jnp, xentjax as xj
@@ -180,13 +192,25 @@ def in_chunks(state: State, go_on: Callable[[State], tuple[State, History]]) -> 
 def start(objective: Any, init: Any, solver: Solver, *, tol: Any, max_steps: Any) -> State:
     """The state before the first step. Arguments as in :func:`minimize`; every one may be traced."""
     objective = as_objective(objective)
+    return _settled(objective, opening(objective, init, solver, tol=tol), tol, max_steps)
+
+
+def opening(objective: Any, init: Any, solver: Solver, *, tol: Any) -> State:
+    """:func:`start`, but for the doubt whether a gradient that seems small is more than rounding."""
+    require_ability(solver, objective, init)
+    if hasattr(solver, "begin"):
+        return opening_at(objective, *solver.begin(objective, init), tol=tol)
     point = evaluate(objective, init)
-    norm = largest_component(point.gradient)
+    return opening_at(objective, point, solver.init(objective, point), tol=tol)
+
+
+def opening_at(objective: Any, point: Point, inside: Any, *, tol: Any) -> State:
+    """:func:`opening` at a point that is known already, with the solver's own state there."""
+    norm = largest_component(residual(objective, point))
     code = jnp.where(norm <= tol, codes.CONVERGED, codes.RUNNING)
     code = jnp.where(_finite(point.value, norm), code, codes.NOT_FINITE).astype(jnp.int32)
     zero = jnp.zeros((), jnp.int32)
-    state = State(point, solver.init(objective, point), zero, code, norm, point.value, norm, zero)
-    return _settled(objective, state, tol, max_steps)
+    return State(point, inside, zero, code, norm, point.value, norm, zero)
 
 
 def advance(
@@ -197,11 +221,14 @@ def advance(
     Under ``vmap`` all runs that are still running have made the same number of steps.
     """
     objective = as_objective(objective)
-    state, history = _steps(objective, solver, state, tol, max_steps, chunk)
+    state, history = run_steps(objective, solver, state, tol, max_steps, chunk)
     return _settled(objective, state, tol, max_steps), history
 
 
-def _steps(objective: Any, solver: Solver, state: State, tol: Any, max_steps: Any, chunk: int) -> tuple[State, History]:
+def run_steps(
+    objective: Any, solver: Solver, state: State, tol: Any, max_steps: Any, chunk: int
+) -> tuple[State, History]:
+    """:func:`advance`, but for what becomes of a run at its end."""
     first = state.step
     last = jnp.minimum(first + chunk, max_steps)
 
@@ -213,13 +240,16 @@ def _steps(objective: Any, solver: Solver, state: State, tol: Any, max_steps: An
         made = solver.step(objective, state.point, state.solver)
         checks.require_alike(solver, (state.point, state.solver), made)
         point, inside = made
-        norm = largest_component(point.gradient)
+        norm = largest_component(residual(objective, point))
         # By comparison: under vmap an indexed update would be a scatter.
         here = jnp.arange(chunk, dtype=jnp.int32) == state.step - first
         history = History(jnp.where(here, point.value, history.value), jnp.where(here, norm, history.gradient_norm))
         better = (point.value < state.best_value) | (norm < state.best_norm)
         idle = jnp.where(better | _moved(state.point.params, point.params), 0, state.idle + 1)
-        code = jnp.where(idle >= _PATIENCE, codes.STALLED, state.code)
+        spent = idle >= _PATIENCE
+        if hasattr(solver, "exhausted"):
+            spent = spent | solver.exhausted(inside)
+        code = jnp.where(spent, codes.STALLED, state.code)
         code = jnp.where(norm <= tol, codes.CONVERGED, code)
         moved = State(
             point=point,
@@ -274,11 +304,11 @@ def _whole(static: Any, data: Any, init: Any, tol: Any, max_steps: int) -> Solut
     """The run as a scan over chunks. A single loop would carry the whole history: under vmap a loop copies what it
     carries in every step, which would take most of the time."""
     objective, solver = join(static[0], data)
-    state = start(objective, init, solver, tol=tol, max_steps=max_steps)
+    state = opening(objective, init, solver, tol=tol)
     chunk = math.isqrt(max_steps) + 1
     first = state.point.value, state.norm
     state, chunks = jax.lax.scan(
-        lambda s, _: _steps(objective, solver, s, tol, max_steps, chunk), state, length=-(-max_steps // chunk)
+        lambda s, _: run_steps(objective, solver, s, tol, max_steps, chunk), state, length=-(-max_steps // chunk)
     )
     state = _settled(objective, state, tol, max_steps)
     columns = zip(first, (chunks.value, chunks.gradient_norm), strict=True)

@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from xentjax.solvers.penalty import absolute, l1_factors, smallest_subgradient
 
 
 class Point(NamedTuple):
-    """Parameters with the objective's value and gradient there."""
+    """Parameters with the objective's value there, penalties included, and the gradient of its smooth part."""
 
     params: Any
     value: jax.Array
@@ -28,6 +31,8 @@ class Objective:
       gradient: ``gradient(params)``, of the structure of params; by default the automatic one.
       lipschitz_constant: an upper bound :math:`L` of the gradient's Lipschitz constant, if it is known:
         ``GradientDescent()`` then takes steps of :math:`1/L`.
+      l1: factors of a penalty :math:`\sum_j \lambda_j|\beta_j|` that is added to the value: a number for all
+        parameters, or a pytree like params, 0 where a parameter is not penalized. ``gradient`` is without it.
 
     Both functions may be pytrees (``jax.tree_util.Partial``): arrays in them are data, over which one can ``vmap``
     without compiling again.
@@ -43,6 +48,7 @@ class Objective:
     value: Callable[[Any], Any]
     gradient: Callable[[Any], Any] | None = None
     lipschitz_constant: Any = None
+    l1: Any = None
 
     def value_and_gradient(self, params: Any) -> tuple[Any, Any]:
         if self.gradient is None:
@@ -51,6 +57,12 @@ class Objective:
 
     def lipschitz(self) -> jax.Array | None:
         return None if self.lipschitz_constant is None else jnp.asarray(self.lipschitz_constant)
+
+    def l1_factors(self, params: Any) -> Any:
+        structures: Any = [jax.tree.structure(self.l1), jax.tree.structure(params)]
+        if self.l1 is None or structures[0] == structures[1]:
+            return self.l1
+        return jax.tree.map(lambda _: self.l1, params)
 
 
 def as_objective(objective: Any) -> Any:
@@ -67,7 +79,20 @@ def as_objective(objective: Any) -> Any:
 
 def evaluate(objective: Any, params: Any) -> Point:
     """The point at ``params``; errors name what an objective returned that is no scalar or no gradient."""
-    value, gradient = objective.value_and_gradient(params)
+    return _penalized(objective, as_point(params, *objective.value_and_gradient(params)))
+
+
+def residual(objective: Any, point: Point) -> Any:
+    """What must be 0 in every component at a minimum: the gradient, or with an L1 penalty the smallest subgradient."""
+    return smallest_subgradient(point.gradient, point.params, l1_factors(objective, point.params))
+
+
+def _penalized(objective: Any, point: Point) -> Point:
+    factors = l1_factors(objective, point.params)
+    return point if factors is None else point._replace(value=point.value + absolute(factors, point.params))
+
+
+def as_point(params: Any, value: Any, gradient: Any) -> Point:
     value = _real_scalar(value)
     structures: Any = [jax.tree.structure(gradient), jax.tree.structure(params)]
     if structures[0] != structures[1]:
@@ -76,6 +101,38 @@ def evaluate(objective: Any, params: Any) -> Point:
             f"but needs that of params, {jax.tree.structure(params)}"
         )
     return Point(params, value, jax.tree.map(_like, gradient, params))
+
+
+def evaluate_with_hessian(objective: Any, params: Any, dtype: Any = None) -> tuple[Point, jax.Array]:
+    """The point at ``params``, and the Hessian of the smooth part as a matrix in the order of the raveled parameters.
+
+    An objective may have ``value_gradient_hessian(params, dtype)``, which gives all three at once, its products in
+    ``dtype``; otherwise the Hessian is JAX's derivative of the gradient.
+    """
+    if hasattr(objective, "value_gradient_hessian"):
+        value, gradient, hessian = objective.value_gradient_hessian(params, dtype)
+        return _penalized(objective, as_point(params, value, gradient)), hessian
+    flat, unravel = ravel_pytree(params)
+
+    def gradient_of(flat: Any) -> tuple[Any, Point]:
+        point = evaluate(objective, unravel(flat))
+        return ravel_pytree(point.gradient)[0], point
+
+    hessian, point = jax.jacfwd(gradient_of, has_aux=True)(flat)
+    return point, hessian
+
+
+def linearized(objective: Any, params: Any) -> Callable[[Any], Any]:
+    """direction -> the Hessian at ``params`` times it.
+
+    An objective may have ``linearized(params)``, which does what all directions share only once, or
+    ``hvp(params, direction)``; otherwise it is JAX's derivative of the gradient.
+    """
+    if hasattr(objective, "linearized"):
+        return objective.linearized(params)
+    if hasattr(objective, "hvp"):
+        return lambda direction: objective.hvp(params, direction)
+    return jax.linearize(lambda p: evaluate(objective, p).gradient, params)[1]
 
 
 def _real_scalar(value: Any) -> jax.Array:

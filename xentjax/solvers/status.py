@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 RUNNING, CONVERGED, MAX_STEPS, STALLED, DIVERGED, NOT_FINITE, COMPLETED, INTERRUPTED = range(8)
+SEPARATED, RANK_DEFICIENT, PRECISION_LIMITED = range(8, 11)
 
 #: Name and advice, in the order of the codes.
 _MEANINGS = (
@@ -35,6 +36,21 @@ _MEANINGS = (
     ),
     ("completed", "all epochs are done, with a gradient above tol"),
     ("interrupted", "stopped by the user before it ended"),
+    (
+        "separated",
+        "a combination of the features separates the classes, completely or but for ties: the loss has no minimum, and "
+        "the coefficients given are where the search ended. Add l2 (or l1), merge classes, or drop the features named",
+    ),
+    (
+        "rank_deficient",
+        "some columns are combinations of others (or constant), so that many coefficients are equally good: these are "
+        "the ones of minimum norm. Drop the columns named, or add l2",
+    ),
+    (
+        "precision_limited",
+        "solved as well as the precision allows, but not to tol: raise tol, or compute in float64 "
+        "(jax.config.update('jax_enable_x64', True))",
+    ),
 )
 NAMES = tuple(name for name, _ in _MEANINGS)
 
@@ -46,8 +62,9 @@ class Status:
 
     Under ``jit`` and ``vmap`` it is an array of codes: ``status == "converged"`` is then an array of booleans, and
     ``status[3]`` the status of run 3.  The names are ``running`` (only from the iterator), ``converged``,
-    ``max_steps``, ``stalled``, ``diverged`` and ``not_finite``, and for training runs ``completed`` and
-    ``interrupted``; ``message`` says what each means and what to do.
+    ``max_steps``, ``stalled``, ``diverged`` and ``not_finite``, for training runs ``completed`` and ``interrupted``,
+    and for fits ``separated``, ``rank_deficient`` and ``precision_limited``; ``message`` says what each means and what
+    to do.
 
     Example:
       >>> from xentjax.solvers.status import Status

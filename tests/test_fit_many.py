@@ -1,0 +1,110 @@
+"""Many fits in one program: each is the fit that it is alone."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+import xentjax as xj
+
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
+K, N, D = 5, 60, 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((K, N, D))
+    return x, (rng.random((K, N)) < 1 / (1 + np.exp(-2 * x[:, :, 0]))).astype(int)
+
+
+def assert_alone(fits, i, alone, errors=True):
+    assert fits.status[i] == alone.status
+    pairs = [(fits[i].params, alone.params), (fits[i].objective, alone.objective)]
+    if errors and alone.status == "converged":
+        pairs += [(fits[i].std_err, alone.std_err), (fits[i].bic, alone.bic)]
+    for got, expected in pairs:
+        for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(g, e, rtol=1e-8)
+
+
+def test_distinct_data_in_chunks_with_progress(data):
+    x, y = data
+    seen = []
+    fits = xj.fit_many(x, y, l2=0.01, chunk=2, progress=lambda done, count: seen.append((done, count)))
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+    assert fits.params.weights.shape == (K, D)
+    for i in (0, K - 1):
+        assert_alone(fits, i, xj.fit_logistic(x[i], y[i], l2=0.01))
+
+
+def test_bootstraps_and_penalties_of_shared_data(data):
+    x, y = data[0][0], data[1][0]
+    rng = np.random.default_rng(1)
+    weights = rng.multinomial(N, np.full(N, 1 / N), size=K)
+    weights[2, y == 1] = 0  # a class that a fit never sees
+    penalties = np.array([0.0, 0.01, 0.1, 1.0, 10.0])
+    fits = xj.fit_many(x, y, weights=weights, l2=penalties)
+    for i in (0, 1, 3):
+        assert_alone(fits, i, xj.fit_logistic(x, y, weights=weights[i], l2=penalties[i]))
+    assert fits.status[2] == "separated"
+    assert "A class has no row" in fits[2].message
+
+
+def test_more_classes_and_a_separated_fit(data):
+    x = data[0]
+    y = np.random.default_rng(2).integers(0, 3, (K, N))
+    y[1] = np.where(x[1, :, 0] > 0.5, 2, y[1] % 2)
+    fits = xj.fit_many(x, y)
+    assert fits.params.bias.shape == (K, 3)
+    assert_alone(fits, 0, xj.fit_logistic(x[0], y[0]))
+    assert fits.status[1] == "separated"
+    assert np.isnan(fits[1].std_err.weights).all()
+
+
+def test_groups_of_unequal_sizes(data):
+    x, y = data
+    sizes = [N, 20, 45, N, 33]
+    groups = [(x[i, :n], y[i, :n], np.arange(n) % 3) for i, n in enumerate(sizes)]
+    fits = xj.fit_many(*([g[j] for g in groups] for j in (0, 1)), weights=[g[2] for g in groups], l2=0.1)
+    for i, (features, labels, weights) in enumerate(groups):
+        if i in (1, 4):
+            assert_alone(fits, i, xj.fit_logistic(features, labels, weights=weights, l2=0.1))
+    assert (fits.status == "converged").all()
+
+
+BAD = {
+    "a NaN": (lambda x, y: {"x": np.where(x == x[3, 4, 1], np.nan, x)}, "fit 3: x[4, 1] is nan"),
+    "a label": (lambda x, y: {"y": np.where(np.arange(K)[:, None] == 2, 2.5, y)}, "fit 2: y[0] is 2.5"),
+    "a weight": (
+        lambda x, y: {"weights": np.where(np.arange(K) == 1, -1.0, 1.0)[:, None] * np.ones(N)},
+        "fit 1: weights[0]",
+    ),
+    "no weight": (lambda x, y: {"weights": np.zeros((K, N))}, "fit 0: all weights are 0"),
+    "another number": (lambda x, y: {"l2": np.ones(3)}, "needs 5 on its first axis"),
+    "one fit": (lambda x, y: {"x": x[0], "y": y[0]}, "nothing has one entry for each fit"),
+    "no fit": (lambda x, y: {"x": x[:0], "y": y[:0]}, "there is no fit to make"),
+    "a vector": (lambda x, y: {"x": x[0, 0]}, "needs [n, d], or [k, n, d]"),
+    "no groups": (lambda x, y: {"x": [], "y": []}, "x is an empty list"),
+    "groups of other columns": (lambda x, y: {"x": [x[0], x[1, :, :2]], "y": list(y[:2])}, "x[1] has shape (60, 2)"),
+    "groups without labels": (lambda x, y: {"x": list(x), "y": list(y[:2])}, "y must be one too, got 2 of them"),
+    "a group's labels": (lambda x, y: {"x": list(x), "y": [y[0, :5], *y[1:]]}, "y[0] has shape (5,), but x[0] (60, 3)"),
+    "chunk": (lambda x, y: {"chunk": 0}, "chunk must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_errors_name_the_fit(data, name):
+    change, message = BAD[name]
+    arguments = dict(zip(("x", "y"), data, strict=True)) | change(*data)
+    with pytest.raises(ValueError, match="fit_many: ") as error:
+        xj.fit_many(arguments.pop("x"), arguments.pop("y"), **arguments)
+    assert message in str(error.value)

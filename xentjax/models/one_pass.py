@@ -1,0 +1,336 @@
+"""Sums over the rows of a logistic regression, block by block: loss, gradient, Hessian in one pass over the features.
+
+A block of rows stays in a processor's cache while all that is asked for is made of it, and no array of n rows is
+stored beside the data: not the scaled features, not the curvature times the features. Two classes have logits
+``[n]``, K classes ``[n, K]``. Gradients and Hessians here are those of the *table* of parameters, the weights with the
+bias as one more row: ``[d + 1]`` or ``[d + 1, K]``, a Hessian ``[(d + 1) K, (d + 1) K]`` in the order of its elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from xentjax.activations import softmax
+from xentjax.core import policy
+from xentjax.models import _rows
+from xentjax.models.logistic import LogisticParams, logistic_derivative
+from xentjax.models.scaling import Scaling
+from xentjax.models.sparse import SparseRows
+
+#: Bytes of features in a block: it stays in the cache of one core. On an accelerator a block fills the device.
+_CACHED, _LARGE = 2**19, 2**27
+
+
+class Data(NamedTuple):
+    """The rows of a problem. ``weights`` are those of the examples, ``scaling`` is applied to each block.
+
+    In the place of the labels y may stand any other array of n rows that a function of blocks needs.
+    """
+
+    x: Any
+    y: Any
+    weights: Any = None
+    offset: Any = None
+    scaling: Scaling | None = None
+
+
+class Block(NamedTuple):
+    """Some rows: features with a column of ones, labels, shares s / Σs (0 for what does not count), logits."""
+
+    x: Any
+    y: Any
+    share: Any
+    z: Any
+
+
+class Sums(NamedTuple):
+    """The mean loss, and its first and second derivatives by the table of parameters; None for what is not asked."""
+
+    loss: Any
+    gradient: Any
+    hessian: Any = None
+
+
+def table(params: LogisticParams) -> Any:
+    """The weights, with the bias as the last row."""
+    return jnp.concatenate([params.weights, params.bias[None]])
+
+
+def untable(rows: Any) -> LogisticParams:
+    return LogisticParams(rows[:-1], rows[-1])
+
+
+def sums(params: LogisticParams, data: Data, *, hessian: bool = False, hessian_dtype: Any = None) -> Sums:
+    """The mean loss with its gradient and, where it is asked for, its Hessian (its products in ``hessian_dtype``)."""
+
+    def of_block(block: Block) -> Sums:
+        loss, residual, _ = _rows.slopes(block.z, block.y)
+        gradient = back(block, residual)
+        # Curvature does not depend on the label; out of range it is NaN as the loss is.
+        known = block._replace(share=jnp.where(jnp.isnan(loss), jnp.nan, block.share))
+        second = curvature(known, hessian_dtype or block.x.dtype) if hessian else None
+        return Sums(jnp.sum(block.share * loss), gradient, second)
+
+    return over_blocks(of_block, params, data)
+
+
+def mean_loss(params: LogisticParams, data: Data) -> Any:
+    """The mean loss alone; 0 for rows without weight."""
+    return over_blocks(lambda block: jnp.sum(block.share * _rows.losses(block.z, block.y)), params, data)
+
+
+def product(params: LogisticParams, direction: LogisticParams, data: Data) -> Any:
+    """The Hessian of the mean loss times a direction, as a table."""
+
+    def of_block(block: Block) -> Any:
+        return back(block, _rows.curved(block.z, block.y, _matmul(block.x, table(direction))))
+
+    return over_blocks(of_block, params, data)
+
+
+def row_curvature(params: LogisticParams, data: Data) -> Any:
+    """What products with the Hessian need of each row: ŷ(1-ŷ) ``[n]``, or P times the sum of its targets ``[n, K]``."""
+
+    def of_block(block: Block) -> Any:
+        if block.z.ndim == 1:
+            return logistic_derivative(block.z)
+        p = softmax(block.z)
+        return p if block.y.ndim == 1 else p * jnp.sum(block.y, axis=1, keepdims=True)
+
+    return each_row(of_block, params, data)
+
+
+def product_of_curvature(curvature: Any, direction: LogisticParams, data: Data) -> Any:
+    """:func:`product` from the :func:`row_curvature` where the Hessian is taken: two products of matrices, no more."""
+
+    def of_block(block: Block) -> Any:
+        change, q = block.z, block.y
+        if change.ndim > 1:
+            total = jnp.sum(q, axis=1, keepdims=True)
+            change = change - jnp.sum(q * change, axis=1, keepdims=True) / _rows.one_for_zero(total)
+        return back(block, q * change)
+
+    return over_blocks(of_block, direction, data._replace(y=curvature, offset=None))
+
+
+def diagonal_blocks(params: LogisticParams, data: Data, dtype: Any = None) -> Any:
+    """The Hessian of the mean loss between the parameters of one class, ``[K, d + 1, d + 1]`` (two classes: K = 1)."""
+
+    def of_block(block: Block) -> Any:
+        if block.z.ndim == 1:
+            return curvature(block, dtype or block.x.dtype)[None]
+        x, columns = (a.astype(dtype or a.dtype) for a in (block.x, block.x.T))
+        own = (block.share[:, None] * _own_curvature(block)).astype(x.dtype)
+        # Class by class: all of them at once would be an array of n d K numbers.
+        return jax.lax.map(lambda of_class: _matmul(columns * of_class, x), own.T).astype(block.x.dtype)
+
+    return over_blocks(of_block, params, data)
+
+
+def diagonal(params: LogisticParams, data: Data) -> Any:
+    """The diagonal of the Hessian of the mean loss, as a table."""
+
+    def of_block(block: Block) -> Any:
+        own = logistic_derivative(block.z) if block.z.ndim == 1 else _own_curvature(block)
+        return back(block._replace(x=block.x * block.x), own)
+
+    return over_blocks(of_block, params, data)
+
+
+def over_blocks(
+    function: Callable[[Block], Any], params: LogisticParams, data: Data, combine: Callable[..., Any] | None = None
+) -> Any:
+    """Σ function(block) over all rows, for a function whose sums over the rows add up.
+
+    With ``combine(a, b)`` in the place of the sum, for functions that take the same row twice without harm.
+    """
+    n = data.x.shape[0]
+    size, made = _blocks(function, params, data)
+    if n <= size:
+        return made(_slice(data, 0, n), jnp.ones(n, bool))
+
+    def add(i: Any, sums: Any) -> Any:
+        # The last block ends with the last row, and leaves out what the one before it has counted.
+        start = jnp.minimum(i * size, n - size)
+        here = made(_slice(data, start, size), start + jnp.arange(size, dtype=jnp.int32) >= i * size)
+        return jax.tree.map(jnp.add, sums, here) if combine is None else combine(sums, here)
+
+    first = _slice(data, 0, size)
+    if combine is not None:
+        return jax.lax.fori_loop(1, -(-n // size), add, made(first, jnp.ones(size, bool)))
+    shapes = jax.eval_shape(made, first, jax.ShapeDtypeStruct((size,), bool))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, -(-n // size), add, zeros)
+
+
+def each_row(function: Callable[[Block], Any], params: LogisticParams, data: Data) -> Any:
+    """function(block) of all rows, for a function that gives something for each row."""
+    n = data.x.shape[0]
+    size, made = _blocks(function, params, data)
+    if n <= size:
+        return made(_slice(data, 0, n), jnp.ones(n, bool))
+    every = jnp.ones(size, bool)
+
+    def put(i: Any, rows: Any) -> Any:
+        start = jnp.minimum(i * size, n - size)
+        return jax.lax.dynamic_update_slice_in_dim(rows, made(_slice(data, start, size), every), start, 0)
+
+    shape = jax.eval_shape(made, _slice(data, 0, size), jax.ShapeDtypeStruct((size,), bool))
+    return jax.lax.fori_loop(0, -(-n // size), put, jnp.zeros((n, *shape.shape[1:]), shape.dtype))
+
+
+def scaling_of(x: Any, weights: Any = None, dtype: Any = None, *, centered: bool = True) -> Scaling:
+    """Weighted mean and standard deviation of each column, over the rows that have a weight.
+
+    Not ``centered``, which a model without intercept needs, they are 0 and the root of the mean square.
+    """
+    dtype = x.dtype if dtype is None else dtype
+    n, d = x.shape
+    nothing = LogisticParams(jnp.zeros(d, dtype), jnp.zeros((), dtype))
+    data = Data(x, jnp.zeros(n, dtype), weights)
+
+    def mean(block: Block, rows: Any) -> Any:
+        return _matmul(block.share, _counted(block, rows))
+
+    def mean_and_range(block: Block) -> Any:
+        rows, there = block.x[:, :-1], (block.share != 0)[:, None]
+        low = jnp.min(jnp.where(there, rows, jnp.inf), axis=0, initial=jnp.inf)
+        return mean(block, rows - near), low, jnp.max(jnp.where(there, rows, -jnp.inf), axis=0, initial=-jnp.inf)
+
+    def both(a: Any, b: Any) -> Any:
+        return a[0] + b[0], jnp.minimum(a[1], b[1]), jnp.maximum(a[2], b[2])
+
+    # From a point in their midst, so that the mean of numbers that are close to each other keeps its digits.
+    head = _slice(data, 0, min(n, x.block if isinstance(x, SparseRows) else block_rows(d, dtype)))
+    near = over_blocks(lambda block: mean(block, block.x[:, :-1]), nothing, head)
+    shift, low, high = over_blocks(mean_and_range, nothing, data, combine=both)
+    center = near + shift if centered else jnp.zeros_like(near)
+    # The largest distance first: squares of 1e200 overflow, those of 1e-200 underflow.
+    largest = jnp.maximum(high - center, center - low)
+    safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    of_block = lambda block: mean(block, ((block.x[:, :-1] - center) / safe) ** 2)
+    deviation = jnp.sqrt(over_blocks(of_block, nothing, data)) * safe
+    # The mean of equal numbers is rounded, so that their distance from it may be anything; their range is not.
+    rounding = 8 * jnp.finfo(dtype).eps * jnp.abs(center)
+    varies = high - low > rounding if centered else largest > 0
+    return Scaling(center, jnp.where(varies, 1 / jnp.where(varies, deviation, 1), 0))
+
+
+def _counted(block: Block, rows: Any) -> Any:
+    return _rows.only(block.share != 0, rows)
+
+
+def _slice(data: Data, start: Any, size: int) -> Data:
+    cut = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size)
+    rest = jax.tree.map(cut, data._replace(x=None, scaling=None))
+    x = data.x.dense(start) if isinstance(data.x, SparseRows) else cut(data.x)
+    return rest._replace(x=x, scaling=data.scaling)
+
+
+def _blocks(function: Callable[[Block], Any], params: LogisticParams, data: Data) -> tuple[int, Callable[..., Any]]:
+    """The number of rows in a block, and the function of some rows of the data and of which of them count."""
+    n, d = data.x.shape
+    coefficients = table(params)
+    total = None if data.weights is None else _rows.one_for_zero(jnp.sum(data.weights))
+
+    def made(rows: Data, counts: Any) -> Any:
+        x = policy.up(rows.x).astype(coefficients.dtype)
+        y = rows.y.astype(x.dtype) if policy.is_float(rows.y) else rows.y
+        if rows.weights is None:
+            share = jnp.where(counts, jnp.asarray(1 / max(n, 1), x.dtype), 0)
+        else:
+            share = jnp.where(counts, rows.weights.astype(x.dtype) / total, 0)
+        x = x if rows.scaling is None else rows.scaling.apply(x)
+        x = jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], axis=1)
+        offset = rows.offset
+        if rows.weights is not None:  # what has no weight is not there, whatever it holds
+            there = rows.weights != 0
+            x, y = _rows.only(there, x), _rows.only(there, y)
+            offset = None if offset is None else _rows.only(there, offset)
+        z = _matmul(x, coefficients)
+        z = z if offset is None else z + offset.astype(z.dtype)
+        return function(Block(x, y, share, z))
+
+    return data.x.block if isinstance(data.x, SparseRows) else block_rows(d, coefficients.dtype), made
+
+
+def back(block: Block, residual: Any) -> Any:
+    """Σ p_i r_i x_i as a table. For a vector r it is r X: XLA:CPU takes five times as long for the literal Xᵀr."""
+    return transposed(block, _rows.scale(block.share, residual))
+
+
+def transposed(block: Block, rows: Any) -> Any:
+    """Σ r_i x_i as a table."""
+    return _matmul(rows, block.x) if rows.ndim == 1 else _matmul(block.x.T, rows)
+
+
+def spread(block: Block, curvature: Any) -> Any:
+    """Σ A_i ⊗ x_i x_iᵀ for a number A of each row, or for a matrix ``[K, K]``."""
+    if curvature.ndim == 1:
+        return _matmul((block.x * curvature[:, None]).T, block.x)
+    (rows, width), k = block.x.shape, curvature.shape[1]
+    weighted = (block.x[:, :, None, None] * curvature[:, None]).reshape(rows, width * k * k)
+    return _matmul(weighted.T, block.x).reshape(width, k, k, width).swapaxes(2, 3).reshape(width * k, width * k)
+
+
+def without_bias(params: LogisticParams, hessian: Any) -> Any:
+    """A Hessian in which the bias is no parameter: that of a unit parabola in its directions."""
+    free = jnp.arange(hessian.shape[0]) < params.weights.size
+    return jnp.where(free[:, None] & free, hessian, jnp.eye(hessian.shape[0], dtype=hessian.dtype))
+
+
+def curvature(block: Block, dtype: Any) -> Any:
+    """The Hessian of a block's loss."""
+    if block.z.ndim == 1:
+        factors = (block.share * logistic_derivative(block.z)).astype(dtype)
+        return spread(block._replace(x=block.x.astype(dtype)), factors).astype(block.x.dtype)
+    return _multiclass_curvature(block, dtype)
+
+
+def _multiclass_curvature(block: Block, dtype: Any) -> Any:
+    """Σ_i p_i T_i (diag(P_i) - P_i P_iᵀ) ⊗ x_i x_iᵀ, T being the sum of a row's targets.
+
+    The blocks of two different classes are products of (x ⊗ P) with itself. Those of one class, P_c - P_c², are
+    P_c Σ_{k≠c} P_k, without the cancellation at P_c near 1.
+    """
+    (rows, width), k = block.x.shape, block.z.shape[1]
+    p = softmax(block.z)
+    share = block.share * _total(block)
+    own = share[:, None] * _own_variance(p)
+    x, p, own, share = (a.astype(dtype) for a in (block.x, p, own, share))
+    spread = (x[:, :, None] * p[:, None, :]).reshape(rows, width * k)
+    between = _matmul((spread * share[:, None]).T, spread).reshape(width, k, width, k)
+    within = _matmul((x[:, :, None] * own[:, None, :]).reshape(rows, width * k).T, x).reshape(width, k, width)
+    same = jnp.eye(k, dtype=bool)[None, :, None, :]
+    hessian = jnp.where(same, within[:, :, :, None], -between)
+    return hessian.reshape(width * k, width * k).astype(block.x.dtype)
+
+
+def _own_curvature(block: Block) -> Any:
+    """T P_c(1 - P_c), the second derivative of each row's loss by each of its logits."""
+    total = _total(block)
+    return jnp.reshape(total, (-1, 1)) * _own_variance(softmax(block.z))
+
+
+def _own_variance(p: Any) -> Any:
+    """P_c(1 - P_c) as P_c Σ_{k≠c} P_k."""
+    return p * _matmul(p, 1 - jnp.eye(p.shape[1], dtype=p.dtype))
+
+
+def _total(block: Block) -> Any:
+    """The sum of each row's targets."""
+    return jnp.ones((), block.x.dtype) if block.y.ndim == 1 else jnp.sum(block.y, axis=1)
+
+
+def block_rows(d: int, dtype: Any) -> int:
+    """How many rows of d features a block has."""
+    wanted = _CACHED if jax.default_backend() == "cpu" else _LARGE
+    return max(wanted // ((d + 1) * jnp.dtype(dtype).itemsize) // 16 * 16, 64)
+
+
+def _matmul(a: Any, b: Any) -> Any:
+    return jnp.matmul(a, b, precision=_rows.PRECISION)

@@ -1,0 +1,199 @@
+"""L-BFGS with a line search that works to the last digit, and a metric to start from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from xentjax.solvers.line_search import search, value_rounding
+from xentjax.solvers.metric import Metric, metric_at, raveled, require_kind
+from xentjax.solvers.minimize import opening, run_steps
+from xentjax.solvers.newton import Newton
+from xentjax.solvers.objective import Point, largest_component
+
+#: Steps without a smaller gradient, where the value is flat to its last digit, after which rounding hides the rest.
+_PATIENCE = 20
+
+#: Newton steps to the optimum of a subsample at most: it is a start and no more.
+_SUBSAMPLE_STEPS = 20
+
+
+class Memory(NamedTuple):
+    """The last steps s and changes y of the gradient, the newest last; 1/⟨s, y⟩ is 0 where there is none."""
+
+    steps: Any
+    changes: Any
+    inverse: Any
+    scale: Any  # γ: the inverse Hessian is first taken for γ M⁻¹
+
+
+class LBFGSState(NamedTuple):
+    """What a run hands on from step to step."""
+
+    memory: Memory
+    metric: Metric
+    direction: Any
+    slope: Any  # ⟨gradient, direction⟩
+    best: Point  # of the smallest gradient since the value has been flat
+    waited: Any  # steps since then
+    spent: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LBFGS:
+    r"""L-BFGS: a quasi-Newton method that keeps the last steps in the place of a Hessian.
+
+    With steps :math:`s_k` and changes of the gradient :math:`y_k` the inverse Hessian is that of the BFGS formula over
+    the last ``memory`` pairs, from :math:`\gamma M^{-1}` on, where :math:`\gamma = \langle s, y\rangle / \langle y,
+    M^{-1} y\rangle`. A pair without positive curvature is left out. Along the direction a line search looks for a
+    point that fulfils the Wolfe conditions; where the value is flat to its last digit, it goes by slopes. Where it
+    finds no better point, the memory is given up, and after that the run ends as stalled; it does so, too, when the
+    value has been flat for 20 steps without a smaller gradient.
+
+    Args:
+      memory: the number of pairs.
+      metric: M, what is taken of the Hessian at the initial parameters: ``"identity"`` for nothing, ``"diagonal"``,
+        ``"blocks"`` (between parameters of one class), or ``"hessian"``. The middle two are the identity where the
+        objective does not offer them (``hessian_diagonal``, ``hessian_blocks``).
+      subsample: a stride: M is taken of every row of that many, at the optimum of these rows, which is also where the
+        first step leads. The objective needs ``subsample(stride)``. None: of all rows, at the initial parameters.
+
+    Raises:
+      ValueError: memory or subsample are below 1, or there is no metric of that name.
+
+    Source: Liu and Nocedal, Math. Programming 45 (1989), 503-528; the line search is that of Hager and Zhang (2005).
+
+    Example:
+      >>> import jax.numpy as jnp, xentjax as xj
+      >>> objective = xj.LogisticObjective(jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), jnp.array([0, 1, 0, 1]), l2=0.1)
+      >>> solution = xj.minimize(objective, objective.init(), xj.LBFGS())
+      >>> str(solution.status), f"{solution.params.weights[0]:.4f}"
+      ('converged', '0.3553')
+    """
+
+    memory: int = dataclasses.field(default=10, metadata={"static": True})
+    metric: str = dataclasses.field(default="diagonal", metadata={"static": True})
+    subsample: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        require_kind("LBFGS", self.metric)
+        if self.memory < 1:
+            raise ValueError(f"LBFGS: memory must be at least 1, got {self.memory}")
+        if self.subsample is not None and self.subsample < 1:
+            raise ValueError(f"LBFGS: subsample must be None or at least 1, got {self.subsample}")
+
+    def init(self, objective: Any, point: Point) -> LBFGSState:
+        gradient = raveled(point.gradient)
+        size, dtype = gradient.size, gradient.dtype
+        rows = jnp.zeros((self.memory, size), dtype)
+        if self.subsample is None:
+            center, metric = point.params, metric_at(objective, point.params, self.metric)
+        else:
+            few = _subsampled(objective, self.subsample)
+            center = self._optimum(few, point.params)
+            metric = metric_at(few, center, self.metric)
+        # Without a metric nothing is known of the scale: the first step has the length 1.
+        length = jnp.linalg.norm(gradient)
+        one = jnp.ones((), dtype)
+        scale = 1 / jnp.where(length > 0, length, 1) if metric.scale is None else one
+        memory = Memory(rows, rows, jnp.zeros(self.memory, dtype), scale)
+        none = jnp.zeros((), jnp.int32)
+        state = LBFGSState(memory, metric, gradient, jnp.zeros((), dtype), point, none, jnp.zeros((), bool))
+        return _aimed(state, point, raveled(center) - raveled(point.params))
+
+    def exhausted(self, state: LBFGSState) -> jax.Array:
+        """Whether rounding hides what further steps could gain."""
+        return state.spent
+
+    def step(self, objective: Any, point: Point, state: LBFGSState) -> tuple[Point, LBFGSState]:
+        new, found = search(objective, point, state.direction, state.slope, jnp.ones_like(state.slope))
+        new = _where(found, new, point)
+        had_memory = jnp.any(state.memory.inverse > 0)
+        memory = _where(found, _remember(state, point, new), _forgotten(state.memory))
+
+        flat = -state.slope < value_rounding(point)
+        smaller = largest_component(new.gradient) < largest_component(state.best.gradient)
+        best = _where(smaller | ~flat, new, state.best)
+        waited = jnp.where(smaller | ~flat, 0, state.waited + 1)
+        spent = (~found & ~had_memory) | (waited >= _PATIENCE)
+        new = _where(spent & flat, best, new)
+        state = state._replace(memory=memory, best=best, waited=waited, spent=spent)
+        return new, _aimed(state, new, jnp.zeros_like(state.direction))
+
+    def _optimum(self, few: Any, params: Any) -> Any:
+        """The parameters that are best for few rows, as exactly as they can tell."""
+        count, size = jnp.shape(few.x)[0], raveled(params).size
+        solver: Any = Newton("float32") if self.metric == "hessian" else dataclasses.replace(self, subsample=None)
+        tol = 1e-2 * (size / max(count, 1)) ** 0.5
+        state = opening(few, params, solver, tol=tol)
+        return run_steps(few, solver, state, tol, _SUBSAMPLE_STEPS, _SUBSAMPLE_STEPS)[0].point.params
+
+
+def _aimed(state: LBFGSState, point: Point, wanted: Any) -> LBFGSState:
+    """The state with the next direction: the one wanted, if the value falls there, or that of the memory."""
+    gradient = raveled(point.gradient)
+    own = -_inverse_times(state.memory, state.metric, gradient)
+    # What rounding has spoilt is given up for the gradient in the metric.
+    own = jnp.where(jnp.vdot(gradient, own) < 0, own, -state.metric.solve(gradient))
+    direction = jnp.where(jnp.vdot(gradient, wanted) < 0, wanted, own)
+    return state._replace(direction=direction, slope=jnp.vdot(gradient, direction))
+
+
+def _inverse_times(memory: Memory, metric: Metric, vector: Any) -> Any:
+    """The BFGS formula of all pairs, in two loops over them. Where 1/⟨s, y⟩ is 0, a pair changes nothing."""
+
+    def down(vector: Any, pair: Any) -> tuple[Any, Any]:
+        step, change, inverse = pair
+        share = inverse * jnp.vdot(step, vector)
+        return vector - share * change, share
+
+    def up(vector: Any, pair: Any) -> tuple[Any, None]:
+        step, change, inverse, share = pair
+        return vector + (share - inverse * jnp.vdot(change, vector)) * step, None
+
+    pairs = memory.steps, memory.changes, memory.inverse
+    vector, shares = jax.lax.scan(down, vector, pairs, reverse=True)
+    return jax.lax.scan(up, memory.scale * metric.solve(vector), (*pairs, shares))[0]
+
+
+def _remember(state: LBFGSState, before: Point, after: Point) -> Memory:
+    """The memory with one pair more, and the oldest gone."""
+    step = raveled(after.params) - raveled(before.params)
+    change = raveled(after.gradient) - raveled(before.gradient)
+    curvature = jnp.vdot(step, change)
+    lengths = jnp.linalg.norm(step) * jnp.linalg.norm(change)
+    good = curvature > jnp.finfo(step.dtype).eps * lengths
+    safe = jnp.where(good, curvature, 1)
+    memory = state.memory
+    newer = Memory(
+        _pushed(memory.steps, step),
+        _pushed(memory.changes, change),
+        _pushed(memory.inverse, 1 / safe),
+        safe / jnp.where(good, jnp.vdot(change, state.metric.solve(change)), 1),
+    )
+    return _where(good, newer, memory)
+
+
+def _pushed(rows: Any, row: Any) -> Any:
+    # Shifted, not written at an index: under vmap that would be a scatter.
+    return jnp.concatenate([rows[1:], row[None]])
+
+
+def _forgotten(memory: Memory) -> Memory:
+    return memory._replace(inverse=jnp.zeros_like(memory.inverse))
+
+
+def _subsampled(objective: Any, stride: int) -> Any:
+    if not hasattr(objective, "subsample"):
+        raise ValueError(
+            f"LBFGS: subsample={stride} needs an objective with subsample(stride), got {type(objective).__name__}"
+        )
+    return objective.subsample(stride)
+
+
+def _where(condition: Any, a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)

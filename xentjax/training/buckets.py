@@ -1,0 +1,93 @@
+"""Sizes that programs are compiled for: small problems of like size share one, padded with what does not count."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xentjax.models.logistic import LogisticParams
+from xentjax.models.objective import LogisticObjective
+from xentjax.models.sparse import SparseRows
+from xentjax.training.fit_result import LogisticFit
+
+#: Features of more elements than this take longer to solve for than a shared program could save.
+SMALL = 2**16
+
+
+def bucket(size: int, least: int) -> int:
+    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, ... (powers of two, and the numbers halfway) that is at least both.
+
+    Example:
+      >>> [bucket(size, least=4) for size in (0, 4, 5, 7, 9, 97, 129)]
+      [4, 4, 6, 8, 12, 128, 192]
+    """
+    size = max(size, least)
+    power = 1 << (size - 1).bit_length()
+    halfway = power // 4 * 3
+    return halfway if halfway >= size else power
+
+
+def padded(objective: LogisticObjective, dtype: Any) -> LogisticObjective:
+    """The same problem with rows of weight 0 and columns of zeros; itself where it is not small, or traced.
+
+    A row of weight 0 is as if it were not there. A column of zeros gets the weight 0, and takes nothing from others.
+    The weights are of the given dtype.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(objective)):
+        return objective
+    n, d = objective.x.shape
+    rows, columns = bucket(n, least=32), bucket(d, least=4)
+    if rows * columns > SMALL or jax.tree.leaves(objective.x)[0].devices() != jnp.zeros(()).devices():
+        return objective
+    weights = np.ones(n, dtype) if objective.weights is None else objective.weights
+    return dataclasses.replace(
+        objective,
+        x=_extended_features(objective.x, rows, columns),
+        y=_extended(objective.y, rows),
+        l2=objective.l2 if np.ndim(objective.l2) == 0 else _extended(objective.l2, columns),
+        weights=_extended(weights, rows),
+        offset=None if objective.offset is None else _extended(objective.offset, rows),
+    )
+
+
+def _extended_features(x: Any, rows: int, columns: int) -> Any:
+    if not isinstance(x, SparseRows):
+        return _extended(x, rows, columns)
+    return x.extended(rows, columns, bucket(int(x.starts[-1]), least=64))
+
+
+def padded_params(params: LogisticParams, columns: int) -> LogisticParams:
+    """Parameters of a problem for the same with more columns."""
+    return LogisticParams(_extended(params.weights, columns), params.bias)
+
+
+def without_padding(fit: LogisticFit, columns: int, steps: int) -> LogisticFit:
+    """The fit of a problem from that of the same with more columns, and a history of so many steps."""
+    fit = jax.device_get(fit)
+    shorter = lambda params: params._replace(weights=params.weights[:columns])
+    padded, each = fit.params.weights.shape[0], fit.params.bias.size
+    kept = np.r_[: columns * each, padded * each : (padded + 1) * each]
+    of_kept = lambda matrix: None if matrix is None else matrix[np.ix_(kept, kept)]
+    return jax.tree.map(
+        jnp.asarray,
+        dataclasses.replace(
+            fit,
+            params=shorter(fit.params),
+            history=jax.tree.map(lambda values: values[:steps], fit.history),
+            direction=shorter(fit.direction),
+            dependent=fit.dependent[:columns],
+            covariance=of_kept(fit.covariance),
+            robust_covariance=of_kept(fit.robust_covariance),
+        ),
+    )
+
+
+def _extended(values: Any, *sizes: int) -> Any:
+    """The array with zeros behind it on its first axes. By NumPy: JAX would compile a program for each shape."""
+    values = np.asarray(values)
+    more = [(0, to - size) for to, size in zip(sizes, values.shape, strict=False)]
+    return np.pad(values, more + [(0, 0)] * (values.ndim - len(more)))

@@ -1,0 +1,263 @@
+"""Many fits in one program: other data, other weights or other penalties in each."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike
+
+from xentjax.core import policy
+from xentjax.solvers import checks
+from xentjax.solvers.compiled import join, separate
+from xentjax.solvers.minimize import Solver
+from xentjax.training import buckets
+from xentjax.training.fit import checked_objective, fit_logistic
+from xentjax.training.fit_result import LogisticFit
+
+#: Fits in one call of the program, unless told otherwise, and the most bytes of covariances that are kept unasked.
+_CHUNK, _COVARIANCES = 256, 2**28
+
+Progress = Callable[[int, int], object]
+
+
+def fit_many(
+    x: ArrayLike | Sequence[ArrayLike],
+    y: ArrayLike | Sequence[ArrayLike],
+    *,
+    l2: ArrayLike = 0.0,
+    l1: ArrayLike = 0.0,
+    weights: ArrayLike | Sequence[ArrayLike] | None = None,
+    offset: ArrayLike | Sequence[ArrayLike] | None = None,
+    fit_intercept: bool = True,
+    solver: str | Solver = "auto",
+    tol: ArrayLike | None = None,
+    max_steps: int = 200,
+    num_classes: int | None = None,
+    inference: bool | None = None,
+    chunk: int | None = None,
+    progress: Progress | None = None,
+) -> LogisticFit:
+    r"""Fit k logistic or softmax regressions, each certified: :func:`fit_logistic` for every one of them.
+
+    What has a leading axis k is one for each fit, what lacks it is shared by all:
+
+    ============  ===========================  ==================================================
+    argument      shared                       one for each fit
+    ============  ===========================  ==================================================
+    ``x``         ``[n, d]``                   ``[k, n, d]``
+    ``y``         ``[n]``, floats ``[n, K]``   ``[k, n]``, floats ``[k, n, K]``
+    ``weights``   ``[n]``                      ``[k, n]``: bootstraps, folds
+    ``offset``    ``[n]``                      ``[k, n]``
+    ``l2, l1``    a number                     ``[k]``, or by feature ``[k, d]``: grids of penalties
+    ============  ===========================  ==================================================
+
+    Groups of unequal sizes are sequences: x of ``[n_i, d]``, y (and weights, offset) of ``[n_i]``. Groups of like size
+    share a program, padded with rows of weight 0.
+
+    On a CPU the fits of a chunk run one after the other, each as many steps as it needs, and what a fit works on stays
+    in the cache; on an accelerator a chunk runs at once.
+
+    Args:
+      x, y, l2, l1, weights, offset: as above.
+      fit_intercept, solver, tol, max_steps, num_classes: as in :func:`fit_logistic`.
+      inference: whether to compute covariances; by default where all of them have at most 256 MiB.
+      chunk: how many fits one call of the program makes; by default 256 at most.
+      progress: called with the number of fits done and k after each chunk.
+
+    Returns:
+      A :class:`LogisticFit` whose fields have a leading axis k; ``fits[3]`` is one of them, ``fits.status`` the status
+      of each. A fit in which a class has no row with a weight is ``separated``.
+
+    Raises:
+      ValueError: as in :func:`fit_logistic`, with the number of the fit; nothing has an axis k, or two have different
+        ones; there is no fit.
+      TypeError: an argument is of the wrong type.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, xentjax as xj
+      >>> x = jax.random.normal(jax.random.key(0), (3, 40, 2))
+      >>> y = (x[:, :, 0] + jax.random.normal(jax.random.key(1), (3, 40)) > 0).astype(int)
+      >>> fits = xj.fit_many(x, y, l2=0.1)
+      >>> fits.params.weights.shape, fits.status.names.tolist()
+      ((3, 2), ['converged', 'converged', 'converged'])
+    """
+    if isinstance(x, (list, tuple)):
+        groups = _Groups(x, y, weights, offset)
+        options: dict[str, Any] = {"fit_intercept": fit_intercept, "solver": solver, "tol": tol}
+        options |= {"max_steps": max_steps, "inference": inference, "chunk": chunk}
+        return groups.fitted(l2, l1, num_classes, progress, options)
+    arrays = {"x": x, "y": y, "l2": l2, "l1": l1, "weights": weights, "offset": offset}
+    arrays = {n: policy.as_array("fit_many", n, v) for n, v in arrays.items() if v is not None}
+    if isinstance(l1, (int, float)) and l1 == 0:
+        del arrays["l1"]
+    if tol is not None:
+        checks.require_tolerance(tol)
+    many = _number_of_fits(arrays)
+    num_classes = _require_sound(arrays, many, num_classes, fit_intercept)
+    count = next(arrays[name].shape[0] for name in many)
+    own, shared = ({n: a for n, a in arrays.items() if (n in many) == mine} for mine in (True, False))
+    size = max(num_classes or 2, 2) * (arrays["x"].shape[-1] + 1)
+    if inference is None:
+        inference = "l1" not in arrays and 16 * count * size**2 <= _COVARIANCES
+    settings = {
+        "fit_intercept": fit_intercept,
+        "max_steps": checks.number_of_steps(max_steps),
+        "num_classes": num_classes,
+        "inference": inference,
+    }
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"fit_many: chunk must be at least 1, got {chunk}")
+    each = math.ceil(count / math.ceil(count / (chunk or _CHUNK)))
+    made, parts = tuple(sorted(settings.items())), []
+    for start in range(0, count, each):
+        # The last chunk is filled up with its last fit, so that all chunks share a program.
+        index = jnp.minimum(jnp.arange(start, start + each), count - 1)
+        static, data = separate(({n: a[index] for n, a in own.items()}, shared, solver, tol))
+        fits = _chunk(static, data, made)
+        parts.append(jax.tree.map(lambda leaf, last=count - start: leaf[:last], fits))
+        if progress is not None:
+            jax.block_until_ready(fits)
+            progress(min(start + each, count), count)
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _chunk(static: Any, data: Any, settings: tuple[tuple[str, Any], ...]) -> LogisticFit:
+    own, shared, solver, tol = join(static, data)
+
+    def one(own: dict[str, Any]) -> LogisticFit:
+        arrays = own | shared
+        return fit_logistic(arrays.pop("x"), arrays.pop("y"), **arrays, solver=solver, tol=tol, **dict(settings))
+
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(one, own)
+    return jax.vmap(one)(own)
+
+
+def _number_of_fits(arrays: dict[str, Any]) -> list[str]:
+    """The names of the arguments that have one entry for each fit."""
+    x, y = arrays["x"], arrays["y"]
+    if x.ndim not in (2, 3):
+        raise ValueError(f"fit_many: x has shape {x.shape}, but needs [n, d], or [k, n, d] with one table for each fit")
+    n = x.shape[-2]
+    is_table = policy.is_float(y) and y.ndim == 2 and y.shape[1] != n
+    ranks = {"x": 2, "y": 2 if is_table or y.ndim == 3 else 1, "weights": 1, "offset": 1, "l2": 0, "l1": 0}
+    many = [name for name, array in arrays.items() if array.ndim > ranks[name]]
+    if not many:
+        raise ValueError(
+            f"fit_many: nothing has one entry for each fit: x has shape {x.shape}, y {y.shape}. For a single fit call "
+            "fit_logistic"
+        )
+    first = many[0]
+    for name in many:
+        if arrays[name].shape[0] != arrays[first].shape[0]:
+            raise ValueError(
+                f"fit_many: {name} has shape {arrays[name].shape}, but needs {arrays[first].shape[0]} on its first "
+                f"axis, as {first} of shape {arrays[first].shape} has one entry for each fit"
+            )
+    if arrays[first].shape[0] == 0:
+        raise ValueError(f"fit_many: {first} has shape {arrays[first].shape}: there is no fit to make")
+    return many
+
+
+def _require_sound(arrays: dict[str, Any], many: list[str], num_classes: int | None, fit_intercept: Any) -> int | None:
+    """The number of classes (None for two); errors where a fit's data are no numbers or out of range."""
+    if any(isinstance(a, jax.core.Tracer) for a in arrays.values()):
+        return num_classes
+    y = arrays["y"]
+    weights = arrays.get("weights", jnp.ones(()))
+    counted = np.broadcast_to(np.asarray(weights != 0), y.shape) if weights.ndim <= y.ndim else np.ones(y.shape, bool)
+    if not policy.is_float(y) and num_classes is None and y.size:
+        highest = int(np.max(np.asarray(y), where=counted if y.ndim == counted.ndim else True, initial=0))
+        num_classes = highest + 1 if highest > 1 else None
+    finite = all(bool(jnp.all(jnp.isfinite(a))) for a in arrays.values() if policy.is_float(a))
+    empty = bool(jnp.any(jnp.sum(weights, axis=-1) == 0)) if weights.ndim else False
+    negative = any(bool(jnp.any(arrays[n] < 0)) for n in ("weights", "l2", "l1", "y") if n in arrays)
+    beyond = bool(jnp.any(y > (1 if num_classes is None else num_classes - 1)))
+    if finite and not (negative or beyond or empty):
+        shapes = {n: a[0] if n in many else a for n, a in arrays.items()}
+        _checked_alone(shapes, num_classes, fit_intercept, None)
+        return num_classes
+    count = arrays[many[0]].shape[0]
+    for i in range(count):
+        _checked_alone({n: a[i] if n in many else a for n, a in arrays.items()}, num_classes, fit_intercept, i)
+    return num_classes
+
+
+def _checked_alone(arrays: dict[str, Any], num_classes: int | None, fit_intercept: Any, number: int | None) -> None:
+    """The errors of one fit, with its number; None stands for what is alike in all of them."""
+    arrays = {"l1": 0.0, "weights": None, "offset": None} | arrays
+    x, y, l2, l1, weights = (arrays[n] for n in ("x", "y", "l2", "l1", "weights"))
+    try:
+        checked_objective(x, y, l2, l1, weights, None, arrays["offset"], fit_intercept, num_classes, complete=False)
+    except (ValueError, TypeError) as error:
+        text = str(error).replace("fit_logistic: ", "fit_many: " + ("" if number is None else f"fit {number}: "))
+        raise type(error)(text) from None
+
+
+class _Groups:
+    """Groups of unequal sizes: those of like size are padded to one."""
+
+    def __init__(self, x: Any, y: Any, weights: Any, offset: Any):
+        if len(x) == 0:
+            raise ValueError("fit_many: x is an empty list: there is no fit to make")
+        self.x = [policy.as_array("fit_many", f"x[{i}]", group) for i, group in enumerate(x)]
+        self.columns: dict[str, list[Any]] = {}
+        for name, given in (("y", y), ("weights", weights), ("offset", offset)):
+            if given is None:
+                continue
+            if not isinstance(given, (list, tuple)) or len(given) != len(x):
+                got = f"{len(given)} of them" if isinstance(given, (list, tuple)) else type(given).__name__
+                raise ValueError(f"fit_many: x is a list of {len(x)} groups, so {name} must be one too, got {got}")
+            self.columns[name] = [policy.as_array("fit_many", f"{name}[{i}]", group) for i, group in enumerate(given)]
+        d = self.x[0].shape[-1:]
+        for i, group in enumerate(self.x):
+            if group.ndim != 2 or group.shape[1:] != d or group.shape[0] == 0:
+                needed = ", ".join(("n > 0", *map(str, d)))
+                raise ValueError(f"fit_many: x[{i}] has shape {group.shape}, but needs [{needed}]")
+            for name, groups in self.columns.items():
+                if groups[i].shape[:1] != group.shape[:1]:
+                    raise ValueError(f"fit_many: {name}[{i}] has shape {groups[i].shape}, but x[{i}] {group.shape}")
+
+    def fitted(self, l2: Any, l1: Any, num_classes: Any, progress: Any, options: dict[str, Any]) -> LogisticFit:
+        count = len(self.x)
+        if num_classes is None and not policy.is_float(self.columns["y"][0]):
+            highest = max(int(jnp.max(y)) for y in self.columns["y"])
+            num_classes = highest + 1 if highest > 1 else None
+        sizes = np.array([buckets.bucket(group.shape[0], least=32) for group in self.x])
+        found: dict[int, LogisticFit] = {}
+        for size in np.unique(sizes):
+            members = np.flatnonzero(sizes == size)
+            of_members = lambda penalty, at=members: penalty if np.ndim(penalty) == 0 else jnp.asarray(penalty)[at]
+            before = len(found)
+            tell = None if progress is None else lambda done, _, before=before: progress(before + done, count)
+            arrays: dict[str, Any] = {
+                name: self._stacked(groups, members, size) for name, groups in self.columns.items()
+            }
+            # Without weights of its own a group has weight 1 in each row, and the padding 0.
+            there = np.arange(size) < np.array([self.x[i].shape[0] for i in members])[:, None]
+            weights = arrays.pop("weights", jnp.ones(there.shape)) * there
+            fits = fit_many(
+                self._stacked(self.x, members, size),
+                arrays.pop("y"),
+                l2=of_members(l2),
+                l1=of_members(l1),
+                weights=weights,
+                **arrays,
+                num_classes=num_classes,
+                progress=tell,
+                **options,
+            )
+            found |= {int(member): fits[i] for i, member in enumerate(members)}
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(found[i] for i in range(count)))
+
+    @staticmethod
+    def _stacked(groups: list[Any], members: Any, size: int) -> jax.Array:
+        rows = [np.asarray(groups[i]) for i in members]
+        return jnp.asarray(np.stack([np.pad(r, [(0, size - len(r))] + [(0, 0)] * (r.ndim - 1)) for r in rows]))

@@ -1,0 +1,82 @@
+"""The last step of a fit: one of Newton's method, and what it says of the point that it leads to."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from xentjax.models.objective import LogisticObjective
+from xentjax.solvers.conjugate_gradients import conjugate_gradients
+from xentjax.solvers.lbfgs import LBFGSState
+from xentjax.solvers.metric import Metric, metric_at
+from xentjax.solvers.newton import Newton, damped_factor, solve_factored
+from xentjax.solvers.newton_cg import Region
+from xentjax.solvers.objective import Point, evaluate, evaluate_with_hessian, largest_component, linearized, residual
+from xentjax.solvers.proximal_newton import ProximalNewton, flat_factors, on_support, support
+
+#: Which share of the gradient conjugate gradients leave: in the step that is taken, and in the next, which only tells
+#: how far the minimum may be; and the most products that they may take.
+_TAKEN, _TOLD = 1e-4, 0.1
+_PRODUCTS = 500
+
+
+class Polished(NamedTuple):
+    """A point after one more Newton step, if that made its gradient smaller."""
+
+    point: Point
+    pull: Any  # the gradient there, raveled; with an L1 penalty the smallest subgradient of what is not 0
+    step: Any  # the next Newton step, in the order of the raveled parameters
+    hessian: Any  # None where it is too large
+    pivots: Any  # ``[d]``: what each column has left when those before it are taken out of it; None without a Hessian
+
+
+def polished(
+    inner: LogisticObjective, solver: Any, point: Point, state: Any, *, allowed: Any, matrix_free: bool
+) -> Polished:
+    """The point polished by a solution of the Newton system: by Cholesky, or, ``matrix_free``, by conjugate gradients.
+
+    Without the matrix there are no pivots, so that nothing is known of columns that depend on others. With an L1
+    penalty the system is that of the parameters that are not 0, whose signs the step has to keep.
+    """
+    origin, unravel = ravel_pytree(point.params)
+    factors = flat_factors(inner, point.params)
+    moves = support(origin, factors)
+    pull = lambda point: jnp.where(moves, ravel_pytree(residual(inner, point))[0], 0)
+    # The state of Newton's method has the Hessian here, if it was made with all digits.
+    known = isinstance(solver, (Newton, ProximalNewton)) and solver.hessian_dtype is None
+    if known or not matrix_free:
+        hessian = state.hessian if known else evaluate_with_hessian(inner, point.params)[1]
+        factored = damped_factor(hessian if inner.l1 is None else on_support(hessian, moves))
+        solve = lambda gradient, left: solve_factored(factored, gradient)
+        weights = point.params.weights
+        pivots = jnp.diagonal(factored[1])[: weights.size].reshape(-1, point.params.bias.size) ** 2
+        pivots = jnp.min(pivots, axis=1, initial=jnp.inf)
+    else:
+        hessian, pivots = None, None
+        metric = state.metric if isinstance(state, (Region, LBFGSState)) else None
+        solve = _by_products(inner, point, metric, moves)
+    moved = evaluate(inner, unravel(origin - solve(pull(point), _TAKEN)))
+    better = allowed & (largest_component(residual(inner, moved)) < largest_component(residual(inner, point)))
+    if inner.l1 is not None:
+        kept = jnp.sign(ravel_pytree(moved.params)[0]) == jnp.sign(origin)
+        better = better & jnp.all(kept | (factors == 0))
+    point = jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, point)
+    gradient = pull(point)
+    return Polished(point, gradient, solve(gradient, _TOLD), hessian, pivots)
+
+
+def _by_products(inner: LogisticObjective, point: Point, metric: Metric | None, moves: Any) -> Any:
+    """gradient -> the solution of the Newton system of what moves, from products with the Hessian at a point."""
+    _, unravel = ravel_pytree(point.params)
+    product = linearized(inner, point.params)
+    known = metric_at(inner, point.params, "diagonal") if metric is None else metric
+
+    def solve(gradient: Any, left: float) -> Any:
+        matrix = lambda v: jnp.where(moves, ravel_pytree(product(unravel(v)))[0], 0)
+        precondition = lambda v: jnp.where(moves, known.solve(v), 0)
+        return conjugate_gradients(matrix, gradient, precondition, tol=left, most=_PRODUCTS).solution
+
+    return solve

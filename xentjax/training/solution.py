@@ -1,0 +1,196 @@
+"""One fit as a function of arrays: scaled, solved, and polished."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from xentjax.measures.entropy import binary_entropy, entropy
+from xentjax.models import _rows, inference, one_pass
+from xentjax.models.logistic import LogisticParams
+from xentjax.models.objective import LogisticObjective
+from xentjax.models.scaling import Scaling
+from xentjax.solvers import status as codes
+from xentjax.solvers.minimize import opening, run_steps
+from xentjax.solvers.newton import Newton
+from xentjax.solvers.objective import largest_component, residual
+from xentjax.solvers.penalty import absolute, l1_factors
+from xentjax.solvers.status import Status
+from xentjax.training.fit_result import LogisticFit
+from xentjax.training.polish import polished
+
+#: The default tolerance beside the curvature, and a Newton step beside the features' deviations that is no rounding.
+_RELATIVE_TOLERANCE = {32: 1e-4, 64: 1e-8}
+_STILL_MOVING = {32: 1e-2, 64: 1e-5}
+
+
+class Inside(NamedTuple):
+    """A fit in terms of scaled features, with what makes doubtful whether its minimum exists and is the only one."""
+
+    params: LogisticParams
+    scaling: Scaling
+    hessian: Any  # None where the parameters are too many for it
+    free: Any  # features without penalty
+    moving: Any  # a Newton step from here is more than rounding, and no penalty holds the parameters
+    combined: Any  # [d], columns that depend on those before them
+
+    @property
+    def doubtful(self) -> Any:
+        return self.moving | jnp.any(self.combined)
+
+
+def solve(
+    objective: LogisticObjective,
+    solver: Any,
+    init: LogisticParams | None,
+    tol: Any,
+    *,
+    shapes: LogisticParams,
+    name: str,
+    max_steps: Any,
+    longest: int,
+    columns: Any,
+    matrix_free: bool,
+) -> tuple[LogisticFit, Inside]:
+    """The minimum of an objective whose data are in the user's units, without covariances.
+
+    It ends with a Newton step. ``matrix_free`` that is made of products with the Hessian, for parameters too many for
+    the matrix; there is then no test whether columns depend on others, but for those that are constant.
+
+    The history has the length ``longest``, which is ``max_steps`` or more. The columns of x from number ``columns`` on
+    are padding: zeros, which get the weight 0.
+    """
+    dtype = shapes.bias.dtype
+    inner = scaled(objective, dtype)
+    null, frequencies = null_model(inner, shapes)
+    null, null_loss = _null_fit(inner, null, frequencies)
+    scaling: Any = inner.scaling
+    first = null if init is None else scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init))
+    sought = default_tolerance(inner, frequencies) if tol is None else tol
+    state = opening(inner, first, solver, tol=sought)
+    state, history = run_steps(inner, solver, state, sought, max_steps, longest)
+
+    allowed = state.code != codes.RUNNING
+    point, pull, step, hessian, pivots = polished(
+        inner, solver, state.point, state.solver, allowed=allowed, matrix_free=matrix_free
+    )
+    norm = largest_component(residual(inner, point))
+    noise = inner.gradient_error(point.params)
+    code = jnp.where(state.code == codes.RUNNING, codes.MAX_STEPS, state.code)
+    code = jnp.where(code == codes.STALLED, codes.PRECISION_LIMITED, code)
+    told = noise <= sought
+    if tol is None:
+        sought, told = jnp.maximum(sought, noise), True
+    reached = (norm <= sought) & (code != codes.NOT_FINITE)
+    code = jnp.where(reached, jnp.where(told, codes.CONVERGED, codes.PRECISION_LIMITED), code).astype(jnp.int32)
+
+    # A class without rows: its bias has no finite optimum, with a penalty neither.
+    absent = jnp.any(frequencies == 0) if frequencies.ndim else (frequencies == 0) | (frequencies == 1)
+    code = jnp.where(absent & objective.fit_intercept, codes.SEPARATED, code)
+    free = inner.unpenalized()
+    given = jnp.arange(scaling.inverse.size, dtype=jnp.int32) < columns
+    constant = free & given & (scaling.inverse == 0) if objective.fit_intercept else jnp.zeros_like(free)
+    # Sums of products are rounded: what is left of a column that depends on others is a few units in the last place.
+    none = 64 * step.size * jnp.finfo(dtype).eps
+    combined = free & (pivots <= none) & (scaling.inverse != 0) if pivots is not None else jnp.zeros_like(free)
+    moving = ~(jnp.max(jnp.abs(step), initial=0) <= _STILL_MOVING[jnp.finfo(dtype).bits])
+    moving = moving & jnp.all(free) & (code != codes.NOT_FINITE)
+    solved = (code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED)
+    code = jnp.where(solved & jnp.any(constant), codes.RANK_DEFICIENT, code)
+
+    n = jnp.asarray(inner.x.shape[0], dtype) if inner.weights is None else jnp.sum(inner.weights)
+    loss = point.value - _rows.penalty(scaling.penalty(inner.l2), point.params.weights)
+    loss = loss - absolute(l1_factors(inner, point.params), point.params)
+    effective = jnp.full((), jnp.nan, dtype)  # with a quadratic penalty it comes with the covariances
+    if inner.l1 is not None:
+        biases = objective.fit_intercept * max(shapes.bias.size - 1, 1)
+        effective = (jnp.sum(point.params.weights != 0) + biases).astype(dtype)
+    rank = (jnp.sum(given & ~(constant | combined)) + objective.fit_intercept) * max(shapes.bias.size - 1, 1)
+    tiny = jnp.finfo(dtype).tiny
+    fit = LogisticFit(
+        params=inference.in_user_units(point.params, scaling, free),
+        objective=point.value,
+        gradient_norm=norm,
+        newton_decrement=jnp.vdot(pull, step) / 2 / jnp.maximum(jnp.abs(point.value), tiny),
+        steps=state.step,
+        status=Status(code.astype(jnp.int32)),
+        history=history,
+        dependent=constant | combined,
+        direction=jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), point.params),
+        completely_separated=jnp.zeros((), bool),
+        log_likelihood=-n * loss,
+        null_log_likelihood=-n * null_loss,
+        num_observations=n,
+        degrees_of_freedom=jnp.where(jnp.all(free), rank.astype(dtype), effective),
+        covariance=None,
+        robust_covariance=None,
+        solver=name,
+        with_l1=inner.l1 is not None,
+    )
+    return fit, Inside(point.params, scaling, hessian, free, moving, combined)
+
+
+def scaled(objective: LogisticObjective, dtype: Any, scaling: Scaling | None = None) -> LogisticObjective:
+    """The objective in terms of scaled features, with weights in the dtype of computation."""
+    weights = None if objective.weights is None else objective.weights.astype(dtype)
+    if scaling is None:
+        scaling = one_pass.scaling_of(objective.x, weights, dtype, centered=objective.fit_intercept)
+    return dataclasses.replace(objective, scaling=scaling, weights=weights)
+
+
+def default_tolerance(inner: LogisticObjective, frequencies: Any) -> Any:
+    """1e-8 (float32: 1e-4) times 4 f (1 - f) for the rarest class: a gradient is small only beside the curvature."""
+    relative = _RELATIVE_TOLERANCE[jnp.finfo(frequencies.dtype).bits]
+    if not inner.fit_intercept:
+        return jnp.full((), relative, frequencies.dtype)
+    both = jnp.stack([frequencies, 1 - frequencies]) if frequencies.ndim == 0 else frequencies
+    rarest = jnp.min(jnp.clip(both, 1e-3 / max(inner.y.shape[0], 1), 0.5))
+    return relative * 4 * rarest * (1 - rarest)
+
+
+def null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[LogisticParams, Any]:
+    """The parameters of the model without features (and without offset), and the share of each class."""
+    dtype, n = shapes.bias.dtype, max(inner.y.shape[0], 1)
+    share = _rows.shares(inner.weights)
+    share = jnp.full(inner.y.shape[0], 1 / n, dtype) if share is None else share
+    y = inner.y if inner.weights is None else _rows.only(inner.weights != 0, inner.y)
+    if y.ndim == 1 and shapes.bias.ndim == 1:
+        frequencies = jnp.zeros(shapes.bias.shape, dtype).at[y].add(share)
+    else:
+        frequencies = jnp.matmul(share, y.astype(dtype), precision=_rows.PRECISION)
+    # A class that no row has would have an infinite bias.
+    least = 1e-3 / n
+    inside = jnp.clip(frequencies, least, None if shapes.bias.ndim else 1 - least)
+    if not inner.fit_intercept:
+        bias = jnp.zeros_like(shapes.bias)
+    elif shapes.bias.ndim == 0:
+        bias = jnp.log(inside) - jnp.log1p(-inside)
+    else:
+        bias = jnp.log(inside) - jnp.mean(jnp.log(inside))
+    return LogisticParams(jnp.zeros_like(shapes.weights), bias), frequencies
+
+
+def _null_fit(inner: LogisticObjective, null: LogisticParams, frequencies: Any) -> tuple[LogisticParams, Any]:
+    """The model without features, and its mean loss: where no offset shifts it, the entropy of the classes."""
+    if not inner.fit_intercept or inner.offset is not None:
+        return null_point(inner, null)
+    if frequencies.ndim == 0:
+        return null, binary_entropy(frequencies)
+    total = jnp.sum(frequencies)
+    return null, total * entropy(frequencies / jnp.where(total == 0, 1, total))
+
+
+def null_point(inner: LogisticObjective, null: LogisticParams) -> tuple[LogisticParams, Any]:
+    """The model without features, whose bias is fitted to the offset, and its mean loss."""
+    none = jnp.zeros((inner.x.shape[0], 0), null.bias.dtype)
+    no_penalty: dict[str, Any] = {"l2": jnp.zeros((), null.bias.dtype), "l1": None}
+    columns = dataclasses.replace(inner, x=none, scaling=None, **no_penalty)
+    params = LogisticParams(null.weights[:0], null.bias)
+    if inner.offset is None or not inner.fit_intercept:
+        return null, columns.value_and_gradient(params)[0]
+    solver = Newton()
+    point = run_steps(columns, solver, opening(columns, params, solver, tol=0.0), 0.0, 50, 50)[0].point
+    return null._replace(bias=point.params.bias), point.value

@@ -1,0 +1,92 @@
+"""The solvers of fits by name, and which of them ``"auto"`` is."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from xentjax.models.logistic import LogisticParams
+from xentjax.models.sparse import is_sparse
+from xentjax.solvers import checks
+from xentjax.solvers.lbfgs import LBFGS
+from xentjax.solvers.newton import Newton
+from xentjax.solvers.newton_cg import NewtonCG
+from xentjax.solvers.proximal_gradient import ProximalGradient
+from xentjax.solvers.proximal_newton import ProximalNewton
+
+SOLVERS: dict[str, Any] = {
+    "newton": Newton,
+    "lbfgs": LBFGS,
+    "newton-cg": NewtonCG,
+    # Where gradients are float64 a Hessian of float32 takes half the time, and no more steps.
+    "proximal-newton": functools.partial(ProximalNewton, "float32"),
+    "proximal-gradient": ProximalGradient,
+}
+
+#: Up to this many parameters, whose Hessian then is 128 MiB in float64, an L1 penalty is left to a method with one.
+_PROXIMAL = 4096
+
+#: Up to this many numbers (32 MiB in float64) the metric is the Hessian's blocks; beyond, its diagonal.
+_BLOCKS = 2**22
+
+#: A Hessian is made at every step up to this many parameters; K classes take K² as much time, and other ways less.
+_NEWTON, _NEWTON_CLASSES = 500, 12
+
+#: On an accelerator the Hessian is the last thing to take time.
+_NEWTON_ACCELERATED = 2000
+
+#: Rows from which on a subsample is worth its optimum, how many of them it has for each parameter, and its stride.
+_MANY_ROWS, _ROWS_EACH, _STRIDE = 10_000, 10, 8
+
+
+def chosen_solver(function: str, solver: Any, objective: Any, shapes: LogisticParams) -> tuple[str, Any, str]:
+    """The solver that a name stands for, with what to call it, and why it is this one."""
+    if isinstance(solver, str):
+        n, d, k = jnp.shape(objective.x)[0], shapes.weights.shape[0], shapes.bias.size
+        if solver == "auto" and objective.l1 is not None:
+            return _with_l1((d + 1) * k)
+        if solver == "auto":
+            return _automatic(n, d, k, dense=not is_sparse(objective.x))
+        if solver not in SOLVERS:
+            names = ", ".join(repr(name) for name in ("auto", *SOLVERS))
+            raise ValueError(f"{function}: solver must be one of {names} or a Solver, got {solver!r}")
+        kind = SOLVERS[solver]
+        return solver, kind(metric=_metric(d, k)) if kind in (LBFGS, NewtonCG) else kind(), "as asked for"
+    checks.require_solver(solver)
+    return type(solver).__name__, solver, "as given"
+
+
+def _automatic(n: int, d: int, k: int, *, dense: bool) -> tuple[str, Any, str]:
+    """By the shape of the problem: which was the fastest to a gradient of 1e-8 on data of such shapes."""
+    size = (d + 1) * k
+    if jax.default_backend() != "cpu":
+        if size <= _NEWTON_ACCELERATED:
+            return "newton", Newton(), f"with few enough parameters ({size}) for their Hessian"
+        return _by_products(d, k)
+    if dense and n >= _MANY_ROWS and size <= _NEWTON and n >= _STRIDE * _ROWS_EACH * size:
+        why = f"as many rows ({n}) for {size} parameters make the Hessian of every {_STRIDE}th row a good metric"
+        return "lbfgs", LBFGS(metric="hessian", subsample=_STRIDE), why
+    if size <= (_NEWTON if k == 1 else _NEWTON_CLASSES):
+        # Half the digits would take half the time, but lose columns that nearly depend on others.
+        return "newton", Newton(), f"with few enough parameters ({size}) for their Hessian"
+    return _by_products(d, k)
+
+
+def _with_l1(size: int) -> tuple[str, Any, str]:
+    if size <= _PROXIMAL:
+        name, why = "proximal-newton", f"for the L1 penalty, with few enough parameters ({size}) for their Hessian"
+    else:
+        name, why = "proximal-gradient", f"for the L1 penalty, with too many parameters ({size}) for their Hessian"
+    return name, SOLVERS[name](), why
+
+
+def _by_products(d: int, k: int) -> tuple[str, Any, str]:
+    why = f"with too many parameters ({(d + 1) * k}) to make their Hessian at every step"
+    return "newton-cg", NewtonCG(metric=_metric(d, k)), why
+
+
+def _metric(d: int, k: int) -> str:
+    return "blocks" if k * (d + 1) ** 2 <= _BLOCKS else "diagonal"
