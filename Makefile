@@ -6,14 +6,17 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
-.PHONY: digits test sklearn check accuracy bench lint types clean
+.PHONY: digits test thorough sklearn check accuracy bench lint types clean
 
 digits: $(VENV)/.installed  ## the main job: softmax regression on handwritten digits
 	$(BIN)/xentjax fit configs/digits.toml --force
 
-test: $(VENV)/.installed  ## the test suite, docstring examples included
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not fast"
-	COMPILED_FAST=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m fast
+test: $(VENV)/.installed  ## the test suite, docstring examples included: ten minutes on two cores
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not fast and not thorough"
+	COMPILED_FAST=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "fast and not thorough"
+
+thorough: $(VENV)/.installed  ## further tests: solvers and fits in all variants, estimators
+	COMPILED_FAST=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m thorough
 
 sklearn: $(VENV)/.installed  ## scikit-learn's contract of estimators, and its own tests of its logistic regression, on ours
 	COMPILED_FAST=1 XENTJAX_SKLEARN_OWN=1 $(BIN)/python -m pytest -n $(JOBS) tests/test_sklearn.py tests/test_sklearn_own.py

@@ -18,12 +18,21 @@ import jax
 import pytest
 
 
+#: Files whose tests `make thorough` runs: solvers and fits in all their variants, and scikit-learn's own tests.
+THOROUGH = {f"test_{name}.py" for name in ("solvers", "l1", "path", "fit_many", "buckets", "program_cache")}
+THOROUGH |= {f"test_{name}.py" for name in ("benchmarks_regression", "sklearn", "sklearn_own")}
+
+
 def pytest_collection_modifyitems(items):
-    """Mark the tests that need no program as users get it, so that a run of them may compile with less care."""
+    """Mark the tests that need no program as users get it, so that a run of them may compile with less care, and those
+    of a longer run."""
     for item in items:
+        if item.path.name in THOROUGH:
+            item.add_marker("thorough")
         fixtures = set(getattr(item, "fixturenames", ()))
         plain = "optimized" in fixtures or item.get_closest_marker("production")
-        if fixtures & {"compiled_fast", "module_compiled_fast"} and not plain:
+        is_example = isinstance(item, pytest.DoctestItem)
+        if is_example or (fixtures & {"compiled_fast", "module_compiled_fast"} and not plain):
             item.add_marker("fast")
 
 
