@@ -1,5 +1,8 @@
 """Cross-entropy for JAX: exact, with every derivative derived by hand and proved."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from xentjax.activations import logistic, normalized_tanh, softmax
 from xentjax.core.gradient import check_gradient
 from xentjax.core.op import ops
@@ -26,21 +29,49 @@ from xentjax.models.logistic import (
 )
 from xentjax.models.objective import LogisticObjective
 from xentjax.solvers.gradient_descent import GradientDescent
-from xentjax.solvers.lbfgs import LBFGS
 from xentjax.solvers.minimize import History, Solution, Solver, iterate, minimize
 from xentjax.solvers.newton import Newton
-from xentjax.solvers.newton_cg import NewtonCG
 from xentjax.solvers.objective import Objective
 from xentjax.solvers.optax import Optax
-from xentjax.solvers.proximal_gradient import ProximalGradient
-from xentjax.solvers.proximal_newton import ProximalNewton
 from xentjax.solvers.status import Status
-from xentjax.training.fit import fit_logistic
-from xentjax.training.fit_many import fit_many
-from xentjax.training.fit_result import LogisticFit
 from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train_minibatch
-from xentjax.training.path import fit_path, lambda_max
-from xentjax.training.path_result import LogisticPath
+
+if TYPE_CHECKING:
+    from xentjax.solvers.lbfgs import LBFGS
+    from xentjax.solvers.newton_cg import NewtonCG
+    from xentjax.solvers.proximal_gradient import ProximalGradient
+    from xentjax.solvers.proximal_newton import ProximalNewton
+    from xentjax.training.fit import fit_logistic
+    from xentjax.training.fit_many import fit_many
+    from xentjax.training.fit_result import LogisticFit
+    from xentjax.training.path import fit_path, lambda_max
+    from xentjax.training.path_result import LogisticPath
+
+#: What loads when it is first used, as most programs use none of it.
+_LATER = {
+    "LBFGS": "xentjax.solvers.lbfgs",
+    "LogisticFit": "xentjax.training.fit_result",
+    "LogisticPath": "xentjax.training.path_result",
+    "NewtonCG": "xentjax.solvers.newton_cg",
+    "ProximalGradient": "xentjax.solvers.proximal_gradient",
+    "ProximalNewton": "xentjax.solvers.proximal_newton",
+    "fit_logistic": "xentjax.training.fit",
+    "fit_many": "xentjax.training.fit_many",
+    "fit_path": "xentjax.training.path",
+    "lambda_max": "xentjax.training.path",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(importlib.import_module(_LATER[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
 
 __all__ = [  # noqa: RUF022  (sorted as strings: it would put names of capitals first)
     "GradientDescent",
