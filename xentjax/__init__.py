@@ -30,7 +30,6 @@ from xentjax.models.logistic import (
 from xentjax.models.objective import LogisticObjective
 from xentjax.solvers.gradient_descent import GradientDescent
 from xentjax.solvers.minimize import History, Solution, Solver, iterate, minimize
-from xentjax.solvers.newton import Newton
 from xentjax.solvers.objective import Objective
 from xentjax.solvers.optax import Optax
 from xentjax.solvers.status import Status
@@ -38,6 +37,7 @@ from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train
 
 if TYPE_CHECKING:
     from xentjax.solvers.lbfgs import LBFGS
+    from xentjax.solvers.newton import Newton
     from xentjax.solvers.newton_cg import NewtonCG
     from xentjax.solvers.proximal_gradient import ProximalGradient
     from xentjax.solvers.proximal_newton import ProximalNewton
@@ -52,6 +52,7 @@ _LATER = {
     "LBFGS": "xentjax.solvers.lbfgs",
     "LogisticFit": "xentjax.training.fit_result",
     "LogisticPath": "xentjax.training.path_result",
+    "Newton": "xentjax.solvers.newton",
     "NewtonCG": "xentjax.solvers.newton_cg",
     "ProximalGradient": "xentjax.solvers.proximal_gradient",
     "ProximalNewton": "xentjax.solvers.proximal_newton",
