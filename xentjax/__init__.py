@@ -4,9 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from xentjax.activations import logistic, normalized_tanh, softmax
-from xentjax.core.gradient import check_gradient
 from xentjax.core.op import ops
-from xentjax.core.report import GradientReport
 from xentjax.losses.sigmoid import sigmoid_cross_entropy
 from xentjax.losses.softmax import softmax_cross_entropy
 from xentjax.measures.counts import entropy_of_counts, entropy_of_labels
@@ -33,9 +31,10 @@ from xentjax.solvers.minimize import History, Solution, Solver, iterate, minimiz
 from xentjax.solvers.objective import Objective
 from xentjax.solvers.optax import Optax
 from xentjax.solvers.status import Status
-from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train_minibatch
 
 if TYPE_CHECKING:
+    from xentjax.core.gradient import check_gradient
+    from xentjax.core.report import GradientReport
     from xentjax.solvers.lbfgs import LBFGS
     from xentjax.solvers.newton import Newton
     from xentjax.solvers.newton_cg import NewtonCG
@@ -44,22 +43,28 @@ if TYPE_CHECKING:
     from xentjax.training.fit import fit_logistic
     from xentjax.training.fit_many import fit_many
     from xentjax.training.fit_result import LogisticFit
+    from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train_minibatch
     from xentjax.training.path import fit_path, lambda_max
     from xentjax.training.path_result import LogisticPath
 
 #: What loads when it is first used, as most programs use none of it.
 _LATER = {
+    "GradientReport": "xentjax.core.report",
     "LBFGS": "xentjax.solvers.lbfgs",
     "LogisticFit": "xentjax.training.fit_result",
     "LogisticPath": "xentjax.training.path_result",
+    "MinibatchResult": "xentjax.training.minibatch",
     "Newton": "xentjax.solvers.newton",
     "NewtonCG": "xentjax.solvers.newton_cg",
     "ProximalGradient": "xentjax.solvers.proximal_gradient",
     "ProximalNewton": "xentjax.solvers.proximal_newton",
+    "check_gradient": "xentjax.core.gradient",
     "fit_logistic": "xentjax.training.fit",
     "fit_many": "xentjax.training.fit_many",
     "fit_path": "xentjax.training.path",
+    "iterate_minibatch": "xentjax.training.minibatch",
     "lambda_max": "xentjax.training.path",
+    "train_minibatch": "xentjax.training.minibatch",
 }
 
 

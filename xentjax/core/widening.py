@@ -8,20 +8,23 @@ On other devices both are the ordinary ones.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from xentjax.core import policy
 
+if TYPE_CHECKING:
+    from jax.extend.core import Primitive
+
 
 def widened(x: Any) -> Any:
     """The numbers in their dtype of computation, as a linear function."""
-    return _widen.bind(x) if x.dtype == jnp.bfloat16 else policy.up(x)
+    return _conversions()[0].bind(x) if x.dtype == jnp.bfloat16 else policy.up(x)
 
 
 def rounded_to_bfloat16(x: Any) -> Any:
@@ -36,7 +39,20 @@ def rounded_to_bfloat16(x: Any) -> Any:
     return jax.lax.bitcast_convert_type(((nearest | sign) >> np.uint32(16)).astype(jnp.uint16), jnp.bfloat16)
 
 
+@cache
+def _conversions() -> tuple[Primitive, Primitive]:
+    """To float32 and to bfloat16; made when first used, as jax.extend takes long to import."""
+    widen = _linear_primitive("widen_bfloat16", lambda x: x.astype(jnp.float32), jnp.float32)
+    narrow = _linear_primitive("narrow_to_bfloat16", lambda x: x.astype(jnp.bfloat16), jnp.bfloat16)
+    mlir.register_lowering(narrow, mlir.lower_fun(rounded_to_bfloat16, multiple_results=False), platform="cpu")
+    _transposed_by(widen, narrow)
+    _transposed_by(narrow, widen)
+    return widen, narrow
+
+
 def _linear_primitive(name: str, convert: Any, dtype: Any) -> Primitive:
+    from jax.extend.core import Primitive
+
     primitive = Primitive(name)
     primitive.def_impl(jax.jit(convert))
     primitive.def_abstract_eval(lambda x: x.update(dtype=jnp.dtype(dtype), weak_type=False))
@@ -50,10 +66,3 @@ def _transposed_by(primitive: Primitive, transpose: Primitive) -> None:
         return [ad.Zero(x.aval) if isinstance(cotangent, ad.Zero) else transpose.bind(cotangent)]
 
     ad.deflinear2(primitive, rule)
-
-
-_widen = _linear_primitive("widen_bfloat16", lambda x: x.astype(jnp.float32), jnp.float32)
-_narrow = _linear_primitive("narrow_to_bfloat16", lambda x: x.astype(jnp.bfloat16), jnp.bfloat16)
-mlir.register_lowering(_narrow, mlir.lower_fun(rounded_to_bfloat16, multiple_results=False), platform="cpu")
-_transposed_by(_widen, _narrow)
-_transposed_by(_narrow, _widen)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import ArrayLike
+from jax.typing import ArrayLike
 
 from xentjax.core.domains import Counts, Domain, Labels, Mask
 from xentjax.core.op import op

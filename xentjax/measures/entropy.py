@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike
+from jax.typing import ArrayLike
 
 from xentjax.care import corrected
 from xentjax.core.domains import Domain, Logit, Mask, Probabilities, Probability

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike
+from jax.typing import ArrayLike
 
 from xentjax.care import anywhere, corrected
 from xentjax.core.domains import Domain, Mask, Probabilities

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike
+from jax.typing import ArrayLike
 
 from xentjax.activations import centred, logistic, softmax, softmax_tangent
 from xentjax.care import for_rows

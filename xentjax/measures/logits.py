@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import ArrayLike
+from jax.typing import ArrayLike
 
 from xentjax.activations import softmax, softmax_tangent
 from xentjax.care import anywhere
