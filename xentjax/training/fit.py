@@ -111,7 +111,7 @@ def fit_logistic(
     if tol is not None:
         checks.require_tolerance(tol)
     size = shapes.weights.size + shapes.bias.size
-    name, made, reason = chosen_solver("fit_logistic", solver, objective, shapes)
+    name, made, reason = chosen_solver("fit_logistic", solver, objective, shapes, has_init=init is not None)
     require_ability(made, objective, shapes)
     if init is not None:
         init = params_as_arrays("fit_logistic", "init", init)
@@ -122,7 +122,7 @@ def fit_logistic(
     with_inference = (size <= _INFERENCE and objective.l1 is None) if inference is None else inference
     penalized = _known(objective.l2) and bool(np.all(np.asarray(objective.l2) > 0))
     matrix_free = size > (_DENSE_PENALIZED if penalized else _DENSE) and not with_inference
-    how = _How(name, buckets.bucket(steps, least=128), matrix_free)
+    how = _How(name, buckets.bucket(steps, least=128), matrix_free, exact=with_inference or not penalized)
     columns, problem = objective.x.shape[1], buckets.padded(objective, shapes.bias.dtype)
     if problem is not objective:
         wider = problem.x.shape[1]
@@ -143,6 +143,7 @@ class _How(NamedTuple):
     name: str
     longest: int
     matrix_free: bool
+    exact: bool
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -220,7 +221,7 @@ def checked_objective(
     l1 = None if l1 is None else l1.astype(policy.compute_dtype(x.dtype))
     _require_values(x, y, l2, l1, weights, offset)
     objective = LogisticObjective(x, y, l2, weights, offset, l1, fit_intercept=fit_intercept, num_classes=num_classes)
-    shapes = objective.init(name)
+    shapes = objective.shapes(name)
     check_arguments(name, shapes, x, y, l2, weights, offset)
     if class_weight is not None:
         objective = _with_class_weight(objective, shapes, class_weight)
