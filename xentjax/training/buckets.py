@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from xentjax.models.logistic import LogisticParams
@@ -41,7 +40,7 @@ def padded(objective: LogisticObjective, dtype: Any) -> LogisticObjective:
         return objective
     n, d = objective.x.shape
     rows, columns = bucket(n, least=32), bucket(d, least=4)
-    if rows * columns > SMALL or jax.tree.leaves(objective.x)[0].devices() != jnp.zeros(()).devices():
+    if rows * columns > SMALL or jax.tree.leaves(objective.x)[0].devices() != jax.device_put(0).devices():
         return objective
     weights = np.ones(n, dtype) if objective.weights is None else objective.weights
     return dataclasses.replace(
@@ -72,8 +71,7 @@ def without_padding(fit: LogisticFit, columns: int, steps: int) -> LogisticFit:
     padded, each = fit.params.weights.shape[0], fit.params.bias.size
     kept = np.r_[: columns * each, padded * each : (padded + 1) * each]
     of_kept = lambda matrix: None if matrix is None else matrix[np.ix_(kept, kept)]
-    return jax.tree.map(
-        jnp.asarray,
+    return jax.device_put(
         dataclasses.replace(
             fit,
             params=shorter(fit.params),
@@ -82,7 +80,7 @@ def without_padding(fit: LogisticFit, columns: int, steps: int) -> LogisticFit:
             dependent=fit.dependent[:columns],
             covariance=of_kept(fit.covariance),
             robust_covariance=of_kept(fit.robust_covariance),
-        ),
+        )
     )
 
 
