@@ -79,8 +79,8 @@ class LogisticObjective:
         x, y = as_features(function, self.x), policy.as_array(function, "y", self.y)
         dtype, d, shape = policy.compute_dtype(policy.result_dtype((x,))), x.shape[-1:], self._classes(y)
         # By NumPy: JAX would compile a program for each shape.
-        zeros = lambda *shape: jax.device_put(np.zeros(shape, dtype))
-        params = LogisticParams(zeros(*(d or (0,)), *shape), zeros(*shape))
+        zeros = LogisticParams(np.zeros((*(d or (0,)), *shape), dtype), np.zeros(shape, dtype))
+        params = jax.device_put(zeros)
         check_arguments(function, params, x, y, np.zeros(()), None)
         if not any(isinstance(known, jax.core.Tracer) for known in (y, self.weights)):
             self._require_labels(function, np.asarray(y), *shape)
