@@ -211,11 +211,11 @@ def test_searches_in_pipelines_and_few_programs_for_many_sizes():
         {"logisticregression__C": [0.1, 1, 10]},
     ).fit(x, y)
     np.testing.assert_array_equal(search.cv_results_["mean_test_score"], theirs.cv_results_["mean_test_score"])
-    before = fit._solved._cache_size()
+    before = fit._solved.jitted._cache_size()
     for n in (97, 101, 110, 119, 128):
         LogisticRegression(C=n / 100).fit(x[-n:, : 3 + n % 2], y[-n:])
     cross_val_score(LogisticRegression(), x, y, cv=7)
-    assert fit._solved._cache_size() <= before + 2
+    assert fit._solved.jitted._cache_size() <= before + 2
 
 
 def test_a_warm_start_goes_on_from_the_last_fit():

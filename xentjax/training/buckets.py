@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from xentjax.models.logistic import LogisticParams
@@ -41,7 +40,7 @@ def padded(objective: LogisticObjective, dtype: Any) -> LogisticObjective:
         return objective
     n, d = objective.x.shape
     rows, columns = bucket(n, least=32), bucket(d, least=4)
-    if rows * columns > SMALL or jax.tree.leaves(objective.x)[0].devices() != jnp.zeros(()).devices():
+    if rows * columns > SMALL or jax.tree.leaves(objective.x)[0].devices() != jax.device_put(0).devices():
         return objective
     weights = np.ones(n, dtype) if objective.weights is None else objective.weights
     return dataclasses.replace(

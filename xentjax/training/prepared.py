@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from xentjax.models.logistic import LogisticParams
@@ -52,4 +52,4 @@ def initial_params(data: Prepared, scale: float, seed: int) -> LogisticParams:
     classes = () if data.num_classes is None else (data.num_classes,)
     # Another stream than that of the split, which has the same seed.
     weights = np.random.default_rng([seed, 1]).standard_normal((data.x.shape[1], *classes)) * scale
-    return LogisticParams(jnp.asarray(weights, data.x.dtype), jnp.zeros(classes, data.x.dtype))
+    return jax.device_put(LogisticParams(weights.astype(data.x.dtype), np.zeros(classes, data.x.dtype)))
