@@ -76,7 +76,7 @@ def fit(
     force: Annotated[bool, typer.Option("--force", help="Replace the run folder if it exists")] = False,
     override: Set = None,
 ) -> int:
-    """Train a model and write a run folder; Ctrl-C stops early and still writes it."""
+    """Fit a regression, or train a model, and write a run folder; Ctrl-C stops early and writes what there is."""
     settings = read_run(config, override or [])
     folder = out or Path("runs") / settings.name
     reserve(folder, force)

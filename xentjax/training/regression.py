@@ -117,7 +117,10 @@ class Regression:
     def _choice(self) -> str:
         assert self.path is not None
         assert self.config.path is not None
-        rules = {"min": "of the smallest cross-validated loss", "1se": "the largest within one standard error of it"}
+        rules = {
+            "min": "of the smallest cross-validated loss",
+            "1se": "the largest of a loss within one standard error of the smallest",
+        }
         factor = float(self.path.lambdas[self.chosen])
         return f"λ = {factor:.6g} is taken, {rules[self.config.path.rule]} (path.rule = {self.config.path.rule!r})."
 
