@@ -124,7 +124,7 @@ def _evaluation(loss: Array, entropies: Array, probabilities: Array, labels: Arr
         accuracy=float(np.mean(correct)),
         entropy_of_labels=float(entropy),
         entropy_of_predictions=float(np.mean(entropies)),
-        divergence=float(divergence),
+        divergence=max(float(divergence), 0.0),  # a mean that sums to 1 but for rounding can be as far below
         calibration=calibration(probabilities[np.arange(len(labels)), predicted], correct),
         confusion=confusion,
     )
