@@ -13,6 +13,8 @@ import pytest
 from sklearn import datasets
 
 import xentjax as xj
+from xentjax.solvers.objective import evaluate
+from xentjax.training import solution
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
@@ -409,3 +411,21 @@ def test_traced_labels_out_of_range_are_in_the_status(clean):
     fit = jax.jit(lambda y: xj.fit_logistic(x, y))(np.where(np.arange(500) == 3, 2, y))
     assert fit.status == "not_finite"
     assert np.isnan(fit.std_err.weights).all()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_what_stands_for_the_rounding_error_bounds_its_estimate(classes):
+    """For rows with outliers, weights of many sizes, and parameters that are no optimum."""
+    rng = np.random.default_rng(classes)
+    for weighted in (False, True):
+        for size in (1e-2, 1.0, 100.0):
+            x, y = rng.standard_t(1.2, size=(50, 4)), rng.integers(0, classes, 50)
+            weights = jnp.asarray(rng.exponential(size=50) ** 4) if weighted else None
+            k = None if classes == 2 else classes
+            objective = xj.LogisticObjective(jnp.asarray(x), jnp.asarray(y), 0.1, weights, num_classes=k)
+            inner = solution.scaled(objective, jnp.float64)
+            params = jax.tree.map(lambda p: jnp.asarray(size * rng.normal(size=p.shape)), inner.init())  # noqa: B023
+            point = evaluate(inner, params)
+            estimate, bound = inner.gradient_error(params), solution._gradient_error(inner, point, np.inf)
+            assert estimate <= bound < 1e-10 * (1 + size)
+            np.testing.assert_allclose(solution._gradient_error(inner, point, 0.0), estimate, rtol=1e-12)

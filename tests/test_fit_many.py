@@ -59,6 +59,36 @@ def test_bootstraps_and_penalties_of_shared_data(data):
     assert "A class has no row" in fits[2].message
 
 
+def test_fits_that_share_their_features_are_made_alone_where_they_need_it(data):
+    """Among bootstraps: one in whose rows a column is constant, one whose rows are separated, one of few rows that
+    vary little, one that is unlike all others."""
+    x = np.c_[data[0][0], np.arange(N) % 7 == 0]
+    y, rng = data[1][0], np.random.default_rng(1)
+    weights = rng.multinomial(N, np.full(N, 1 / N), size=8).astype(float)
+    weights[1, x[:, 3] == 1] = 0
+    weights[2, (x[:, 0] > 0) != y] = 0
+    weights[4, np.abs(x[:, 1]) > 0.3] = 0
+    weights[6] *= 10.0 ** rng.uniform(-3, 3, N)
+    fits = xj.fit_many(x, y, weights=weights)
+    assert fits.status[1] == "rank_deficient"
+    assert fits.status[2] == "separated"
+    for i in range(8):
+        alone = xj.fit_logistic(x, y, weights=weights[i])
+        assert fits.status[i] == alone.status
+        if alone.status == "converged":
+            assert_alone(fits, i, alone)
+        np.testing.assert_array_equal(fits[i].dependent, alone.dependent)
+
+
+def test_classes_that_share_their_features(data):
+    x, rng = data[0][0], np.random.default_rng(2)
+    y = np.argmax(x @ rng.standard_normal((D, 3)) + rng.gumbel(size=(N, 3)), axis=1)
+    weights = rng.multinomial(N, np.full(N, 1 / N), size=3)
+    fits = xj.fit_many(x, y, weights=weights, l2=0.02)
+    for i in range(3):
+        assert_alone(fits, i, xj.fit_logistic(x, y, weights=weights[i], l2=0.02))
+
+
 def test_more_classes_and_a_separated_fit(data):
     x = data[0]
     y = np.random.default_rng(2).integers(0, 3, (K, N))

@@ -22,6 +22,7 @@ from xentjax.training.solvers_by_name import chosen_solver
 SOLVERS = {
     "newton": Newton(),
     "newton, half digits": Newton("float32"),
+    "newton, subsample": Newton("float32", subsample=3),
     "newton-cg": NewtonCG(),
     "newton-cg, identity": NewtonCG("identity"),
     "newton-cg, blocks": NewtonCG("blocks"),
@@ -217,7 +218,8 @@ def test_switches_are_static_and_solvers_are_pytrees_without_numbers():
     ("make", "message"),
     [
         (lambda: LBFGS(memory=0), "memory must be at least 1, got 0"),
-        (lambda: LBFGS(subsample=0), "subsample must be None or at least 1, got 0"),
+        (lambda: LBFGS(subsample=0), "LBFGS: subsample must be None or at least 1, got 0"),
+        (lambda: Newton(subsample=0), "Newton: subsample must be None or at least 1, got 0"),
         (lambda: LBFGS(metric="diag"), "metric must be one of 'identity', .*, got 'diag'"),
         (lambda: NewtonCG("full"), "metric must be one of 'identity', .*, got 'full'"),
         (lambda: minimize(jnp.sum, jnp.ones(2), LBFGS(subsample=4)), r"an objective with subsample\(stride\)"),
@@ -274,6 +276,18 @@ def test_products_diagonal_and_blocks_are_those_of_the_hessian(name, monkeypatch
         blocks = np.stack([hessian[c::k, c::k] for c in range(k)])
         np.testing.assert_allclose(objective.hessian_blocks(params), blocks, rtol=1e-12, atol=1e-14)
         np.testing.assert_allclose(objective.hessian_blocks(params, "float32"), blocks, rtol=1e-5, atol=1e-6)
+
+
+def test_half_the_digits_give_way_where_columns_nearly_depend_on_each_other():
+    x, y = problem(2, n=300)
+    x = np.c_[x, x[:, 0] + 1e-5 * np.random.default_rng(1).standard_normal(len(x))]
+    objective = LogisticObjective(jnp.asarray(x), jnp.asarray(y))
+    runs = [minimize(objective, objective.init(), solver, tol=1e-12) for solver in (Newton(), Newton("float32"))]
+    assert [str(run.status) for run in runs] == ["converged", "converged"]
+    assert int(runs[1].steps) <= int(runs[0].steps) + 6
+    exact, point = runs[0].params, runs[1].params
+    # Along the direction that is hardly determined, 1e-12 of the gradient is 1e-1 of a coefficient of 1e4.
+    np.testing.assert_allclose(point.weights, exact.weights, atol=1e-3 * np.abs(exact.weights).max())
 
 
 def test_a_subsample_is_every_so_many_rows():

@@ -24,6 +24,7 @@ from xentjax.solvers.penalty import require_ability
 from xentjax.training import buckets
 from xentjax.training.certificate import Inverse, as_it_is, explained, with_covariances
 from xentjax.training.fit_result import LogisticFit
+from xentjax.training.polish import Needed
 from xentjax.training.solution import Inside, solve
 from xentjax.training.solvers_by_name import chosen_solver
 
@@ -122,7 +123,8 @@ def fit_logistic(
     with_inference = (size <= _INFERENCE and objective.l1 is None) if inference is None else inference
     penalized = _known(objective.l2) and bool(np.all(np.asarray(objective.l2) > 0))
     matrix_free = size > (_DENSE_PENALIZED if penalized else _DENSE) and not with_inference
-    how = _How(name, buckets.bucket(steps, least=128), matrix_free, exact=with_inference or not penalized)
+    hessian: Needed = "final" if with_inference else "none" if matrix_free else "rough" if penalized else "exact"
+    how = _How(name, buckets.bucket(steps, least=128), hessian)
     columns, problem = objective.x.shape[1], buckets.padded(objective, shapes.bias.dtype)
     if problem is not objective:
         wider = problem.x.shape[1]
@@ -149,8 +151,7 @@ class _How(NamedTuple):
 
     name: str
     longest: int
-    matrix_free: bool
-    exact: bool
+    hessian: Needed
 
 
 @kept(0, 2)

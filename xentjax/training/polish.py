@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,11 @@ _TAKEN, _TOLD = 1e-4, 0.1
 _PRODUCTS = 500
 
 
+#: Which Hessian the end of a fit needs: none; one of a few digits, if the solver has it; one of all digits; such a one
+#: at the very point that is returned.
+Needed = Literal["none", "rough", "exact", "final"]
+
+
 class Polished(NamedTuple):
     """A point after one more Newton step, if that made its gradient smaller."""
 
@@ -34,20 +39,20 @@ class Polished(NamedTuple):
 
 
 def polished(
-    inner: LogisticObjective, solver: Any, point: Point, state: Any, *, allowed: Any, matrix_free: bool, exact: bool
+    inner: LogisticObjective, solver: Any, point: Point, state: Any, *, allowed: Any, needed: Needed
 ) -> Polished:
-    """The point polished by a solution of the Newton system: by Cholesky, or, ``matrix_free``, by conjugate gradients.
+    """The point polished by a solution of the Newton system: by Cholesky, or without a Hessian by conjugate gradients.
 
-    The Hessian is that of the solver where it has one, if that has all digits or need not be ``exact``. Without the
-    matrix there are no pivots, so that nothing is known of columns that depend on others. With an L1
+    Without the matrix there are no pivots, so that nothing is known of columns that depend on others. With an L1
     penalty the system is that of the parameters that are not 0, whose signs the step has to keep.
     """
     origin, unravel = ravel_pytree(point.params)
     factors = flat_factors(inner, point.params)
     moves = support(origin, factors)
     pull = lambda point: jnp.where(moves, ravel_pytree(residual(inner, point))[0], 0)
-    known = isinstance(solver, (Newton, ProximalNewton)) and (solver.hessian_dtype is None or not exact)
-    if known or not matrix_free:
+    has_one = isinstance(solver, (Newton, ProximalNewton))
+    known = has_one and (solver.hessian_dtype is None or needed in ("none", "rough"))
+    if known or needed != "none":
         hessian = state.hessian if known else evaluate_with_hessian(inner, point.params)[1]
         factored = damped_factor(hessian if inner.l1 is None else on_support(hessian, moves))
         solve = lambda gradient, left: solve_factored(factored, gradient)
@@ -58,12 +63,13 @@ def polished(
         hessian, pivots = None, None
         metric = state.metric if isinstance(state, (Region, LBFGSState)) else None
         solve = _by_products(inner, point, metric, moves)
-    moved = evaluate(inner, unravel(origin - solve(pull(point), _TAKEN)))
+    target = unravel(origin - solve(pull(point), _TAKEN))
+    moved, there = evaluate_with_hessian(inner, target) if needed == "final" else (evaluate(inner, target), hessian)
     better = allowed & (largest_component(residual(inner, moved)) < largest_component(residual(inner, point)))
     if inner.l1 is not None:
         kept = jnp.sign(ravel_pytree(moved.params)[0]) == jnp.sign(origin)
         better = better & jnp.all(kept | (factors == 0))
-    point = jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, point)
+    point, hessian = jax.tree.map(lambda a, b: jnp.where(better, a, b), (moved, there), (point, hessian))
     gradient = pull(point)
     return Polished(point, gradient, solve(gradient, _TOLD), hessian, pivots)
 

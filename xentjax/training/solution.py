@@ -20,7 +20,7 @@ from xentjax.solvers.objective import Point, largest_component, residual
 from xentjax.solvers.penalty import absolute, l1_factors
 from xentjax.solvers.status import Status
 from xentjax.training.fit_result import LogisticFit
-from xentjax.training.polish import polished
+from xentjax.training.polish import Needed, polished
 
 #: The default tolerance beside the curvature, and a Newton step beside the features' deviations that is no rounding.
 _RELATIVE_TOLERANCE = {32: 1e-4, 64: 1e-8}
@@ -50,16 +50,15 @@ def solve(
     max_steps: Any,
     longest: int,
     columns: Any,
-    matrix_free: bool,
-    exact: bool,
+    hessian: Needed,
 ) -> tuple[LogisticFit, Inside]:
     """The minimum of an objective whose data are in the user's units, without covariances.
 
     If it has a scaling already, that is used.
 
-    It ends with a Newton step. ``matrix_free`` that is made of products with the Hessian, for parameters too many for
-    the matrix; there is then no test whether columns depend on others, but for those that are constant. ``exact`` that
-    test and the covariances can trust the Hessian to its last digits; otherwise that of the solver will do.
+    It ends with a Newton step. With ``"none"`` for a Hessian that is made of products with it, for parameters too many
+    for the matrix; there is then no test whether columns depend on others, but for those that are constant. That test
+    needs an ``"exact"`` one where a penalty does not hold all parameters, covariances the ``"final"`` one.
 
     The history has the length ``longest``, which is ``max_steps`` or more. The columns of x from number ``columns`` on
     are padding: zeros, which get the weight 0.
@@ -75,9 +74,8 @@ def solve(
     state, history = run_steps(inner, solver, state, sought, max_steps, longest)
 
     allowed = state.code != codes.RUNNING
-    point, pull, step, hessian, pivots = polished(
-        inner, solver, state.point, state.solver, allowed=allowed, matrix_free=matrix_free, exact=exact
-    )
+    ended = polished(inner, solver, state.point, state.solver, allowed=allowed, needed=hessian)
+    point, pull, step, curvature, pivots = ended
     norm = largest_component(residual(inner, point))
     noise = _gradient_error(inner, point, sought)
     code = jnp.where(state.code == codes.RUNNING, codes.MAX_STEPS, state.code)
@@ -131,7 +129,7 @@ def solve(
         solver=name,
         with_l1=inner.l1 is not None,
     )
-    return fit, Inside(point.params, scaling, hessian, free, moving, combined, moving | jnp.any(combined))
+    return fit, Inside(point.params, scaling, curvature, free, moving, combined, moving | jnp.any(combined))
 
 
 def _gradient_error(inner: LogisticObjective, point: Point, enough: Any) -> Any:

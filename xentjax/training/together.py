@@ -89,7 +89,7 @@ def fitted_together(static: Any, data: Any, way: Way) -> tuple[LogisticFit, Any]
         objective = dataclasses.replace(objective, scaling=scaling, shared=True)
         steps, d = settings["max_steps"], objective.x.shape[1]
         how = {"max_steps": steps, "longest": buckets.bucket(steps, least=128), "columns": d}
-        how |= {"matrix_free": False, "exact": True, "shapes": shapes, "name": way.name}
+        how |= {"hessian": "final" if settings["inference"] else "exact", "shapes": shapes, "name": way.name}
         fit, inside = solve(objective, Newton(), begin, tol, **how)
         alone = inside.doubtful | (fit.status.code != codes.CONVERGED)
         if "weights" in own:
