@@ -23,7 +23,8 @@ def as_array(function: str, name: str, value: Any) -> jax.Array:
     try:
         if isinstance(value, str):
             raise TypeError("a string")
-        array = jnp.asarray(value)
+        # jnp.asarray compiles a program for each shape of NumPy's arrays (jax 0.10).
+        array = jax.device_put(value) if isinstance(value, np.ndarray) else jnp.asarray(value)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TypeError(f"{function}: {name} must be a real array, got {type(value).__name__} ({error})") from error
     dtype = array.dtype

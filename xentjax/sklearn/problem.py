@@ -120,7 +120,7 @@ class Problem:
                 max_steps=self.max_steps,
                 init=self._as_params(init),
                 num_classes=None if self.num_classes == 2 else self.num_classes,
-                inference=inference and self._size <= _INFERENCE,
+                inference=inference and l1 == 0 and self._size <= _INFERENCE,
                 **({"l1": l1} if l1 else {}),
             )
         # Numbers of NumPy keep their 64 bits whatever JAX's configuration is, in a pickle too.

@@ -72,8 +72,7 @@ def without_padding(fit: LogisticFit, columns: int, steps: int) -> LogisticFit:
     padded, each = fit.params.weights.shape[0], fit.params.bias.size
     kept = np.r_[: columns * each, padded * each : (padded + 1) * each]
     of_kept = lambda matrix: None if matrix is None else matrix[np.ix_(kept, kept)]
-    return jax.tree.map(
-        jnp.asarray,
+    return jax.device_put(
         dataclasses.replace(
             fit,
             params=shorter(fit.params),
