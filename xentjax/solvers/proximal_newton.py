@@ -22,6 +22,10 @@ _HALVINGS = 40
 #: The model is minimized until what is left of its subgradient is this share of the objective's, or so many times.
 _INEXACT, _ROUNDS = 1e-2, 100
 
+#: So many units in the last place go on the diagonal of a Hessian of fewer digits: where columns depend on others, its
+#: rounding may leave the model without a minimum.
+_DAMPING = 64
+
 #: So many parameters make one sweep over them for each factorization: that takes p³, the sweep p².
 _SWEPT = 64
 
@@ -88,7 +92,11 @@ class ProximalNewton:
         if l1_factors(objective, point.params) is None:
             direction = -solve_positive(state.hessian, gradient, self.hessian_dtype)
         else:
-            model = _Model(state.hessian, gradient, factors, start)
+            hessian = state.hessian
+            if self.hessian_dtype is not None:
+                more = _DAMPING * jnp.finfo(self.hessian_dtype).eps * jnp.diagonal(hessian)
+                hessian = hessian + jnp.diag(more)
+            model = _Model(hessian, gradient, factors, start)
             direction = _minimum(model, _INEXACT * norm, self.hessian_dtype) - start
         # How much the objective would fall if it were linear but for its kinks: at least directionᵀ H direction.
         slope = jnp.vdot(gradient, direction) + absolute(factors, start + direction) - absolute(factors, start)

@@ -48,7 +48,8 @@ def padded(objective: LogisticObjective, dtype: Any) -> LogisticObjective:
         objective,
         x=_extended_features(objective.x, rows, columns),
         y=_extended(objective.y, rows),
-        l2=objective.l2 if np.ndim(objective.l2) == 0 else _extended(objective.l2, columns),
+        l2=_extended_factors(objective.l2, columns),
+        l1=_extended_factors(objective.l1, columns),
         weights=_extended(weights, rows),
         offset=None if objective.offset is None else _extended(objective.offset, rows),
     )
@@ -83,6 +84,10 @@ def without_padding(fit: LogisticFit, columns: int, steps: int) -> LogisticFit:
             robust_covariance=of_kept(fit.robust_covariance),
         ),
     )
+
+
+def _extended_factors(factors: Any, columns: int) -> Any:
+    return factors if np.ndim(factors) == 0 else _extended(factors, columns)
 
 
 def _extended(values: Any, *sizes: int) -> Any:

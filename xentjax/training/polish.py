@@ -39,7 +39,7 @@ def polished(
     """The point polished by a solution of the Newton system: by Cholesky, or, ``matrix_free``, by conjugate gradients.
 
     Without the matrix there are no pivots, so that nothing is known of columns that depend on others. With an L1
-    penalty the system is that of the parameters that are not 0, whose signs the step has to keep.
+    penalty the system is that of the parameters that are not 0; what would change its sign becomes 0.
     """
     origin, unravel = ravel_pytree(point.params)
     factors = flat_factors(inner, point.params)
@@ -58,11 +58,10 @@ def polished(
         hessian, pivots = None, None
         metric = state.metric if isinstance(state, (Region, LBFGSState)) else None
         solve = _by_products(inner, point, metric, moves)
-    moved = evaluate(inner, unravel(origin - solve(pull(point), _TAKEN)))
+    target = origin - solve(pull(point), _TAKEN)
+    target = jnp.where((factors > 0) & (target * origin <= 0), 0, target)
+    moved = evaluate(inner, unravel(target))
     better = allowed & (largest_component(residual(inner, moved)) < largest_component(residual(inner, point)))
-    if inner.l1 is not None:
-        kept = jnp.sign(ravel_pytree(moved.params)[0]) == jnp.sign(origin)
-        better = better & jnp.all(kept | (factors == 0))
     point = jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, point)
     gradient = pull(point)
     return Polished(point, gradient, solve(gradient, _TOLD), hessian, pivots)
