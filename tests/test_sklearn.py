@@ -45,8 +45,9 @@ def gradient(model, x, y, weights=None, penalty=None):
 @pytest.mark.parametrize(
     ("estimator", "check"),
     [
-        pytest.param(e, c, id=getattr(c, "func", c).__name__)
-        for e, c in estimator_checks_generator(LogisticRegression())
+        pytest.param(estimator, check, id=f"{type(estimator).__name__}-{getattr(check, 'func', check).__name__}")
+        for made in (LogisticRegression(), LogisticRegressionCV())
+        for estimator, check in estimator_checks_generator(made)
     ],
 )
 def test_the_contract_of_estimators(estimator, check):

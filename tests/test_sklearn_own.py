@@ -8,11 +8,13 @@ import importlib.util
 import os
 from unittest import mock
 
+import jax
 import pytest
 import sklearn.linear_model
 import sklearn.linear_model.tests.test_logistic as theirs
 
 import xentjax.sklearn
+from xentjax.training import fit
 
 #: What does not apply: a test, or the beginning of its name with parameters, and the reason.
 _PRIVATE = "it tests a private function of scikit-learn, which no estimator of ours is made of"
@@ -75,6 +77,14 @@ def _applies(request):
     for name, reason in NOT_APPLICABLE.items():
         if request.node.name.startswith(name):
             pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _few_programs():
+    """A compiled program takes some 80 memory maps, of which Linux gives a process 65,530: more end it."""
+    yield
+    if fit._solved._cache_size() > 100:
+        jax.clear_caches()
 
 
 @pytest.fixture
