@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -148,25 +148,27 @@ class LogisticRegressionCV(LogisticRegression):
         """The penalties of each l1_ratio, by C."""
         ratios = self.l1_ratios
         if self.penalty != "deprecated":
-            warn_of_penalty(self)
+            warn_of_penalty(self, stacklevel=4)
             if self.penalty == "elasticnet" and ratios is None:
-                raise ValueError("l1_ratios must be numbers between 0 and 1 where penalty is elasticnet; got None")
+                raise ValueError("LogisticRegressionCV: penalty='elasticnet' needs l1_ratios, numbers between 0 and 1")
             ratios = ratios if self.penalty == "elasticnet" else [float(self.penalty == "l1")]
-        ratios = [0.0] if ratios is None else list(ratios)
-        good = lambda value: isinstance(value, Real) and not isinstance(value, bool)
-        if not ratios or not all(good(ratio) and 0 <= ratio <= 1 for ratio in ratios):
-            raise ValueError(f"l1_ratios must be an array-like of numbers between 0 and 1; got l1_ratios={ratios!r}")
         Cs: Any = self.Cs
         if isinstance(Cs, Integral) and not isinstance(Cs, bool):
-            Cs = np.logspace(-4, 4, Cs)
-        Cs = list(Cs)
-        if not Cs or not all(good(C) and C > 0 for C in Cs):
-            raise ValueError(f"LogisticRegressionCV: Cs must be numbers above 0, or how many, got {self.Cs!r}")
+            Cs = np.logspace(-4, 4, max(Cs, 0))
+        ratios = [0.0] if ratios is None else ratios
+        self._require_numbers("l1_ratios", ratios, "numbers between 0 and 1", lambda value: 0 <= value <= 1)
+        self._require_numbers("Cs", Cs, "numbers above 0, or how many", lambda value: value > 0)
         penalties = [[Penalty(float(C), None, float(ratio)) for C in Cs] for ratio in ratios]
         for row in penalties:
             for penalty in row:
                 check_solver(self.solver, penalty)
         return penalties
+
+    def _require_numbers(self, name: str, values: Any, needed: str, good: Any) -> None:
+        numbers = list(values) if isinstance(values, Iterable) else []
+        real = lambda value: isinstance(value, Real) and not isinstance(value, bool)
+        if not numbers or not all(real(value) and good(value) for value in numbers):
+            raise ValueError(f"{type(self).__name__}: {name} must be {needed}; got {name}={getattr(self, name)!r}")
 
     def _choose(self, problem: Problem, penalties: Any, found: Any, scores: Any) -> None:
         """The best penalty and its coefficients, in scikit-learn's order: the first C, then the first l1_ratio."""
@@ -179,7 +181,7 @@ class LogisticRegressionCV(LogisticRegression):
             refitted = problem.fitted(penalties[ratio][c], start, inference=True)
             self._keep(refitted, penalties[ratio][c].formula(problem.total))
             for message in refitted.warnings(self.solver, self.classes_):
-                warnings.warn(message, ConvergenceWarning, stacklevel=4)
+                warnings.warn(message, ConvergenceWarning, stacklevel=3)
             return
         best = [np.unravel_index(np.argmax(fold), fold.shape) for fold in by_c]
         chosen = [paths[ratio][c] for paths, (c, ratio) in zip(found, best, strict=True)]

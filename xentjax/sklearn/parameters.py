@@ -50,9 +50,7 @@ class Penalty(NamedTuple):
         if self.alpha is None:
             sizes = f"alpha = 1 / (C Σ s) = {1 / (self.C * total):.6g} for C = {self.C:g}, Σ s = {total:g}"
         else:
-            sizes = (
-                f"alpha = {self.alpha:g}, which is 1 / (C Σ s) for C = {1 / (self.alpha * total):.6g}, Σ s = {total:g}"
-            )
+            sizes = f"alpha = {self.alpha:g} = 1 / (C Σ s) for C = {1 / (self.alpha * total):.6g}, Σ s = {total:g}"
         return f"{loss} + {term}, {sizes}"
 
 
@@ -139,7 +137,7 @@ def own_solver(solver: Any) -> Any:
     return solver
 
 
-def warn_of_penalty(estimator: Any) -> None:
+def warn_of_penalty(estimator: Any, stacklevel: int) -> None:
     """FutureWarning for the deprecated parameter ``penalty``, ValueError for what it cannot be."""
     names = ("l1", "l2", "elasticnet", None)
     if estimator.penalty not in names:
@@ -148,14 +146,14 @@ def warn_of_penalty(estimator: Any) -> None:
         "'penalty' was deprecated in scikit-learn 1.8. Use l1_ratio=0 instead of penalty='l2', l1_ratio=1 instead of "
         "penalty='l1', l1_ratio between 0 and 1 instead of penalty='elasticnet', and C=np.inf instead of penalty=None.",
         FutureWarning,
-        stacklevel=4,
+        stacklevel=stacklevel,
     )
 
 
 def _from_name(estimator: Any, C: Any, alpha: Any, l1_ratio: Any) -> tuple[Any, Any, Any]:
     """C, alpha and l1_ratio for scikit-learn's deprecated parameter ``penalty``."""
     penalty = estimator.penalty
-    warn_of_penalty(estimator)
+    warn_of_penalty(estimator, stacklevel=5)
     if penalty == "elasticnet":
         if l1_ratio is None:
             raise ValueError("l1_ratio must be specified when penalty is elasticnet.")

@@ -58,12 +58,13 @@ class Fitted:
             names = ", ".join(repr(label) for label in classes[self.absent].tolist())
             found.append(f"no sample of class {names} has a weight: its probability is 0, its intercept infinite")
         if self.fit is not None and self.fit.status != "converged":
-            name = solver if isinstance(solver, str) else type(solver).__name__
-            text = f"{name} failed to converge after {self.steps} iteration(s)"
-            if self.fit.status == "max_steps":
-                text = _TOO_FEW_STEPS.get(name, text).format(self.steps)
-            text += f" ({self.fit.status}): {self.fit.message}."
-            found.append(text + (" Increase the number of iterations." if self.fit.status == "max_steps" else ""))
+            name = solver if isinstance(solver, str) and solver != "auto" else self.fit.solver
+            status, steps = str(self.fit.status), f"after {self.steps} iteration(s)"
+            if status == "max_steps":
+                text = _TOO_FEW_STEPS.get(name, f"{name} failed to converge {steps}").format(self.steps)
+                found.append(f"{text} ({status}): {self.fit.message}. Increase the number of iterations.")
+            else:
+                found.append(f"{name} ended {steps}, {status}: {self.fit.message}")
         return found
 
 
@@ -184,9 +185,10 @@ class Problem:
         """Coefficients and intercepts of the model without features: where a path starts."""
         rows = 1 if self.num_classes == 2 else self.num_classes
         shares = np.bincount(self.y, self.weights, self.num_classes) / np.sum(self.weights)
-        with np.errstate(divide="ignore"):
+        # A class without weight makes it infinite or NaN, and then no start.
+        with np.errstate(divide="ignore", invalid="ignore"):
             bias = np.log(shares)
-        bias = bias[1:] - bias[:1] if rows == 1 else bias - bias.mean()
+            bias = bias[1:] - bias[:1] if rows == 1 else bias - bias.mean()
         bias = bias if self.fit_intercept else np.zeros(rows)
         dtype = self.weights.dtype
         return np.zeros((rows, self.x.shape[1]), dtype), bias.astype(dtype)
