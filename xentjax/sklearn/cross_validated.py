@@ -154,7 +154,7 @@ class LogisticRegressionCV(LogisticRegression):
             ratios = ratios if self.penalty == "elasticnet" else [float(self.penalty == "l1")]
         Cs: Any = self.Cs
         if isinstance(Cs, Integral) and not isinstance(Cs, bool):
-            Cs = np.logspace(-4, 4, max(Cs, 0))
+            Cs = np.logspace(-4, 4, max(int(Cs), 0))
         ratios = [0.0] if ratios is None else ratios
         self._require_numbers("l1_ratios", ratios, "numbers between 0 and 1", lambda value: 0 <= value <= 1)
         self._require_numbers("Cs", Cs, "numbers above 0, or how many", lambda value: value > 0)

@@ -153,7 +153,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
             raise ValueError(f"warm_start: coef_ has shape {coef.shape}, but these data need {needed}")
         return coef, np.asarray(self.intercept_)
 
-    def _keep(self, found: Fitted, formula: str) -> None:
+    def _keep(self, found: Fitted, formula: Any) -> None:
         """The attributes of a fit, printed where ``verbose`` asks for it."""
         self.coef_, self.intercept_ = found.coef, found.intercept
         self.n_iter_: Any = np.array([found.steps], np.int32)
@@ -194,7 +194,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         return distance - np.log1p(others.sum(axis=1))[:, None]
 
     def summary(self, *, level: float = 0.95, robust: bool = False) -> str:
-        """The formula that was minimized, and the table of :meth:`xentjax.LogisticFit.summary` with the features' names.
+        """The formula that was minimized, and :meth:`xentjax.LogisticFit.summary` with the names of the features.
 
         Without a penalty, coefficients of K classes are those relative to ``classes_[0]``, which have errors.
 

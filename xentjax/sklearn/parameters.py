@@ -95,7 +95,8 @@ def penalty_of(estimator: Any) -> Penalty:
         )
     if estimator.penalty != "deprecated":
         C, alpha, l1_ratio = _from_name(estimator, C, alpha, l1_ratio)
-    penalty = Penalty(C, alpha, 0.0 if l1_ratio is None else float(l1_ratio))
+    # Numbers of Python's: a program is compiled anew for NumPy's.
+    penalty = Penalty(float(C), None if alpha is None else float(alpha), 0.0 if l1_ratio is None else float(l1_ratio))
     check_solver(estimator.solver, penalty)
     return penalty
 

@@ -99,7 +99,7 @@ class Problem:
             weights=weights,
             fit_intercept=bool(estimator.fit_intercept),
             solver=own_solver(estimator.solver),
-            tol=estimator.tol,
+            tol=None if estimator.tol is None else float(estimator.tol),
             max_steps=int(estimator.max_iter),
         )
 

@@ -58,7 +58,7 @@ def padded(objective: LogisticObjective, dtype: Any) -> LogisticObjective:
 def _extended_features(x: Any, rows: int, columns: int) -> Any:
     if not isinstance(x, SparseRows):
         return _extended(x, rows, columns)
-    return x.extended(rows, columns, bucket(int(x.starts[-1]), least=64))
+    return x.extended(rows, columns, bucket(x.entries.size, least=64))
 
 
 def padded_params(params: LogisticParams, columns: int) -> LogisticParams:

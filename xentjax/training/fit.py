@@ -241,8 +241,7 @@ def _require_values(x: Any, y: Any, l2: Any, l1: Any, weights: Any, offset: Any)
             raise ValueError("fit_logistic: all weights are 0: there is no row to fit to")
     # The entries of sparse rows are not looked at by row: all of them have to be numbers.
     if isinstance(x, SparseRows) and _known(x.values):
-        entries = np.asarray(x.values[: int(x.starts[-1])])
-        _require_all(np.isfinite(entries), "x.data", entries, "finite")
+        _require_all(np.isfinite(x.entries), "x.data", x.entries, "finite")
     for name, values in (("x", None if isinstance(x, SparseRows) else x), ("y", y), ("offset", offset)):
         if values is not None and _known(values, weights) and policy.is_float(values):
             # One pass on the device tells that all is well; where it is not, the first place is looked for. (JAX would
