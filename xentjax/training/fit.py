@@ -222,6 +222,8 @@ def checked_objective(
     objective = LogisticObjective(x, y, l2, weights, offset, l1, fit_intercept=fit_intercept, num_classes=num_classes)
     shapes = objective.init(name)
     check_arguments(name, shapes, x, y, l2, weights, offset)
+    if l1 is not None and l1.shape not in ((), x.shape[1:]):
+        raise ValueError(f"{name}: l1 has shape {l1.shape}, but needs () or {x.shape[1:]}, one for each feature")
     if class_weight is not None:
         objective = _with_class_weight(objective, shapes, class_weight)
     if complete:
