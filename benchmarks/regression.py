@@ -1,6 +1,7 @@
-"""The suite over logistic regressions: one fit of each problem, many fits at once, and how cost grows with n and d.
+"""The suite over logistic regressions: one fit of each problem, many fits at once, how cost grows with n and d, and
+what a new process takes for its first fit.
 
-Everything runs in one process on one core, in float64, until the gradient's largest component is 1e-8.
+All else runs in one process on one core, in float64, until the gradient's largest component is 1e-8.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 import xentjax as xj
-from benchmarks import data, many, regression_peers
+from benchmarks import data, many, regression_peers, starts
 from benchmarks.certificate import gradient_norm
 from benchmarks.certified import Contender, Limits, race
 from benchmarks.data import MissingPackage, Problem
@@ -38,7 +39,7 @@ def rows(only: str | None = None, quick: bool = False) -> Iterator[dict[str, Any
         yield {"kind": "skipped", "name": "peers", "why": f"not installed: {', '.join(missing)}"}
     single, several = data.problems(quick), many.tasks(quick)
     growing = QUICK_GROWING if quick else GROWING
-    names = [*single, *several, *(f"growing {letter}" for letter in growing)]
+    names = [*single, *several, *(f"growing {letter}" for letter in growing), *(f"start: {way}" for way in starts.WAYS)]
     if not any(map(wanted, names)):
         raise SystemExit(f"--only {only!r} matches nothing; there are: {', '.join(names)}")
     for name, make in single.items():
@@ -50,6 +51,9 @@ def rows(only: str | None = None, quick: bool = False) -> Iterator[dict[str, Any
     for letter, sizes in growing.items():
         for n, d in sizes if wanted(f"growing {letter}") else ():
             yield growing_row(letter, n, d, limits(quick))
+    for way in starts.WAYS:
+        if wanted(f"start: {way}"):
+            yield starts.start_row(way, {"n": 40, "d": 3} if quick else starts.SIZES, 1 if quick else starts.PROCESSES)
 
 
 def attempt(name: str, make: Any) -> dict[str, Any]:
@@ -107,6 +111,8 @@ def one_line(row: dict[str, Any]) -> str:
         return f"{row['name']}: skipped, {row['why']}"
     sizes = " ".join(f"{letter}={size}" for letter, size in row["sizes"].items())
     text = f"{row['name']} ({sizes}): "
+    if row["kind"] == "start":
+        return text + f"first process {row['first_s']:.2f} s, later ones {row['later_s']:.2f} s"
     shown = []
     for name, method in row["methods"].items():
         if "failed" in method:

@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """One device's results: the machine's line, then fits, many fits, growth, and what was skipped."""
+    """One device's results: the machine's line, then fits, many fits, growth, starts, and what was skipped."""
 
     machine: dict[str, Any]
     rows: tuple[Row, ...]
@@ -94,6 +94,8 @@ def document(results: Results) -> str:
         parts += [f"## {row['name']} ({sizes(row)}{count})", methods_table(row)]
     if results.of("growing"):
         parts += ["## Growth with n and d", growth_table(results.of("growing")), "![growth](regression.png)"]
+    if results.of("start"):
+        parts += ["## The first fit of a process", STARTS, starts_table(results.of("start"))]
     skipped = [f"- {row['name']}: {row['why']}" for row in results.of("skipped")]
     if skipped:
         parts += ["## Skipped", "\n".join(skipped)]
@@ -116,6 +118,20 @@ def methods_table(row: Row) -> str:
         end = f"{method['norm']:.0e}" + ("" if method["solved"] else ", not reached")
         lines.append([name, ms(method["run_s"]) + spread, end, f"{method['tolerance']:g}", f"{method['first_s']:.2f}"])
     return table(["method", "time, ms", "gradient", "tolerance", "first call, s"], lines)
+
+
+#: What :func:`starts_table` shows.
+STARTS = (
+    "Seconds from the call to the result, without imports: in the first process, which compiles, and the median over "
+    "later ones, which find its programs in the cache folder; and of a further fit in the same process."
+)
+
+
+def starts_table(rows: list[Row]) -> str:
+    columns = ("first_s", "later_s", "run_s")
+    seconds = lambda row: [f"{row[column]:.2g}" for column in columns]
+    lines = [[row["name"].removeprefix("start: "), sizes(row), *seconds(row)] for row in rows]
+    return table(["call", "sizes", "first process", "later ones", "a further fit"], lines)
 
 
 def growth_table(rows: list[Row]) -> str:
@@ -163,6 +179,8 @@ def readme_section(results: Results) -> str:
     ]
     if results.of("growing"):
         parts.append(f"![time and memory over rows and features]({folder}/regression.png)")
+    if results.of("start"):
+        parts += ["The first fit of a process. " + STARTS, starts_table(results.of("start"))]
     return "\n\n".join(parts)
 
 

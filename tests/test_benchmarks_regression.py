@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import certified, data, many, regression, regression_peers, regression_report
+from benchmarks import certified, data, many, regression, regression_peers, regression_report, starts
 from benchmarks.certificate import gradient_norm
 from benchmarks.data import Problem
 
@@ -125,12 +125,13 @@ def test_one_fit_many_fits_and_their_report(tmp_path):
     skipped = {"kind": "skipped", "name": "flights", "why": "not there"}
     growing = {"kind": "growing", "name": "growing n", "letter": "n", "sizes": problem.sizes}
     growing["methods"] = {"xentjax": fit["methods"]["xentjax"] | {"temp_bytes": 2**20}}
+    start = starts.start_row("fit_logistic", {"n": 40, "d": 3}, 1)
     for row in (fit, several):
         assert all(method["solved"] for method in row["methods"].values())
         assert row["methods"]["xentjax"]["norm"] <= 1e-8
     path = tmp_path / "cpu-2core" / "regression.jsonl"
     path.parent.mkdir()
-    path.write_text("\n".join(json.dumps(line) for line in (MACHINE, fit, several, skipped, growing)))
+    path.write_text("\n".join(json.dumps(line) for line in (MACHINE, fit, several, skipped, growing, start)))
     assert [path.parent / name for name in regression_report.write(path)] == sorted(
         p for p in path.parent.iterdir() if p != path
     )
@@ -138,9 +139,11 @@ def test_one_fit_many_fits_and_their_report(tmp_path):
     assert "## 4 bootstraps (n = 60, d = 2, 4 fits)" in page
     assert "- flights: not there" in page
     assert "| 60 | 2 |" in page
+    assert "| fit_logistic | n = 40, d = 3 |" in page
     assert page.rstrip().endswith("not there")
     section = regression_report.readme_section(regression_report.load(path))
     assert "| small | n = 60, d = 2 |" in section
+    assert "| fit_logistic | n = 40, d = 3 |" in section
 
 
 def test_the_readme_compares_with_the_fastest_peer_that_gets_there():

@@ -82,8 +82,8 @@ def test_problems_of_like_size_share_a_program():
     before = None
     for n, d in ((49, 5), (50, 6), (57, 5), (64, 6)):
         xj.fit_logistic(*data(n, d, 2), l2=0.1, max_steps=100 + n)
-        before = fit._solved._cache_size() if before is None else before
-    assert fit._solved._cache_size() == before
+        before = fit._solved.jitted._cache_size() if before is None else before
+    assert fit._solved.jitted._cache_size() == before
 
 
 def test_what_is_traced_is_not_padded():

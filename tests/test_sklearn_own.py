@@ -75,7 +75,7 @@ def _applies(request):
 def _few_programs():
     """A compiled program takes some 80 memory maps, of which Linux gives a process 65,530: more end it."""
     yield
-    if fit._solved._cache_size() > 100:
+    if fit._solved.jitted._cache_size() > 100:
         jax.clear_caches()
 
 

@@ -1,5 +1,5 @@
-"""Pictures of training runs (loss curve, confusion matrix, calibration, grid of fits, path of penalties), and the style
-of all figures.
+"""Pictures of runs (loss curve, confusion matrix, calibration, grid of fits, path of penalties, coefficients), and the
+style of all figures.
 
 Every function returns a matplotlib figure and touches no global state: no pyplot, no backend, no window. :func:`save`
 writes it, the same bytes for the same picture.
@@ -7,7 +7,7 @@ writes it, the same bytes for the same picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -21,9 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from xentjax.training.evaluation import Calibration
+from xentjax.training.fit_result import stacked
 from xentjax.training.job import Fitted
 from xentjax.training.many import Grid
 from xentjax.training.path_result import LogisticPath
+from xentjax.training.regression import Regression
+from xentjax.training.regression_config import InferenceConfig
 
 Array = np.ndarray[Any, Any]
 P = ParamSpec("P")
@@ -123,15 +126,45 @@ def legend_above(axes: Axes, columns: int = 4, **options: Any) -> None:
 
 def draw_run(fitted: Fitted, folder: Path) -> None:
     """The three pictures of a run: ``loss.png``, ``confusion.png`` and ``reliability.png``, on the test examples."""
-    shown, part = (fitted.train, "training") if fitted.test is None else (fitted.test, "test")
-    examples = f"{shown.examples} {part} examples"
     name = fitted.config.name
     entropy = fitted.train.entropy_of_labels
     loss = loss_curve(fitted.steps, fitted.value, fitted.gradient_norm, title=name, entropy_of_labels=entropy)
-    confusion = confusion_matrix(shown.confusion, fitted.model.classes, title=f"{name}: {examples}")
-    reliability = reliability_diagram(shown.calibration, title=f"{name}: {examples}")
-    for figure, file in ((loss, "loss.png"), (confusion, "confusion.png"), (reliability, "reliability.png")):
-        save(figure, folder / file)
+    save(loss, folder / "loss.png")
+    _draw_predictions(fitted, folder)
+
+
+def draw_regression(made: Regression, folder: Path) -> None:
+    """The pictures of a regression: ``coefficients.png``, ``confusion.png``, ``reliability.png``, and of a path
+    ``path.png``."""
+    name, scale = made.config.name, made.deviations[:, None]
+    if made.path is not None:
+        with made.in_precision():
+            save(regularization_path(made.path, title=name, names=made.names), folder / "path.png")
+    intervals = {}
+    if made.fit.covariance is not None:
+        wanted = made.config.inference or InferenceConfig()
+        what = f"{'robust ' if wanted.robust else ''}Wald {100 * wanted.level:g} %"
+        intervals[what] = made.fit.confidence_interval(wanted.level, robust=wanted.robust)
+    if made.bootstrap is not None and made.bootstrap.used > 1:
+        what = f"bootstrap {100 * made.bootstrap.level:g} %, {made.bootstrap.used} resamples"
+        intervals[what] = made.bootstrap.interval
+    coefficients = coefficient_intervals(
+        stacked(made.fit.params)[:-1] * scale,
+        {what: (stacked(low)[:-1] * scale, stacked(high)[:-1] * scale) for what, (low, high) in intervals.items()},
+        made.names,
+        made.model.classes,
+        per="one standard deviation more" + (", or for the category" if any(made.model.encoder.of_categories) else ""),
+        title=name,
+    )
+    save(coefficients, folder / "coefficients.png")
+    _draw_predictions(made, folder)
+
+
+def _draw_predictions(run: Fitted | Regression, folder: Path) -> None:
+    shown, part = (run.train, "training") if run.test is None else (run.test, "test")
+    title = f"{run.config.name}: {shown.examples} {part} examples"
+    save(confusion_matrix(shown.confusion, run.model.classes, title=title), folder / "confusion.png")
+    save(reliability_diagram(shown.calibration, title=title), folder / "reliability.png")
 
 
 def draw_grid(grid: Grid, folder: Path) -> None:
@@ -341,3 +374,62 @@ def _draw_test_loss(path: LogisticPath, axes: Axes) -> None:
     axes.set_ylim(0, 1.05 * float(np.max((mean + error)[shown])))
     bits_axis(axes)
     legend_above(axes, columns=3, fontsize=10)
+
+
+# -- coefficients ------------------------------------------------------------------------------------------------------
+
+
+@styled
+def coefficient_intervals(
+    coefficients: Array,
+    intervals: Mapping[str, tuple[Array, Array]],
+    names: Sequence[str],
+    classes: Sequence[str],
+    *,
+    per: str,
+    title: str,
+) -> Figure:
+    """Coefficients ``[d, K]`` as dots and intervals of them, each ``[d, K]`` twice, as lines: a panel for each class.
+
+    ``per`` says for what change of a feature they are. Features and classes whose coefficients are all 0 are left out,
+    and beyond 60 features those whose coefficients are smallest, beyond 12 classes the last.
+    """
+    size = np.abs(coefficients).max(axis=1)
+    shown = np.sort(np.argsort(-size, kind="stable")[: int(np.clip(np.sum(size > 0), 1, 60))])
+    of_classes = [c for c in range(coefficients.shape[1]) if coefficients[:, c].any()][:12] or [0]
+    columns = min(len(of_classes), 4)
+    rows = -(-len(of_classes) // columns)
+    height = 1.7 + (0.36 if len(intervals) > 1 else 0.27) * len(shown)
+    figure = Figure(figsize=(7.5 if columns == 1 else 2.4 + 3 * columns, rows * height))
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    place = np.arange(len(shown))
+    for axes, c in zip(panels, of_classes, strict=False):
+        axes.axvline(0, color=QUIET, linewidth=1)
+        for i, (color, (what, (low, high))) in enumerate(zip((BLUE, VERMILION), intervals.items(), strict=False)):
+            at = place + 0.32 * (i - (len(intervals) - 1) / 2)
+            axes.hlines(at, low[shown, c], high[shown, c], color=color, linewidth=2.2, label=what)
+            axes.plot(coefficients[shown, c], at, "o", color=color, markersize=4.5)
+        if not intervals:
+            axes.plot(coefficients[shown, c], place, "o", color=BLUE, markersize=5)
+        axes.grid(False, axis="y")
+        axes.set_yticks(place, [names[j] for j in shown])
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(classes[c] if len(of_classes) > 1 else "")
+    panels[0].set_ylim(len(shown) - 0.4, -0.6)
+    for axes in panels[len(of_classes) :]:
+        axes.remove()
+    what = "the largest" if len(shown) == 60 else "the others are 0"
+    title += ": coefficients" + (
+        "" if len(shown) == len(names) else f" of {len(shown)} features of {len(names)}, {what}"
+    )
+    odds = f"log-odds of {classes[1]}" if coefficients.shape[1] == 1 else "logit of the class"
+    if len(of_classes) == 1:
+        panels[0].set_title(title, pad=30 if intervals else None)
+    else:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    if intervals and len(of_classes) == 1:
+        legend_above(panels[0], columns=2, fontsize=10)
+    elif intervals:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=10)
+    figure.supxlabel(f"change of the {odds} for {per}", fontsize=11)
+    return figure

@@ -7,25 +7,27 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import typer
 
-from _xentjax_main import INTERRUPTED
+from _xentjax_main import INTERRUPTED, leave
 from xentjax.cli import report
 from xentjax.core.check import check_records
 from xentjax.core.op import ops
 from xentjax.training.config import FitConfig, TutorialConfig
-from xentjax.training.config_file import read_config
+from xentjax.training.config_file import read_config, read_run
 from xentjax.training.errors import UserError, did_you_mean
 from xentjax.training.job import fit as run_fit
 from xentjax.training.many import fit_grid
 from xentjax.training.predict import write_predictions
 from xentjax.training.program_cache import keep_programs
+from xentjax.training.regression import Regression, Stage, regress
+from xentjax.training.regression_config import RegressionConfig
 from xentjax.training.run_folder import reserve, whole_folder
-from xentjax.training.steps import Progress
 
 app = typer.Typer(
     help="Cross-entropy for JAX: exact, with every derivative derived by hand and proved.",
@@ -57,6 +59,8 @@ def run(arguments: Sequence[str]) -> int:
         print(f"xentjax: {error}", file=sys.stderr)
     except _UsageError as error:
         print(f"xentjax: {' '.join(error.format_message().split())}", file=sys.stderr)
+    except _StillRunning:
+        leave(signal.SIGINT, None)  # an ordinary end would take away what the thread works with
     except KeyboardInterrupt:
         print("xentjax: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -72,24 +76,56 @@ def fit(
     force: Annotated[bool, typer.Option("--force", help="Replace the run folder if it exists")] = False,
     override: Set = None,
 ) -> int:
-    """Train a model and write a run folder; Ctrl-C stops early and still writes it."""
-    settings = read_config(config, override or [], FitConfig)
+    """Fit a regression, or train a model, and write a run folder; Ctrl-C stops early and writes what there is."""
+    settings = read_run(config, override or [])
     folder = out or Path("runs") / settings.name
     reserve(folder, force)
-    train, show = (fit_grid, report.print_grid) if settings.many else (run_fit, report.print_fit)
-    with report.training_progress(settings.name) as progress, _stopping_gently(progress) as tell:
-        result: Any = train(settings, tell)
+    train, shown, draw, show = _kind(settings)
+    with shown(settings.name) as progress, _stopping_gently(progress) as tell:
+        result = train(settings, tell)
         from xentjax import plots
 
         with whole_folder(folder, force) as temporary:
             result.write(temporary)
-            (plots.draw_grid if settings.many else plots.draw_run)(result, temporary)
+            getattr(plots, draw)(result, temporary)
     show(result, folder)
     return INTERRUPTED if result.interrupted else 0
 
 
+def _kind(settings: FitConfig | RegressionConfig) -> tuple[Any, Any, str, Any]:
+    """What runs a config, shows its progress, draws its pictures (a name in ``plots``) and prints its result."""
+    if isinstance(settings, RegressionConfig):
+        return _regress, report.stages, "draw_regression", report.print_regression
+    if settings.many:
+        return fit_grid, report.training_progress, "draw_grid", report.print_grid
+    return run_fit, report.training_progress, "draw_run", report.print_fit
+
+
+class _StillRunning(KeyboardInterrupt):
+    """A Ctrl-C while a thread computes, which cannot be stopped."""
+
+
+def _regress(settings: RegressionConfig, tell: Callable[[Stage], None]) -> Regression:
+    """The regression in a thread of its own, so that a second Ctrl-C is heard while a compiled program runs."""
+    outcome: Future[Regression] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(regress(settings, tell))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return outcome.result()
+    except KeyboardInterrupt:
+        if outcome.done():
+            raise
+        raise _StillRunning from None
+
+
 @contextlib.contextmanager
-def _stopping_gently(progress: Callable[[Progress], None]) -> Iterator[Callable[[Progress], None]]:
+def _stopping_gently(progress: Callable[[Any], None]) -> Iterator[Callable[[Any], None]]:
     """The progress callback, made to end the run after a Ctrl-C: where it is called there is a whole number of steps.
 
     Compiling, evaluating and writing are not stopped by the first Ctrl-C, only by a second one.
@@ -101,9 +137,9 @@ def _stopping_gently(progress: Callable[[Progress], None]) -> Iterator[Callable[
         if asked:
             raise KeyboardInterrupt
         asked = True
-        print("xentjax: stopping, the run folder is written first (Ctrl-C again: nothing is)", file=sys.stderr)
+        print("xentjax: stopping, and what there is then is written (Ctrl-C again: nothing is)", file=sys.stderr)
 
-    def tell(step: Progress) -> None:
+    def tell(step: Any) -> None:
         progress(step)
         if asked:
             raise KeyboardInterrupt

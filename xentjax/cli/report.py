@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import xentjax as xj
@@ -21,6 +21,7 @@ from xentjax.cli import extras
 from xentjax.training.evaluation import Evaluation
 from xentjax.training.job import Fitted
 from xentjax.training.many import Grid
+from xentjax.training.regression import Regression, Stage
 from xentjax.training.steps import Progress as Step
 
 
@@ -55,6 +56,20 @@ def training_progress(name: str) -> Iterator[Callable[[Step], None]]:
 
 
 @contextmanager
+def stages(name: str) -> Iterator[Callable[[Stage], None]]:
+    """A line that says what a regression is at, with a bar that moves where it can be told how much is done."""
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[what]}"))
+    with _shown(*columns, TaskProgressColumn(), TimeElapsedColumn()) as bar:
+        task = bar.add_task(name, total=None, what="...")
+
+        def advance(stage: Stage) -> None:
+            count = "" if stage.total is None else f" {stage.done}/{stage.total}"
+            bar.update(task, total=stage.total, completed=stage.done, what=stage.what + count)
+
+        yield advance
+
+
+@contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[str], None]]:
     """A bar that moves by one whenever the callback is told what is done."""
     columns = (TextColumn(what), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"))
@@ -73,8 +88,43 @@ def _shown(*columns: object) -> Progress:
 
 def print_fit(fitted: Fitted, folder: Path) -> None:
     """The table at the end of a fit: the model on training and test examples, then how it was found."""
-    parts = {"training": fitted.train} if fitted.test is None else {"training": fitted.train, "test": fitted.test}
-    table = _table(fitted.config.name)
+    _print(_evaluations(fitted.config.name, fitted.train, fitted.test))
+    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    precision = fitted.config.precision
+    facts.add_row("status", str(fitted.status))
+    facts.add_row("steps", str(fitted.steps[-1]))
+    facts.add_row("objective", f"{_number(fitted.value[-1])} nats, with l2 = {fitted.config.model.l2:g}")
+    facts.add_row("largest gradient component", _number(fitted.gradient_norm[-1]))
+    facts.add_row("hand-derived − automatic gradient", f"at most {_number(fitted.gradient_deviation)} ({precision})")
+    facts.add_row("compile time", _seconds(fitted.cost.compile_seconds))
+    facts.add_row("run time", _seconds(fitted.cost.run_seconds))
+    facts.add_row("device", fitted.cost.device)
+    facts.add_row("run folder", str(folder))
+    _print(facts)
+    _print(f"[dim]{fitted.status}: {fitted.status.message}.[/]")
+    _print_note(fitted.train)
+
+
+def print_regression(made: Regression, folder: Path) -> None:
+    """The tables of a regression, then the model on training and test examples, and how long it took."""
+    say(f"{made.text()}\n")
+    _print(_evaluations(made.config.name, made.train, made.test))
+    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    facts.add_row("precision", made.config.precision)
+    facts.add_row("compile time", _seconds(made.cost.compile_seconds))
+    facts.add_row("run time", _seconds(made.cost.run_seconds))
+    facts.add_row("device", made.cost.device)
+    facts.add_row("run folder", str(folder))
+    _print(facts)
+    if made.interrupted:
+        _print(f"[dim]{made.status}: {made.status.message}.[/]")
+    _print_note(made.train)
+
+
+def _evaluations(name: str, train: Evaluation, test: Evaluation | None) -> Table:
+    """How good the predictions are for training examples, and for test examples if there are any."""
+    parts = {"training": train} if test is None else {"training": train, "test": test}
+    table = _table(name)
     table.add_column("")
     for name in parts:
         table.add_column(name, justify="right")
@@ -90,22 +140,12 @@ def print_fit(fitted: Fitted, folder: Path) -> None:
     ]
     for name, show in rows:
         table.add_row(name, *(show(part) for part in parts.values()))
-    _print(table)
-    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    precision = fitted.config.precision
-    facts.add_row("status", str(fitted.status))
-    facts.add_row("steps", str(fitted.steps[-1]))
-    facts.add_row("objective", f"{_number(fitted.value[-1])} nats, with l2 = {fitted.config.model.l2:g}")
-    facts.add_row("largest gradient component", _number(fitted.gradient_norm[-1]))
-    facts.add_row("hand-derived − automatic gradient", f"at most {_number(fitted.gradient_deviation)} ({precision})")
-    facts.add_row("compile time", _seconds(fitted.cost.compile_seconds))
-    facts.add_row("run time", _seconds(fitted.cost.run_seconds))
-    facts.add_row("device", fitted.cost.device)
-    facts.add_row("run folder", str(folder))
-    _print(facts)
-    _print(f"[dim]{fitted.status}: {fitted.status.message}.[/]")
+    return table
+
+
+def _print_note(train: Evaluation) -> None:
     note = "The calibration error is the mean difference between confidence (the probability of the predicted class) "
-    _print(f"[dim]{note}and accuracy, over {len(fitted.train.calibration.count)} bins of confidence.[/]")
+    _print(f"[dim]{note}and accuracy, over {len(train.calibration.count)} bins of confidence.[/]")
 
 
 def print_grid(grid: Grid, folder: Path) -> None:

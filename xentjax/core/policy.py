@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
 import jax
@@ -18,13 +18,12 @@ REDUCTIONS = get_args(Reduction)
 # -- dtypes ------------------------------------------------------------------------------------------------------------
 
 
-def as_array(function: str, name: str, value: Any) -> jax.Array:
+def as_array(function: str, name: str, value: Any, convert: Callable[[Any], Any] = jnp.asarray) -> jax.Array:
     """The value as a real array, or an error that names the function and the argument."""
     try:
         if isinstance(value, str):
             raise TypeError("a string")
-        # jnp.asarray compiles a program for each shape of NumPy's arrays (jax 0.10).
-        array = jax.device_put(value) if isinstance(value, np.ndarray) else jnp.asarray(value)
+        array = convert(value)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TypeError(f"{function}: {name} must be a real array, got {type(value).__name__} ({error})") from error
     dtype = array.dtype
@@ -35,6 +34,21 @@ def as_array(function: str, name: str, value: Any) -> jax.Array:
     if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 16:
         raise TypeError(f"{function}: {name} needs floats of 16 bits or more, got dtype {dtype}; convert it first")
     return array
+
+
+def copied(value: Any) -> jax.Array:
+    """``jnp.asarray``, which compiles a program for each shape of NumPy's arrays, without one."""
+    if isinstance(value, (int, float, np.generic)):
+        return jax.device_put(value)
+    if type(value) is not np.ndarray:
+        return jnp.asarray(value)
+    dtype = jax.dtypes.canonicalize_dtype(value.dtype)
+    # The memory becomes that of JAX's array, as it begins where XLA wants it to; that of the value stays the caller's.
+    room = np.empty(value.size * dtype.itemsize + 64, np.uint8)
+    start = -room.__array_interface__["data"][0] % 64
+    own = room[start : start + value.size * dtype.itemsize].view(dtype).reshape(value.shape)
+    np.copyto(own, value, casting="same_kind")
+    return jax.device_put(own)
 
 
 def is_float(array: Any) -> bool:

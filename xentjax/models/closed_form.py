@@ -154,9 +154,10 @@ def value_and_gradient(a: Arguments) -> tuple[Any, LogisticParams]:
     return _penalized(a, sums)
 
 
-def value_gradient_hessian(a: Arguments, dtype: Any = None) -> tuple[Any, LogisticParams, Any]:
-    """Value, gradient and Hessian, a matrix in the order of the raveled parameters, its products in ``dtype``."""
-    sums = one_pass.sums(a.params, a.data, hessian=True, hessian_dtype=dtype)
+def value_gradient_hessian(a: Arguments, dtype: Any = None, exact: Any = None) -> tuple[Any, LogisticParams, Any]:
+    """Value, gradient and Hessian, a matrix in the order of the raveled parameters, its products in ``dtype`` unless
+    ``exact`` is given and true."""
+    sums = one_pass.sums(a.params, a.data, hessian=True, hessian_dtype=dtype, exact=exact)
     return *_penalized(a, sums), sums.hessian + jnp.diag(_penalty_curvature(a).ravel())
 
 

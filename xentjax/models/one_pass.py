@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xentjax.activations import softmax
 from xentjax.core import policy
@@ -64,18 +65,23 @@ def untable(rows: Any) -> LogisticParams:
     return LogisticParams(rows[:-1], rows[-1])
 
 
-def sums(params: LogisticParams, data: Data, *, hessian: bool = False, hessian_dtype: Any = None) -> Sums:
-    """The mean loss with its gradient and, where it is asked for, its Hessian (its products in ``hessian_dtype``)."""
+def sums(
+    params: LogisticParams, data: Data, *, hessian: bool = False, hessian_dtype: Any = None, exact: Any = None
+) -> Sums:
+    """The mean loss with its gradient and, where it is asked for, its Hessian, as :func:`curvature` makes it."""
 
     def of_block(block: Block) -> Sums:
         loss, residual, _ = _rows.slopes(block.z, block.y)
         gradient = back(block, residual)
         # Curvature does not depend on the label; out of range it is NaN as the loss is.
         known = block._replace(share=jnp.where(jnp.isnan(loss), jnp.nan, block.share))
-        second = curvature(known, hessian_dtype or block.x.dtype) if hessian else None
+        second = curvature(known, hessian_dtype or block.x.dtype, exact) if hessian else None
         return Sums(jnp.sum(block.share * loss), gradient, second)
 
-    return over_blocks(of_block, params, data)
+    found = over_blocks(of_block, params, data)
+    if not hessian or params.bias.ndim == 0:
+        return found
+    return found._replace(hessian=_of_pairs(found.hessian, params.bias.size))
 
 
 def mean_loss(params: LogisticParams, data: Data) -> Any:
@@ -194,30 +200,51 @@ def scaling_of(x: Any, weights: Any = None, dtype: Any = None, *, centered: bool
     data = Data(x, jnp.zeros(n, dtype), weights)
 
     def mean(block: Block, rows: Any) -> Any:
-        return _matmul(block.share, _counted(block, rows))
-
-    def mean_and_range(block: Block) -> Any:
-        rows, there = block.x[:, :-1], (block.share != 0)[:, None]
-        low = jnp.min(jnp.where(there, rows, jnp.inf), axis=0, initial=jnp.inf)
-        return mean(block, rows - near), low, jnp.max(jnp.where(there, rows, -jnp.inf), axis=0, initial=-jnp.inf)
-
-    def both(a: Any, b: Any) -> Any:
-        return a[0] + b[0], jnp.minimum(a[1], b[1]), jnp.maximum(a[2], b[2])
+        return _matmul(block.share, rows if weights is None else _counted(block, rows))
 
     # From a point in their midst, so that the mean of numbers that are close to each other keeps its digits.
-    head = _slice(data, 0, min(n, x.block if isinstance(x, SparseRows) else block_rows(d, dtype)))
-    near = over_blocks(lambda block: mean(block, block.x[:, :-1]), nothing, head)
-    shift, low, high = over_blocks(mean_and_range, nothing, data, combine=both)
-    center = near + shift if centered else jnp.zeros_like(near)
+    near = jnp.zeros(d, dtype)
+    if centered:
+        head = _slice(data, 0, min(n, x.block if isinstance(x, SparseRows) else block_rows(d, dtype)))
+        near = over_blocks(lambda block: mean(block, block.x[:, :-1]), nothing, head)
+
+    def moments(block: Block) -> Any:
+        rows = block.x[:, :-1] - near
+        return mean(block, rows), mean(block, rows * rows)
+
+    shift, second = over_blocks(moments, nothing, data)
+    shift = shift if centered else jnp.zeros_like(shift)
+    center, variance = near + shift, second - shift * shift
+    # Where that subtraction cancels most digits, the variance is no number, or squares underflowed: with care.
+    numbers = jnp.finfo(dtype)
+    is_safe = (variance >= 1e-4 * second) & jnp.isfinite(second) & (second > numbers.tiny / numbers.eps)
+    inverse = jax.lax.cond(
+        jnp.all(is_safe),
+        lambda: jax.lax.rsqrt(variance),
+        lambda: _careful_inverse(center, nothing, data, mean, centered=centered),
+    )
+    return Scaling(center, inverse)
+
+
+def _careful_inverse(center: Any, nothing: LogisticParams, data: Data, mean: Any, *, centered: bool) -> Any:
+    """The inverse deviations from the centre, 0 for columns that do not vary, of numbers of any size."""
+
+    def range_of(block: Block) -> Any:
+        rows, there = block.x[:, :-1], (block.share != 0)[:, None]
+        low = jnp.min(jnp.where(there, rows, jnp.inf), axis=0, initial=jnp.inf)
+        return low, jnp.max(jnp.where(there, rows, -jnp.inf), axis=0, initial=-jnp.inf)
+
+    wider = lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1]))
+    low, high = over_blocks(range_of, nothing, data, combine=wider)
     # The largest distance first: squares of 1e200 overflow, those of 1e-200 underflow.
     largest = jnp.maximum(high - center, center - low)
     safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     of_block = lambda block: mean(block, ((block.x[:, :-1] - center) / safe) ** 2)
     deviation = jnp.sqrt(over_blocks(of_block, nothing, data)) * safe
     # The mean of equal numbers is rounded, so that their distance from it may be anything; their range is not.
-    rounding = 8 * jnp.finfo(dtype).eps * jnp.abs(center)
+    rounding = 8 * jnp.finfo(center.dtype).eps * jnp.abs(center)
     varies = high - low > rounding if centered else largest > 0
-    return Scaling(center, jnp.where(varies, 1 / jnp.where(varies, deviation, 1), 0))
+    return jnp.where(varies, 1 / jnp.where(varies, deviation, 1), 0)
 
 
 def _counted(block: Block, rows: Any) -> Any:
@@ -283,8 +310,12 @@ def without_bias(params: LogisticParams, hessian: Any) -> Any:
     return jnp.where(free[:, None] & free, hessian, jnp.eye(hessian.shape[0], dtype=hessian.dtype))
 
 
-def curvature(block: Block, dtype: Any) -> Any:
-    """The Hessian of a block's loss."""
+def curvature(block: Block, dtype: Any, exact: Any = None) -> Any:
+    """The Hessian of a block's loss, its products in ``dtype``, or, if ``exact`` is given and true, in that of the
+    features. For K classes it is that between the parameters of each pair of classes, ``[K (K + 1) / 2, d + 1, d + 1]``
+    """
+    if exact is not None and jnp.dtype(dtype) != block.x.dtype:
+        return jax.lax.cond(exact, lambda: curvature(block, block.x.dtype), lambda: curvature(block, dtype))
     if block.z.ndim == 1:
         factors = (block.share * logistic_derivative(block.z)).astype(dtype)
         return spread(block._replace(x=block.x.astype(dtype)), factors).astype(block.x.dtype)
@@ -292,22 +323,29 @@ def curvature(block: Block, dtype: Any) -> Any:
 
 
 def _multiclass_curvature(block: Block, dtype: Any) -> Any:
-    """Σ_i p_i T_i (diag(P_i) - P_i P_iᵀ) ⊗ x_i x_iᵀ, T being the sum of a row's targets.
-
-    The blocks of two different classes are products of (x ⊗ P) with itself. Those of one class, P_c - P_c², are
-    P_c Σ_{k≠c} P_k, without the cancellation at P_c near 1.
-    """
-    (rows, width), k = block.x.shape, block.z.shape[1]
+    """Σ_i p_i T_i P_c(δ_ce - P_e) x_i x_iᵀ for all classes c ≤ e, T being the sum of a row's targets."""
     p = softmax(block.z)
-    share = block.share * _total(block)
-    own = share[:, None] * _own_variance(p)
-    x, p, own, share = (a.astype(dtype) for a in (block.x, p, own, share))
-    spread = (x[:, :, None] * p[:, None, :]).reshape(rows, width * k)
-    between = _matmul((spread * share[:, None]).T, spread).reshape(width, k, width, k)
-    within = _matmul((x[:, :, None] * own[:, None, :]).reshape(rows, width * k).T, x).reshape(width, k, width)
-    same = jnp.eye(k, dtype=bool)[None, :, None, :]
-    hessian = jnp.where(same, within[:, :, :, None], -between)
-    return hessian.reshape(width * k, width * k).astype(block.x.dtype)
+    first, second = _pairs(p.shape[1])
+    factors = jnp.where(first == second, _own_variance(p)[:, first], -p[:, first] * p[:, second])
+    factors = factors * jnp.reshape(block.share * _total(block), (-1, 1))
+    x, columns = (a.astype(dtype) for a in (block.x, block.x.T))
+    # Pair by pair: all of them at once would leave the cache.
+    of_pair = lambda factor: _matmul(columns * factor, x)
+    return jax.lax.map(of_pair, factors.T.astype(dtype)).astype(block.x.dtype)
+
+
+def _pairs(k: int) -> tuple[Any, Any]:
+    """The classes c ≤ e of each pair."""
+    return np.triu_indices(k)
+
+
+def _of_pairs(blocks: Any, k: int) -> Any:
+    """The matrix over all parameters from its blocks between the classes of each pair, which are symmetric."""
+    first, second = _pairs(k)
+    number = np.zeros((k, k), np.int32)
+    number[first, second] = number[second, first] = np.arange(first.size)
+    size = k * blocks.shape[-1]
+    return blocks[number].transpose(2, 0, 3, 1).reshape(size, size)
 
 
 def _own_curvature(block: Block) -> Any:

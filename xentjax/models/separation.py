@@ -50,7 +50,7 @@ class SeparationProbe:
 
         return self._whole(params, *one_pass.over_blocks(of_block, params, self.data))
 
-    def value_gradient_hessian(self, params: LogisticParams, dtype: Any = None) -> tuple[Any, LogisticParams, Any]:
+    def value_gradient_hessian(self, params: LogisticParams) -> tuple[Any, LogisticParams, Any]:
         def of_block(block: one_pass.Block) -> Any:
             violation, slope, curvature = _violation(block)
             return jnp.sum(violation), one_pass.transposed(block, slope), one_pass.spread(block, curvature)

@@ -10,15 +10,12 @@ import jax.numpy as jnp
 
 from xentjax.solvers.line_search import search, value_rounding
 from xentjax.solvers.metric import Metric, metric_at, raveled, require_kind
-from xentjax.solvers.minimize import opening, run_steps
 from xentjax.solvers.newton import Newton
 from xentjax.solvers.objective import Point, largest_component
+from xentjax.solvers.subsample import optimum_of_few, require_stride, subsampled
 
 #: Steps without a smaller gradient, where the value is flat to its last digit, after which rounding hides the rest.
 _PATIENCE = 20
-
-#: Newton steps to the optimum of a subsample at most: it is a start and no more.
-_SUBSAMPLE_STEPS = 20
 
 
 class Memory(NamedTuple):
@@ -83,8 +80,7 @@ class LBFGS:
         require_kind("LBFGS", self.metric)
         if self.memory < 1:
             raise ValueError(f"LBFGS: memory must be at least 1, got {self.memory}")
-        if self.subsample is not None and self.subsample < 1:
-            raise ValueError(f"LBFGS: subsample must be None or at least 1, got {self.subsample}")
+        require_stride("LBFGS", self.subsample)
 
     def init(self, objective: Any, point: Point) -> LBFGSState:
         gradient = raveled(point.gradient)
@@ -93,8 +89,9 @@ class LBFGS:
         if self.subsample is None:
             center, metric = point.params, metric_at(objective, point.params, self.metric)
         else:
-            few = _subsampled(objective, self.subsample)
-            center = self._optimum(few, point.params)
+            few = subsampled("LBFGS", objective, self.subsample)
+            whole = Newton("float32") if self.metric == "hessian" else dataclasses.replace(self, subsample=None)
+            center = optimum_of_few(few, point.params, whole)
             metric = metric_at(few, center, self.metric)
         # Without a metric nothing is known of the scale: the first step has the length 1.
         length = jnp.linalg.norm(gradient)
@@ -123,14 +120,6 @@ class LBFGS:
         new = _where(spent & flat, best, new)
         state = state._replace(memory=memory, best=best, waited=waited, spent=spent)
         return new, _aimed(state, new, jnp.zeros_like(state.direction))
-
-    def _optimum(self, few: Any, params: Any) -> Any:
-        """The parameters that are best for few rows, as exactly as they can tell."""
-        count, size = jnp.shape(few.x)[0], raveled(params).size
-        solver: Any = Newton("float32") if self.metric == "hessian" else dataclasses.replace(self, subsample=None)
-        tol = 1e-2 * (size / max(count, 1)) ** 0.5
-        state = opening(few, params, solver, tol=tol)
-        return run_steps(few, solver, state, tol, _SUBSAMPLE_STEPS, _SUBSAMPLE_STEPS)[0].point.params
 
 
 def _aimed(state: LBFGSState, point: Point, wanted: Any) -> LBFGSState:
@@ -185,14 +174,6 @@ def _pushed(rows: Any, row: Any) -> Any:
 
 def _forgotten(memory: Memory) -> Memory:
     return memory._replace(inverse=jnp.zeros_like(memory.inverse))
-
-
-def _subsampled(objective: Any, stride: int) -> Any:
-    if not hasattr(objective, "subsample"):
-        raise ValueError(
-            f"LBFGS: subsample={stride} needs an objective with subsample(stride), got {type(objective).__name__}"
-        )
-    return objective.subsample(stride)
 
 
 def _where(condition: Any, a: Any, b: Any) -> Any:

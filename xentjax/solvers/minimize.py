@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +14,7 @@ import numpy as np
 from xentjax.solvers import checks
 from xentjax.solvers import status as codes
 from xentjax.solvers.compiled import join, separate, types_in
+from xentjax.solvers.kept import kept
 from xentjax.solvers.objective import Point, as_objective, evaluate, largest_component, residual
 from xentjax.solvers.penalty import require_ability
 from xentjax.solvers.status import Status
@@ -178,7 +178,8 @@ def in_chunks(state: State, go_on: Callable[[State], tuple[State, History]]) -> 
 
     With ``start`` and ``advance`` under ``vmap`` the state is that of many runs, and so is every solution.
     """
-    history = History(state.point.value[..., None], state.norm[..., None])
+    one = lambda value: jax.device_put(np.asarray(value)[..., None])
+    history = History(one(state.point.value), one(state.norm))
     while True:
         yield _solution(state, history)
         if not np.any(np.asarray(state.code) == codes.RUNNING):
@@ -287,19 +288,19 @@ def _settled(objective: Any, state: State, tol: Any, max_steps: Any) -> State:
 # -- compiled ----------------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@kept(0)
 def _start(static: Any, data: Any, init: Any, tol: Any, max_steps: Any) -> State:
     objective, solver = join(static[0], data)
     return start(objective, init, solver, tol=tol, max_steps=max_steps)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
+@kept(0, 5)
 def _advance(static: Any, data: Any, state: State, tol: Any, max_steps: Any, chunk: int) -> tuple[State, History]:
     objective, solver = join(static[0], data)
     return advance(objective, solver, state, tol=tol, max_steps=max_steps, chunk=chunk)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+@kept(0, 4)
 def _whole(static: Any, data: Any, init: Any, tol: Any, max_steps: int) -> Solution:
     """The run as a scan over chunks. A single loop would carry the whole history: under vmap a loop copies what it
     carries in every step, which would take most of the time."""

@@ -10,12 +10,16 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from xentjax.solvers.objective import Point, evaluate_with_hessian, largest_component
+from xentjax.solvers.subsample import optimum_of_few, require_stride, subsampled
 
 #: What a step must gain of what the slope promises (Armijo), and how far the slope must fall where the value is flat.
 _GAIN, _FLAT = 1e-4, 0.9
 
 #: Halvings of a step at most: 2^-40 of a Newton step that helps nowhere is rounding.
 _HALVINGS = 40
+
+#: A step that makes the value smaller by no more than this share, and leaves more than this share of the gradient.
+_NEAR, _LEFT = 0.01, 0.1
 
 
 class Curvature(NamedTuple):
@@ -24,6 +28,7 @@ class Curvature(NamedTuple):
     hessian: jax.Array
     direction: jax.Array
     slope: jax.Array  # ⟨gradient, direction⟩ = -λ², λ being the Newton decrement
+    exact: jax.Array  # whether the Hessian's products have all digits
     spent: jax.Array  # whether the last line search found no better point
 
 
@@ -39,7 +44,13 @@ class Newton:
 
     Args:
       hessian_dtype: the dtype of the Hessian's products, a string such as ``"float32"``: half the time where gradients
-        are float64, for steps that are a little longer or shorter. By default that of the parameters.
+        are float64, for steps that are a little longer or shorter. Where that shows, as it does where features nearly
+        depend on each other, the Hessian has all digits from there on. By default it always has.
+      subsample: a stride: the run begins at the optimum of every row of that many. The objective needs
+        ``subsample(stride)``.
+
+    Raises:
+      ValueError: subsample is below 1.
 
     Source: Nocedal and Wright, Numerical Optimization (2006), sections 3.3 and 3.4; Hager and Zhang (2005) for the
     slope in the place of the value.
@@ -53,13 +64,23 @@ class Newton:
     """
 
     hessian_dtype: str | None = dataclasses.field(default=None, metadata={"static": True})
+    subsample: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        require_stride("Newton", self.subsample)
 
     def begin(self, objective: Any, params: Any) -> tuple[Point, Curvature]:
-        point, hessian = evaluate_with_hessian(objective, params, self.hessian_dtype)
-        return point, self._curvature(point, hessian)
+        if self.subsample is not None:
+            few = subsampled("Newton", objective, self.subsample)
+            center = optimum_of_few(few, params, dataclasses.replace(self, subsample=None))
+            known = jnp.isfinite(largest_component(center))
+            params = jax.tree.map(lambda a, b: jnp.where(known, a, b), center, params)
+        exact = jnp.asarray(self.hessian_dtype is None)
+        point, hessian = evaluate_with_hessian(objective, params, self.hessian_dtype, exact)
+        return point, self._curvature(point, hessian, exact)
 
     def init(self, objective: Any, point: Point) -> Curvature:
-        return self.begin(objective, point.params)[1]
+        return dataclasses.replace(self, subsample=None).begin(objective, point.params)[1]
 
     def exhausted(self, state: Curvature) -> jax.Array:
         """Whether rounding hides what further steps could gain."""
@@ -71,37 +92,49 @@ class Newton:
         rounding = 16 * jnp.finfo(start.dtype).eps * jnp.abs(point.value)
         # What the whole step could gain is below the value's rounding: if it does not help, no part of it does.
         is_flat = -state.slope < rounding
+        most = jnp.where(is_flat, 1, _HALVINGS)
 
         def try_step(search: Any) -> Any:
             length, *_, tries = search
+            # Where no length helps, the Hessian is taken again with all digits, and nothing moves.
+            in_vain = tries == most
+            length, exact = jnp.where(in_vain, 0, length), state.exact | in_vain
             new, hessian = evaluate_with_hessian(
-                objective, unravel(start + length * state.direction), self.hessian_dtype
+                objective, unravel(start + length * state.direction), self.hessian_dtype, exact
             )
             slope = jnp.vdot(ravel_pytree(new.gradient)[0], state.direction)
             gained = new.value <= point.value + _GAIN * length * state.slope
             level = (new.value <= point.value + rounding) & (jnp.abs(slope) <= _FLAT * jnp.abs(state.slope))
             better = largest_component(new.gradient) < norm
-            return length / 2, new, hessian, jnp.where(is_flat, better, gained | level), tries + 1
+            accepted = jnp.where(is_flat, better, gained | level) & ~in_vain
+            return length / 2, new, hessian, accepted, tries + 1
 
         def unsuccessful(search: Any) -> Any:
             *_, accepted, tries = search
-            return ~accepted & (tries < jnp.where(is_flat, 1, _HALVINGS))
+            return ~accepted & (tries < most + ~state.exact)
 
         one, none = jnp.ones((), start.dtype), jnp.zeros((), jnp.int32)
         search = (one, point, state.hessian, jnp.zeros((), bool), none)
-        _, new, hessian, accepted, _ = jax.lax.while_loop(unsuccessful, try_step, search)
-        kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), (new, hessian), (point, state.hessian))
-        return kept[0], self._curvature(*kept)._replace(spent=~accepted)
+        _, new, hessian, accepted, tries = jax.lax.while_loop(unsuccessful, try_step, search)
+        taken = accepted | (tries > most)
+        new, hessian = jax.tree.map(lambda a, b: jnp.where(taken, a, b), (new, hessian), (point, state.hessian))
+        # Near the minimum a whole step of Newton's leaves far less of the gradient.
+        is_near = point.value - new.value <= _NEAR * jnp.abs(point.value)
+        slow = is_near & (largest_component(new.gradient) > _LEFT * norm)
+        curvature = self._curvature(new, hessian, state.exact | (tries > most) | slow)
+        return new, curvature._replace(spent=~taken)
 
-    def _curvature(self, point: Point, hessian: jax.Array) -> Curvature:
+    def _curvature(self, point: Point, hessian: jax.Array, exact: jax.Array) -> Curvature:
         gradient = ravel_pytree(point.gradient)[0]
-        direction = -solve_positive(hessian, gradient, self.hessian_dtype)
-        return Curvature(hessian, direction, jnp.vdot(gradient, direction), jnp.zeros((), bool))
+        unit: Any = jnp.finfo(gradient.dtype).eps
+        unit = jnp.where(exact, unit, jnp.finfo(self.hessian_dtype or gradient.dtype).eps)
+        direction = -solve_positive(hessian, gradient, unit)
+        return Curvature(hessian, direction, jnp.vdot(gradient, direction), exact, jnp.zeros((), bool))
 
 
-def solve_positive(matrix: Any, right: Any, dtype: Any = None) -> Any:
-    """The solution of a symmetric system that is positive semi-definite but for rounding (in ``dtype``)."""
-    return solve_factored(damped_factor(matrix, dtype), right)
+def solve_positive(matrix: Any, right: Any, unit: Any = None) -> Any:
+    """The solution of a symmetric system that is positive semi-definite but for the rounding of its entries."""
+    return solve_factored(damped_factor(matrix, unit), right)
 
 
 def solve_factored(factored: tuple[Any, Any], right: Any) -> Any:
@@ -111,13 +144,14 @@ def solve_factored(factored: tuple[Any, Any], right: Any) -> Any:
     return jax.scipy.linalg.cho_solve((factor, True), right * scale) * scale
 
 
-def damped_factor(matrix: Any, dtype: Any = None) -> tuple[Any, Any]:
-    """s and L with L Lᵀ = s A s + μI: s makes the diagonal 1 (0 stays 0 and gets 1), μ is the least that works."""
+def damped_factor(matrix: Any, unit: Any = None) -> tuple[Any, Any]:
+    """s and L with L Lᵀ = s A s + μI: s makes the diagonal 1 (0 stays 0 and gets 1), μ is the least that works, from
+    four times the ``unit`` of the entries' rounding (by default that of their dtype) on."""
     size = matrix.shape[0]
     diagonal = jnp.diagonal(matrix)
     scale = jnp.where(diagonal > 0, jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 1)
     scaled = matrix * scale * scale[:, None] + jnp.diag(jnp.where(diagonal > 0, 0, 1).astype(matrix.dtype))
-    least = jnp.asarray(4 * jnp.finfo(dtype or matrix.dtype).eps, matrix.dtype)
+    least = jnp.asarray(4 * (jnp.finfo(matrix.dtype).eps if unit is None else unit), matrix.dtype)
 
     def factorize(state: Any) -> Any:
         damping, _ = state

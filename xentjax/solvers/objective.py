@@ -103,14 +103,16 @@ def as_point(params: Any, value: Any, gradient: Any) -> Point:
     return Point(params, value, jax.tree.map(_like, gradient, params))
 
 
-def evaluate_with_hessian(objective: Any, params: Any, dtype: Any = None) -> tuple[Point, jax.Array]:
+def evaluate_with_hessian(objective: Any, params: Any, dtype: Any = None, exact: Any = None) -> tuple[Point, jax.Array]:
     """The point at ``params``, and the Hessian of the smooth part as a matrix in the order of the raveled parameters.
 
-    An objective may have ``value_gradient_hessian(params, dtype)``, which gives all three at once, its products in
-    ``dtype``; otherwise the Hessian is JAX's derivative of the gradient.
+    An objective may have ``value_gradient_hessian(params)``, which gives all three at once; if it is to be asked for a
+    ``dtype`` of the Hessian's products, which does not hold where ``exact`` is given and true,
+    ``value_gradient_hessian(params, dtype, exact)``. Otherwise the Hessian is JAX's derivative of the gradient.
     """
     if hasattr(objective, "value_gradient_hessian"):
-        value, gradient, hessian = objective.value_gradient_hessian(params, dtype)
+        asked = () if dtype is None else (dtype, exact)
+        value, gradient, hessian = objective.value_gradient_hessian(params, *asked)
         return _penalized(objective, as_point(params, value, gradient)), hessian
     flat, unravel = ravel_pytree(params)
 

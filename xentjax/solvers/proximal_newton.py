@@ -73,6 +73,11 @@ class ProximalNewton:
     hessian_dtype: str | None = dataclasses.field(default=None, metadata={"static": True})
     handles_l1: ClassVar[bool] = True
 
+    @property
+    def _unit(self) -> float | None:
+        """The unit of the rounding of the Hessian's entries; None for that of their dtype."""
+        return None if self.hessian_dtype is None else float(jnp.finfo(self.hessian_dtype).eps)
+
     def init(self, objective: Any, point: Point) -> ProximalCurvature:
         return self.at(evaluate_with_hessian(objective, point.params, self.hessian_dtype)[1])
 
@@ -90,14 +95,13 @@ class ProximalNewton:
         factors = flat_factors(objective, point.params)
         norm = largest_component(residual(objective, point))
         if l1_factors(objective, point.params) is None:
-            direction = -solve_positive(state.hessian, gradient, self.hessian_dtype)
+            direction = -solve_positive(state.hessian, gradient, self._unit)
         else:
             hessian = state.hessian
-            if self.hessian_dtype is not None:
-                more = _DAMPING * jnp.finfo(self.hessian_dtype).eps * jnp.diagonal(hessian)
-                hessian = hessian + jnp.diag(more)
+            if self._unit is not None:
+                hessian = hessian + jnp.diag(_DAMPING * self._unit * jnp.diagonal(hessian))
             model = _Model(hessian, gradient, factors, start)
-            direction = _minimum(model, _INEXACT * norm, self.hessian_dtype) - start
+            direction = _minimum(model, _INEXACT * norm, self._unit) - start
         # How much the objective would fall if it were linear but for its kinks: at least directionᵀ H direction.
         slope = jnp.vdot(gradient, direction) + absolute(factors, start + direction) - absolute(factors, start)
         rounding = 16 * jnp.finfo(start.dtype).eps * jnp.abs(point.value)
@@ -157,7 +161,7 @@ class _Model(NamedTuple):
         return largest_component(smallest_subgradient(slope, params, self.factors))
 
 
-def _minimum(model: _Model, tol: Any, dtype: Any) -> jax.Array:
+def _minimum(model: _Model, tol: Any, unit: Any) -> jax.Array:
     """Where the model is least, but for ``tol`` in its smallest subgradient."""
     size = model.start.size
 
@@ -168,7 +172,7 @@ def _minimum(model: _Model, tol: Any, dtype: Any) -> jax.Array:
     def one_round(state: Any) -> Any:
         params, slope, _, rounds = state
         params, slope = _swept(model, params, slope, max(size // _SWEPT, 1))
-        params, slope = _solved_on_support(model, params, slope, dtype)
+        params, slope = _solved_on_support(model, params, slope, unit)
         return params, slope, model.distance(params, slope), rounds + 1
 
     first = model.start, model.gradient, model.distance(model.start, model.gradient), jnp.zeros((), jnp.int32)
@@ -194,7 +198,7 @@ def _swept(model: _Model, params: Any, slope: Any, sweeps: int) -> tuple[Any, An
     return jax.lax.fori_loop(0, sweeps * size, move, (params, slope))
 
 
-def _solved_on_support(model: _Model, params: Any, slope: Any, dtype: Any) -> tuple[Any, Any]:
+def _solved_on_support(model: _Model, params: Any, slope: Any, unit: Any) -> tuple[Any, Any]:
     """The least point of the model for parameters that are not 0, but for those that become 0 on the way there.
 
     It ends with a step that no parameter cuts short. To go on with a sweep after each cut would let parameters that
@@ -203,18 +207,18 @@ def _solved_on_support(model: _Model, params: Any, slope: Any, dtype: Any) -> tu
 
     def step(state: Any) -> Any:
         params, slope, _, steps = state
-        params, is_cut = _toward_least(model, params, slope, dtype)
+        params, is_cut = _toward_least(model, params, slope, unit)
         return params, model.slope(params), is_cut, steps + 1
 
     first = params, slope, jnp.ones((), bool), jnp.zeros((), jnp.int32)
     return jax.lax.while_loop(lambda state: state[2] & (state[3] <= params.size), step, first)[:2]
 
 
-def _toward_least(model: _Model, params: Any, slope: Any, dtype: Any) -> tuple[Any, Any]:
+def _toward_least(model: _Model, params: Any, slope: Any, unit: Any) -> tuple[Any, Any]:
     """The parameters after a step toward that point, cut where the first becomes 0; and whether it was cut."""
     moves = support(params, model.factors)
     pull = jnp.where(moves, slope + model.factors * jnp.sign(params), 0)
-    change = -solve_factored(damped_factor(on_support(model.hessian, moves), dtype), pull)
+    change = -solve_factored(damped_factor(on_support(model.hessian, moves), unit), pull)
     change = jnp.where(moves, change, 0)
     crosses = moves & (model.factors > 0) & (params * (params + change) <= 0)
     reach = jnp.where(crosses, -params / jnp.where(crosses, change, 1), jnp.inf)

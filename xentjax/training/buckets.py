@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from xentjax.models.logistic import LogisticParams
@@ -41,7 +40,7 @@ def padded(objective: LogisticObjective, dtype: Any) -> LogisticObjective:
         return objective
     n, d = objective.x.shape
     rows, columns = bucket(n, least=32), bucket(d, least=4)
-    if rows * columns > SMALL or jax.tree.leaves(objective.x)[0].devices() != jnp.zeros(()).devices():
+    if rows * columns > SMALL or jax.tree.leaves(objective.x)[0].devices() != jax.device_put(0).devices():
         return objective
     weights = np.ones(n, dtype) if objective.weights is None else objective.weights
     return dataclasses.replace(
@@ -68,21 +67,30 @@ def padded_params(params: LogisticParams, columns: int) -> LogisticParams:
 
 def without_padding(fit: LogisticFit, columns: int, steps: int) -> LogisticFit:
     """The fit of a problem from that of the same with more columns, and a history of so many steps."""
-    fit = jax.device_get(fit)
-    shorter = lambda params: params._replace(weights=params.weights[:columns])
     padded, each = fit.params.weights.shape[0], fit.params.bias.size
     kept = np.r_[: columns * each, padded * each : (padded + 1) * each]
     of_kept = lambda matrix: None if matrix is None else matrix[np.ix_(kept, kept)]
-    return jax.device_put(
-        dataclasses.replace(
-            fit,
-            params=shorter(fit.params),
-            history=jax.tree.map(lambda values: values[:steps], fit.history),
-            direction=shorter(fit.direction),
-            dependent=fit.dependent[:columns],
-            covariance=of_kept(fit.covariance),
-            robust_covariance=of_kept(fit.robust_covariance),
-        ),
+    longer = {
+        "weights": fit.params.weights,
+        "direction": fit.direction.weights,
+        "dependent": fit.dependent,
+        "history": fit.history,
+        "covariances": (fit.covariance, fit.robust_covariance),
+    }
+    # Cut by NumPy, as JAX would compile a program for each shape; what has its shape already stays where it is.
+    longer = jax.device_get(longer)
+    cut = {name: longer[name][:columns] for name in ("weights", "direction", "dependent")}
+    cut["history"] = jax.tree.map(lambda values: values[:steps], longer["history"])
+    cut["covariances"] = tuple(map(of_kept, longer["covariances"]))
+    cut = jax.device_put(cut)
+    return dataclasses.replace(
+        fit,
+        params=fit.params._replace(weights=cut["weights"]),
+        history=cut["history"],
+        direction=fit.direction._replace(weights=cut["direction"]),
+        dependent=cut["dependent"],
+        covariance=cut["covariances"][0],
+        robust_covariance=cut["covariances"][1],
     )
 
 

@@ -29,30 +29,32 @@ Delimiter = Annotated[str, AfterValidator(delimits)]
 
 
 class DataConfig(Table):
-    """The examples: a data set that scikit-learn ships (``source``) or a CSV or Parquet file of the user's (``path``).
+    """The examples: a data set out of a package (``source``) or a CSV or Parquet file of the user's (``path``).
 
     A relative ``path`` is relative to the config file. ``features`` are the columns to learn from (default: every
-    column but the target), ``categorical`` those of them that are one-hot encoded, ``classes`` the allowed values of
-    the target in their order (default: those found, sorted).
+    column but the target), ``categorical`` those of them that are one-hot encoded (with ``drop_first`` without a
+    feature for the first category), ``classes`` the allowed values of the target in their order (default: those found,
+    sorted). All sources come with scikit-learn but ``flights``, which the extra of that name brings.
     """
 
-    source: Literal["digits", "breast_cancer", "iris", "wine"] | None = None
+    source: Literal["digits", "breast_cancer", "iris", "wine", "flights"] | None = None
     path: str | None = None
     target: str | None = None
     features: list[str] | None = Field(default=None, min_length=1)
     categorical: list[str] = Field(default=[])
     classes: list[str] | None = Field(default=None, min_length=2)
     delimiter: Delimiter = ","
+    drop_first: bool = False
     standardize: bool = True
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
 
     @check_model(mode="after")
     def _one_origin(self) -> DataConfig:
         if (self.source is None) == (self.path is None):
-            raise ValueError("needs either source (a data set of scikit-learn's) or path (a CSV or Parquet file)")
+            raise ValueError("needs either source (a data set out of a package) or path (a CSV or Parquet file)")
         if self.path is not None and self.target is None:
             raise ValueError("needs target, the name of the column to predict")
-        for name in ("target", "features", "categorical", "classes", "delimiter"):
+        for name in ("target", "categorical", "classes", "delimiter"):
             if self.source is not None and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"takes {name} with path only, not with source = {self.source!r}")
         for name in ("features", "categorical", "classes"):
@@ -107,13 +109,18 @@ class ManyConfig(Table):
         return self
 
 
-class FitConfig(Table):
-    """A training run: ``xentjax fit FILE``."""
+class RunConfig(Table):
+    """What training runs and regressions have in common."""
 
     name: str = Field(pattern=r"^[\w.+-]*\w[\w.+-]*$")
     seed: Seed = 0
     precision: Literal["float32", "float64"] = "float32"
     data: DataConfig
+
+
+class FitConfig(RunConfig):
+    """A training run by steps of a solver: ``xentjax fit FILE``."""
+
     model: ModelConfig = ModelConfig()
     many: ManyConfig | None = None
     solver: SolverConfig

@@ -11,31 +11,57 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
-from xentjax.training.config import FitConfig
+from xentjax.training.config import FitConfig, RunConfig
 from xentjax.training.config_table import Table
-from xentjax.training.errors import UserError, did_you_mean
+from xentjax.training.errors import UserError, did_you_mean, listed
+from xentjax.training.regression_config import REGRESSION_SOLVERS, RegressionConfig
 from xentjax.training.solver import SOLVER_NAMES
 
 Config = TypeVar("Config", bound=Table)
 
-#: Of the tables, only that of the solver is known by its name.
-_alternatives = " or ".join(map(repr, SOLVER_NAMES))
+#: The solvers of each kind of run.
+_SOLVERS: dict[type[Table], tuple[str, ...]] = {FitConfig: SOLVER_NAMES, RegressionConfig: REGRESSION_SOLVERS}
 
 # -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_run(path: str | Path, overrides: Sequence[str] = ()) -> FitConfig | RegressionConfig:
+    """The config of a run, as :func:`read_config`: which kind of run it is, the solver's name says.
+
+    Without a solver it is a regression.
+    """
+    raw = _read(path, overrides)
+    if _solver_name(raw) in REGRESSION_SOLVERS:
+        return validate(raw, RegressionConfig, str(path), overrides)
+    return validate(raw, FitConfig, str(path), overrides)
+
+
+def _solver_name(raw: Mapping[str, Any]) -> Any:
+    """The name of a run's solver; None where it has none."""
+    solver = raw.get("solver", {"name": "auto"})
+    return solver.get("name") if isinstance(solver, dict) else None
 
 
 def read_config(path: str | Path | None, overrides: Sequence[str] = (), kind: type[Config] = FitConfig) -> Config:  # type: ignore[assignment]
     """The config in a TOML file (or, without a file, the defaults) with ``key.path=value`` overrides, or UserError.
 
-    A ``name`` that is missing is the file's; a relative ``data.path`` is made absolute from where the file is.
+    For a run, a ``name`` that is missing is the file's; a relative ``data.path`` is made absolute from where the file
+    is.
     """
+    if path is not None and issubclass(kind, RunConfig):
+        return validate(_read(path, overrides), kind, str(path), overrides)
     raw = {} if path is None else _read_toml(Path(path))
-    if kind is FitConfig and path is not None:
-        raw.setdefault("name", Path(path).stem)
-        data = raw.get("data")
-        if isinstance(data, dict) and isinstance(data.get("path"), str):
-            data["path"] = str((Path(path).parent / data["path"]).resolve())
     return validate(override(raw, overrides), kind, str(path or "defaults"), overrides)
+
+
+def _read(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The raw config of a run."""
+    raw = _read_toml(Path(path))
+    raw.setdefault("name", Path(path).stem)
+    data = raw.get("data")
+    if isinstance(data, dict) and isinstance(data.get("path"), str):
+        data["path"] = str((Path(path).parent / data["path"]).resolve())
+    return override(raw, overrides)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -84,7 +110,7 @@ def validate(raw: Mapping[str, Any], kind: type[Config], place: str, overrides: 
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
         first = _key(problems[0], raw)
-        alternatives = dict.fromkeys(_problem(p, kind, first) for p in problems if _key(p, raw) == first)
+        alternatives = dict.fromkeys(_problem(p, kind, first, raw) for p in problems if _key(p, raw) == first)
         message = " or ".join(alternatives) + _got(problems[0])
         place = _place(first, place, [item.partition("=")[0].strip() for item in overrides])
         raise UserError(f"{place}: {first}{' ' if first else ''}{message}") from error
@@ -110,18 +136,22 @@ def _key(problem: Any, raw: Any) -> str:
     return key
 
 
-def _problem(problem: Any, kind: type[Table], key: str) -> str:
+def _problem(problem: Any, kind: type[Table], key: str, raw: Mapping[str, Any]) -> str:
     message, name = problem["msg"], key.rpartition(".")[2]
     match problem["type"]:
         case "extra_forbidden":
-            siblings, elsewhere = _keys(kind, re.sub(r"\[\d+\]", "", key).rpartition(".")[0])
+            parent = re.sub(r"\[\d+\]", "", key).rpartition(".")[0]
+            siblings, elsewhere = _keys(kind, parent)
+            for other, solvers in _SOLVERS.items():
+                if kind in _SOLVERS and kind is not other and name in _keys(other, parent)[0]:
+                    return f"does not go with solver.name {_solver_name(raw)!r}, only with {listed(solvers)}"
             return f"is an unknown key{did_you_mean(name, siblings) or did_you_mean(name, elsewhere)}"
         case "missing":
             return "is missing, but required"
         case "union_tag_not_found":
-            return f"needs a name: {_alternatives}"
+            return f"needs a name: {_solvers(kind)}"
         case "union_tag_invalid":
-            return f"must have the name {_alternatives}, got {problem['input'].get('name')!r}"
+            return f"must have the name {_solvers(kind)}, got {problem['input'].get('name')!r}"
         case "string_pattern_mismatch":
             return "must be made of letters, digits and . _ + -"
         case "model_type" | "model_attributes_type" | "dict_type":
@@ -130,6 +160,11 @@ def _problem(problem: Any, kind: type[Table], key: str) -> str:
             return message.removeprefix("Value error, ")
     message = message.replace("Input should be", "must be").replace("List should have", "must have")
     return re.sub(r" after validation, not \d+$", "", message)
+
+
+def _solvers(kind: type[Table]) -> str:
+    """The names that the table of a solver may have: of all tables, only that is known by its name."""
+    return listed((*SOLVER_NAMES, *REGRESSION_SOLVERS) if issubclass(kind, RunConfig) else SOLVER_NAMES)
 
 
 def _got(problem: Any) -> str:

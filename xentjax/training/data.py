@@ -6,6 +6,7 @@ are all that the file has: one that only the test examples have is known, and it
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -16,7 +17,8 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from xentjax.training.config import DataConfig, Delimiter
 from xentjax.training.errors import UserError, did_you_mean
-from xentjax.training.table import TableFile, numbers, open_table, texts
+from xentjax.training.flights import CLASSES, late_flights
+from xentjax.training.table import TableFile, has, numbers, open_table, texts
 
 Array = np.ndarray[Any, Any]
 
@@ -30,7 +32,7 @@ class Examples:
     labels: Array
     classes: tuple[str, ...]
     table: TableFile | None
-    """The file that they come from, for errors that name a line; None for a data set of scikit-learn's."""
+    """The file that they come from, for errors that name a line; None for a data set out of a package."""
 
     def place(self, row: int, column: str) -> str:
         return f"example {row + 1}, column {column!r}" if self.table is None else self.table.place(row, column)
@@ -38,9 +40,21 @@ class Examples:
 
 def load_examples(config: DataConfig) -> Examples:
     """Read the examples that the config names, or raise UserError."""
-    return (
-        _from_sklearn(config) if config.path is None else _from_file(config, open_table(config.path, config.delimiter))
-    )
+    if config.path is not None:
+        return _from_file(config, open_table(config.path, config.delimiter))
+    examples = _from_flights() if config.source == "flights" else _from_sklearn(config)
+    if config.features is None:
+        return examples
+    for name in config.features:
+        if name not in examples.columns:
+            hint = did_you_mean(name, list(examples.columns))
+            raise UserError(f"data.features: {config.source} has no column {name!r}{hint or has(examples.columns)}")
+    return dataclasses.replace(examples, columns={name: examples.columns[name] for name in config.features})
+
+
+def _from_flights() -> Examples:
+    columns, late = late_flights()
+    return Examples(columns, late, CLASSES, None)
 
 
 def _from_sklearn(config: DataConfig) -> Examples:
@@ -176,14 +190,26 @@ class NumericColumn:
     scale: PositiveFloat
     kind: Literal["numeric"] = "numeric"
 
+    @property
+    def features(self) -> list[str]:
+        return [self.name]
+
 
 @checked_dataclass(frozen=True, config=_CHECKED)
 class CategoricalColumn:
-    """As many features as there are categories: 1 for the one that is there, 0 for the others."""
+    """As many features as there are categories: 1 for the one that is there, 0 for the others.
+
+    With ``drop_first`` the first category has no feature.
+    """
 
     name: str
     categories: Annotated[tuple[str, ...], AfterValidator(_sorted)]
+    drop_first: bool = False
     kind: Literal["categorical"] = "categorical"
+
+    @property
+    def features(self) -> list[str]:
+        return [f"{self.name}={category}" for category in self.categories[self.drop_first :]]
 
 
 @checked_dataclass(frozen=True, config=_CHECKED)
@@ -202,7 +228,7 @@ class Encoder:
         columns: list[NumericColumn | CategoricalColumn] = []
         for name, values in examples.columns.items():
             if values.dtype.kind != "f":
-                columns.append(CategoricalColumn(name, tuple(np.unique(values).tolist())))
+                columns.append(CategoricalColumn(name, tuple(np.unique(values).tolist()), config.drop_first))
             elif config.standardize:
                 columns.append(NumericColumn(name, *_mean_and_scale(values[rows])))
             else:
@@ -212,15 +238,12 @@ class Encoder:
     @property
     def feature_names(self) -> list[str]:
         """One for each column of the matrix."""
-        return [
-            name
-            for column in self.columns
-            for name in (
-                [column.name]
-                if isinstance(column, NumericColumn)
-                else [f"{column.name}={category}" for category in column.categories]
-            )
-        ]
+        return [name for column in self.columns for name in column.features]
+
+    @property
+    def of_categories(self) -> list[bool]:
+        """For each column of the matrix whether it is 1 for a category and 0 for the others."""
+        return [isinstance(column, CategoricalColumn) for column in self.columns for _ in column.features]
 
     def matrix(self, examples: Examples) -> Array:
         """The features ``[n, d]`` of all examples, or UserError for a category that was not there in training."""
@@ -238,7 +261,7 @@ class Encoder:
                 raise UserError(
                     f"{examples.place(row, column.name)}: category {str(values[row])!r} was not in training{hint}"
                 )
-            blocks.append(np.eye(len(known), dtype=self.dtype)[at])
+            blocks.append(np.eye(len(known), dtype=self.dtype)[at, column.drop_first :])
         return np.concatenate(blocks, axis=1)
 
     def _scaled(self, examples: Examples, column: NumericColumn, values: Array) -> Array:

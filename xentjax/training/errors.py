@@ -21,3 +21,9 @@ def did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
         return ""
     full = known[close[0]] if isinstance(known, Mapping) and isinstance(known[close[0]], str) else close[0]
     return f"; did you mean {full}?"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names between which to choose: 'a', 'b' or 'c'."""
+    *others, last = map(repr, names)
+    return f"{', '.join(others)} or {last}" if others else last

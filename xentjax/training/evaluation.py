@@ -18,6 +18,7 @@ from xentjax.measures.divergence import kl_divergence
 from xentjax.measures.entropy import binary_entropy_from_logits
 from xentjax.measures.logits import entropy_from_logits
 from xentjax.models.logistic import LogisticParams, predict_logits, predict_proba
+from xentjax.solvers.kept import kept
 
 Array = np.ndarray[Any, Any]
 
@@ -113,7 +114,7 @@ def _evaluation(loss: Array, entropies: Array, probabilities: Array, labels: Arr
     counts = np.bincount(labels, minlength=num_classes).astype(float)
     mean_prediction = probabilities.mean(axis=0) / probabilities.mean(axis=0).sum()
     with jax.enable_x64(True):
-        entropy, divergence = _of_frequencies(jnp.asarray(counts), jnp.asarray(mean_prediction))
+        entropy, divergence = _of_frequencies(counts, mean_prediction)
     confusion = np.zeros((num_classes, num_classes), int)
     np.add.at(confusion, (labels, predicted), 1)
     correct = predicted == labels
@@ -123,19 +124,19 @@ def _evaluation(loss: Array, entropies: Array, probabilities: Array, labels: Arr
         accuracy=float(np.mean(correct)),
         entropy_of_labels=float(entropy),
         entropy_of_predictions=float(np.mean(entropies)),
-        divergence=float(divergence),
+        divergence=max(float(divergence), 0.0),  # a mean that sums to 1 but for rounding can be as far below
         calibration=calibration(probabilities[np.arange(len(labels)), predicted], correct),
         confusion=confusion,
     )
 
 
-@jax.jit
+@kept()
 def _of_frequencies(counts: Any, mean_prediction: Any) -> tuple[Any, Any]:
     """The entropy of the labels, and the divergence of the mean prediction from their frequencies."""
     return entropy_of_counts(counts), kl_divergence(counts / jnp.sum(counts), mean_prediction)
 
 
-@jax.jit
+@kept()
 def _predictions(params: LogisticParams, x: Any, labels: Any) -> tuple[Any, Any, Any]:
     """Loss and entropy of each prediction, and the probability of each class."""
     logits = predict_logits(params, x)

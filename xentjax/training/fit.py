@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,10 +15,11 @@ from xentjax.core import policy
 from xentjax.models import one_pass
 from xentjax.models.logistic import LogisticParams, check_arguments, params_as_arrays
 from xentjax.models.objective import LogisticObjective
-from xentjax.models.sparse import SparseRows, as_features, is_sparse
+from xentjax.models.sparse import SparseRows, is_sparse
 from xentjax.solvers import checks
 from xentjax.solvers.compiled import join, separate
-from xentjax.solvers.minimize import Solver
+from xentjax.solvers.kept import kept
+from xentjax.solvers.minimize import History, Solver
 from xentjax.solvers.penalty import require_ability
 from xentjax.training import buckets
 from xentjax.training.certificate import Inverse, as_it_is, explained, with_covariances
@@ -111,7 +111,7 @@ def fit_logistic(
     if tol is not None:
         checks.require_tolerance(tol)
     size = shapes.weights.size + shapes.bias.size
-    name, made, reason = chosen_solver("fit_logistic", solver, objective, shapes)
+    name, made, reason = chosen_solver("fit_logistic", solver, objective, shapes, has_init=init is not None)
     require_ability(made, objective, shapes)
     if init is not None:
         init = params_as_arrays("fit_logistic", "init", init)
@@ -122,7 +122,7 @@ def fit_logistic(
     with_inference = (size <= _INFERENCE and objective.l1 is None) if inference is None else inference
     penalized = _known(objective.l2) and bool(np.all(np.asarray(objective.l2) > 0))
     matrix_free = size > (_DENSE_PENALIZED if penalized else _DENSE) and not with_inference
-    how = _How(name, buckets.bucket(steps, least=128), matrix_free)
+    how = _How(name, buckets.bucket(steps, least=128), matrix_free, exact=with_inference or not penalized)
     columns, problem = objective.x.shape[1], buckets.padded(objective, shapes.bias.dtype)
     if problem is not objective:
         wider = problem.x.shape[1]
@@ -134,7 +134,14 @@ def fit_logistic(
     fit = dataclasses.replace(_certified(problem, fit, inside, with_inference), reason=reason)
     if problem is not objective:
         return buckets.without_padding(fit, columns, steps)
-    return dataclasses.replace(fit, history=jax.tree.map(lambda values: values[:steps], fit.history))
+    return dataclasses.replace(fit, history=_first(fit.history, steps))
+
+
+def _first(history: History, steps: int) -> History:
+    """Its first so many entries. (JAX compiles a program for each number of them.)"""
+    if not _known(history.value):
+        return jax.tree.map(lambda values: values[:steps], history)
+    return jax.device_put(jax.tree.map(lambda values: np.asarray(values)[:steps], history))
 
 
 class _How(NamedTuple):
@@ -143,19 +150,21 @@ class _How(NamedTuple):
     name: str
     longest: int
     matrix_free: bool
+    exact: bool
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
+@kept(0, 2)
 def _solved(static: Any, data: Any, how: _How) -> tuple[LogisticFit, Inside]:
     objective, solver, init, shapes, tol, max_steps, columns = join(static, data)
-    return solve(objective, solver, init, tol, shapes=shapes, max_steps=max_steps, columns=columns, **how._asdict())
+    settings = how._asdict() | {"shapes": shapes, "max_steps": max_steps, "columns": columns}
+    return solve(objective, solver, init, tol, **settings)
 
 
 def _certified(objective: LogisticObjective, fit: LogisticFit, inside: Inside, with_inference: bool) -> LogisticFit:
     """The fit, explained where it is doubtful, and with covariances where they are asked for."""
-    if isinstance(inside.moving, jax.core.Tracer):
-        certain, doubtful = (lambda: as_it_is(fit, inside)), (lambda: explained(objective, fit, inside))
-        fit, inside, inverse = jax.lax.cond(inside.doubtful, doubtful, certain)
+    if isinstance(inside.doubtful, jax.core.Tracer):
+        certain, uncertain = (lambda: as_it_is(fit, inside)), (lambda: explained(objective, fit, inside))
+        fit, inside, inverse = jax.lax.cond(inside.doubtful, uncertain, certain)
         return with_covariances(objective, fit, inside, inverse) if with_inference else fit
     # What few fits need is a program of its own, so that the others do not wait for its compilation.
     if bool(inside.doubtful):
@@ -164,12 +173,12 @@ def _certified(objective: LogisticObjective, fit: LogisticFit, inside: Inside, w
     return _with_covariances(*separate((objective, fit, inside, None))) if with_inference else fit
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@kept(0)
 def _explained(static: Any, data: Any) -> tuple[LogisticFit, Inside, Inverse]:
     return explained(*join(static, data))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@kept(0)
 def _with_covariances(static: Any, data: Any) -> LogisticFit:
     objective, fit, inside, inverse = join(static, data)
     if inverse is None:
@@ -200,11 +209,16 @@ def checked_objective(
     name = "fit_logistic"
     if is_sparse(x) and not isinstance(x, SparseRows):
         x = SparseRows.of(x, one_pass.block_rows(x.shape[1], x.dtype))
-    x, y, l2 = as_features(name, x), policy.as_array(name, "y", y), policy.as_array(name, "l2", l2)
+    # Each operation of JAX's would be a program for each shape: what is NumPy's stays so until it has its dtype.
+    if isinstance(x, np.ndarray) and x.dtype.kind in "biu":
+        x = x.astype(float)
+    if isinstance(y, np.ndarray) and y.dtype.kind == "b":
+        y = y.astype(np.int32)
     l1 = None if isinstance(l1, (int, float)) and l1 == 0 else l1
+    array = lambda n, v: policy.as_array(name, n, v, policy.copied)
+    x, y, l2 = x if isinstance(x, SparseRows) else array("x", x), array("y", y), array("l2", l2)
     weights, offset, l1 = (
-        None if v is None else policy.as_array(name, n, v)
-        for n, v in (("weights", weights), ("offset", offset), ("l1", l1))
+        None if v is None else array(n, v) for n, v in (("weights", weights), ("offset", offset), ("l1", l1))
     )
     if not isinstance(fit_intercept, bool):
         raise TypeError(f"{name}: fit_intercept must be True or False, got {fit_intercept!r}")
@@ -217,10 +231,12 @@ def checked_objective(
     if y.dtype == jnp.bool_:
         y = y.astype(jnp.int32)
     # One program for numbers of Python's and of numpy's.
-    l1 = None if l1 is None else l1.astype(policy.compute_dtype(x.dtype))
+    dtype = policy.compute_dtype(x.dtype)
+    if l1 is not None:
+        l1 = policy.copied(np.asarray(l1).astype(dtype)) if _known(l1) else l1.astype(dtype)
     _require_values(x, y, l2, l1, weights, offset)
     objective = LogisticObjective(x, y, l2, weights, offset, l1, fit_intercept=fit_intercept, num_classes=num_classes)
-    shapes = objective.init(name)
+    shapes = objective.shapes(name)
     check_arguments(name, shapes, x, y, l2, weights, offset)
     if l1 is not None and l1.shape not in ((), x.shape[1:]):
         raise ValueError(f"{name}: l1 has shape {l1.shape}, but needs () or {x.shape[1:]}, one for each feature")
@@ -246,11 +262,15 @@ def _require_values(x: Any, y: Any, l2: Any, l1: Any, weights: Any, offset: Any)
         _require_all(np.isfinite(x.entries), "x.data", x.entries, "finite")
     for name, values in (("x", None if isinstance(x, SparseRows) else x), ("y", y), ("offset", offset)):
         if values is not None and _known(values, weights) and policy.is_float(values):
-            # One pass on the device tells that all is well; where it is not, the first place is looked for. (JAX would
-            # compile a program for each shape of small arrays.)
-            small = values.size <= buckets.SMALL and values.dtype.itemsize > 2
-            if not small and bool(jnp.all(jnp.isfinite(values))):
-                continue
+            # One pass on the device tells that all is well; where it is not, the first place is looked for. (On a CPU
+            # JAX would compile a program for each shape, and NumPy has the same memory.)
+            if values.dtype.itemsize == 2 or jax.default_backend() != "cpu":
+                if bool(jnp.all(jnp.isfinite(values))):
+                    continue
+            else:
+                with np.errstate(all="ignore"):
+                    if np.isfinite(np.sum(np.asarray(values))):
+                        continue
             numbers = np.asarray(values.astype(jnp.float32) if values.dtype.itemsize == 2 else values)
             finite = np.isfinite(numbers)
             if counts is not None:
@@ -278,24 +298,27 @@ def _with_class_weight(objective: LogisticObjective, shapes: LogisticParams, cla
     if policy.is_float(y):
         raise TypeError(f"fit_logistic: class_weight needs labels that are integers, got y of dtype {y.dtype}")
     dtype = shapes.bias.dtype
-    own = jnp.ones(y.shape, dtype) if objective.weights is None else objective.weights.astype(dtype)
+    # By NumPy, where the numbers are known: JAX would compile programs for each shape.
+    xp: Any = np if _known(y, objective.weights, class_weight) else jnp
+    own = xp.ones(y.shape, dtype) if objective.weights is None else xp.asarray(objective.weights, dtype)
+    y = xp.where(own > 0, xp.asarray(y), 0)  # what is in a row that does not count may be no class
     if isinstance(class_weight, str):
         if class_weight != "balanced":
             raise ValueError(f"fit_logistic: class_weight must be 'balanced', a mapping or [K], got {class_weight!r}")
-        counts = jnp.zeros(k, dtype).at[y].add(own)
-        factors = jnp.sum(counts) / (k * jnp.where(counts == 0, 1, counts))
+        counts = np.bincount(y, own, k).astype(dtype) if xp is np else jnp.zeros(k, dtype).at[y].add(own)
+        factors = counts.sum() / (k * xp.where(counts == 0, 1, counts))
     elif isinstance(class_weight, Mapping):
         unknown = [c for c in class_weight if c not in range(k)]
         if unknown:
             raise ValueError(f"fit_logistic: class_weight names class {unknown[0]!r}; there are 0 to {k - 1}")
-        factors = jnp.asarray([class_weight.get(c, 1.0) for c in range(k)], dtype)
+        factors = xp.asarray([class_weight.get(c, 1.0) for c in range(k)], dtype)
     else:
-        factors = policy.as_array("fit_logistic", "class_weight", class_weight).astype(dtype)
+        factors = xp.asarray(policy.as_array("fit_logistic", "class_weight", class_weight, policy.copied), dtype)
         policy.require_shape("fit_logistic", "class_weight", factors.shape, (k,), "one factor for each class")
     if _known(factors):
         numbers = np.asarray(factors)
         _require_all(np.isfinite(numbers) & (numbers >= 0), "class_weight", numbers, "finite and 0 or more")
-    return dataclasses.replace(objective, weights=own * factors[y])
+    return dataclasses.replace(objective, weights=policy.copied(own * factors[y]))
 
 
 def _require_classes(objective: LogisticObjective, shapes: LogisticParams) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from jax.typing import ArrayLike
 from xentjax.core import policy
 from xentjax.solvers import checks
 from xentjax.solvers.compiled import join, separate
+from xentjax.solvers.kept import kept
 from xentjax.solvers.minimize import Solver
 from xentjax.training import buckets
 from xentjax.training.fit import checked_objective, fit_logistic
@@ -127,7 +127,7 @@ def fit_many(
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
+@kept(0, 2)
 def _chunk(static: Any, data: Any, settings: tuple[tuple[str, Any], ...]) -> LogisticFit:
     own, shared, solver, tol = join(static, data)
 

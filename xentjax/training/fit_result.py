@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -91,25 +91,29 @@ class LogisticFit:
     @property
     def message(self) -> str:
         """The status in words, with what to do, and the columns or classes that are concerned."""
+        return self.explanation()
+
+    def explanation(self, names: Sequence[str] | None = None, classes: Sequence[str] | None = None) -> str:
+        """The message with the names of features and classes, by default their numbers."""
         text = self.status.message
         if np.ndim(self.status.code) == 0:
             if self.status == "rank_deficient":
-                text += f". Columns that depend on others: {_numbers(np.flatnonzero(np.asarray(self.dependent)))}"
+                text += f". Columns that depend on others: {_named(np.flatnonzero(np.asarray(self.dependent)), names)}"
             if self.status == "separated":
-                text += ". " + self._separation()
+                text += ". " + self._separation(names, classes)
         return text
 
-    def _separation(self) -> str:
+    def _separation(self, names: Sequence[str] | None, classes: Sequence[str] | None) -> str:
         weights = np.abs(np.asarray(self.direction.weights))
         if np.isnan(weights).any() or weights.size == 0:
             return "A class has no row with a weight above 0"
         how = "completely" if bool(self.completely_separated) else "but for ties"
         of_features = weights if weights.ndim == 1 else weights.max(axis=1)
-        text = f"Separated {how} by columns {_numbers(np.flatnonzero(of_features))}"
+        text = f"Separated {how} by columns {_named(np.flatnonzero(of_features), names)}"
         if weights.ndim == 2:
             table = np.vstack([np.asarray(self.direction.weights), np.asarray(self.direction.bias)])
             apart = np.flatnonzero(np.abs(table - np.median(table, axis=1, keepdims=True)).max(axis=0) > 1e-6)
-            text += f" (classes {_numbers(apart)})"
+            text += f" (classes {_named(apart, classes)})"
         return text
 
     @property
@@ -234,31 +238,39 @@ class LogisticFit:
         return self.degrees_of_freedom * jnp.log(self.num_observations) - 2 * self.log_likelihood
 
     @_as_the_fit
-    def summary(self, names: Any = None, *, level: float = 0.95, robust: bool = False) -> str:
+    def summary(
+        self, names: Any = None, *, level: float = 0.95, robust: bool = False, classes: Sequence[str] | None = None
+    ) -> str:
         """A table of the fit: how it ended, how well it fits, and each coefficient with its error.
 
         Args:
           names: of the features, by default x0, x1, ...
           level: of the confidence intervals.
           robust: whether errors are those that hold whatever the distribution of y.
+          classes: their names, by default their numbers.
 
         Raises:
-          ValueError: it is not one fit but many, or there is not a name for each feature.
+          ValueError: it is not one fit but many, or there is not a name for each feature or class.
         """
-        return summary_of(self, names, level, robust)
+        return summary_of(self, names, level, robust, classes)
 
 
-def summary_of(fit: LogisticFit, names: Any, level: float, robust: bool) -> str:
+def summary_of(fit: LogisticFit, names: Any, level: float, robust: bool, classes: Sequence[str] | None) -> str:
     if np.ndim(fit.status.code):
         raise ValueError("summary: these are many fits: take one of them, fits[i]")
     weights, bias = np.asarray(fit.params.weights), np.asarray(fit.params.bias)
     names = [f"x{j}" for j in range(len(weights))] if names is None else list(names)
     if len(names) != len(weights):
         raise ValueError(f"summary: got {len(names)} names for {len(weights)} features")
+    if classes is not None and len(classes) != max(bias.size, 2):
+        raise ValueError(f"summary: got {len(classes)} names for {max(bias.size, 2)} classes")
     kind = "Logistic regression" if weights.ndim == 1 else f"Softmax regression, {bias.size} classes"
-    width = 80
+    if classes is not None and weights.ndim == 1:
+        kind += f" of {classes[1]} against {classes[0]}"
+    labels = Labels.of(names)
+    width = labels.width + 62
     head = [
-        ("status", str(fit.status), "observations", f"{float(fit.num_observations):g}"),
+        ("status", str(fit.status), "observations", f"{float(fit.num_observations):.10g}"),
         ("solver", fit.solver, "degrees of freedom", f"{float(fit.degrees_of_freedom):.6g}"),
         ("steps", str(int(fit.steps)), "log-likelihood", f"{float(fit.log_likelihood):.6g}"),
         ("objective", f"{float(fit.objective):.8g}", "of the null model", f"{float(fit.null_log_likelihood):.6g}"),
@@ -266,43 +278,60 @@ def summary_of(fit: LogisticFit, names: Any, level: float, robust: bool) -> str:
         ("decrement", f"{float(fit.newton_decrement):.2e}", "AIC, BIC", f"{float(fit.aic):.6g}, {float(fit.bic):.6g}"),
     ]
     lines = [kind, "=" * width]
-    lines += [f"{a:<11}{b:<26}{c:<20}{d:>23}" for a, b, c, d in head]
-    lines += ["-" * width, *_coefficients(fit, names, level, robust), "=" * width]
+    lines += [f"{a:<11}{b:<26}{c:<20}{d:>{width - 57}}" for a, b, c, d in head]
+    lines += ["-" * width, *_coefficients(fit, labels, level, robust, classes), "=" * width]
     lines += [f"solver: {fit.solver}, {fit.reason}"]
     if fit.status != "converged":
-        lines += [f"{fit.status}: {fit.message}"]
+        lines += [f"{fit.status}: {fit.explanation(names, classes)}"]
     return "\n".join(lines)
 
 
-def _coefficients(fit: LogisticFit, names: list[str], level: float, robust: bool) -> list[str]:
-    table = np.vstack(
-        [np.asarray(fit.params.weights).reshape(len(names), -1), np.asarray(fit.params.bias).reshape(1, -1)]
-    )
-    labels = [str(name)[:16] for name in names] + ["(intercept)"]
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """The first column of a table of coefficients: a name for each feature and ``(intercept)``, all of one width."""
+
+    texts: list[str]
+    width: int
+
+    @classmethod
+    def of(cls, names: Sequence[Any]) -> Labels:
+        shorter = [name if len(name) <= 32 else name[:31] + "…" for name in map(str, names)]
+        width = max(16, *map(len, shorter)) + 2 if shorter else 18
+        return cls([f"{name:<{width}}" for name in [*shorter, "(intercept)"]], width)
+
+
+def stacked(params: LogisticParams) -> np.ndarray[Any, Any]:
+    """Weights with the bias below them ``[d + 1, K]``; K is 1 for two classes."""
+    bias = np.asarray(params.bias).reshape(1, -1)
+    return np.vstack([np.asarray(params.weights).reshape(-1, bias.size), bias])
+
+
+def _coefficients(
+    fit: LogisticFit, labels: Labels, level: float, robust: bool, classes: Sequence[str] | None
+) -> list[str]:
+    table = stacked(fit.params)
+    of_classes = [f"class {c}" for c in range(table.shape[1])] if classes is None else list(classes)
     if fit.covariance is None:
-        rows = (
-            [f"{'':<18}" + "".join(f"{f'class {c}':>12}" for c in range(table.shape[1]))] if table.shape[1] > 1 else []
-        )
-        return rows + [f"{n:<18}" + "".join(f"{v:>12.5g}" for v in row) for n, row in zip(labels, table, strict=True)]
-    deviations = fit.robust_std_err if robust else fit.std_err
-    errors = np.vstack(
-        [np.asarray(deviations.weights).reshape(len(names), -1), np.asarray(deviations.bias).reshape(1, -1)]
-    )
+        rows = [" " * labels.width + "".join(f"{c[:11]:>12}" for c in of_classes)] if table.shape[1] > 1 else []
+        return rows + [
+            label + "".join(f"{v:>12.5g}" for v in row) for label, row in zip(labels.texts, table, strict=True)
+        ]
+    errors = stacked(fit.robust_std_err if robust else fit.std_err)
     z = table / errors
     p = np.asarray(jax.scipy.special.erfc(jnp.abs(z) / np.sqrt(2)))
     reach = float(-jax.scipy.special.ndtri((1 - level) / 2)) * errors
-    title = f"{'':<18}{'coefficient':>12}{'std err':>11}{'z':>9}{'P>|z|':>8}{f'[{level:.0%}':>11}{'interval]':>11}"
-    lines = [title]
+    kind = "robust err" if robust else "std err"
+    title = f"{'coefficient':>12}{kind:>11}{'z':>9}{'P>|z|':>8}{f'[{100 * level:g}%':>11}{'interval]':>11}"
+    lines = [" " * labels.width + title]
     for c in range(table.shape[1]):
         if table.shape[1] > 1:
-            lines.append(
-                f"class {c}" + (" (reference)" if np.isnan(errors[:, c]).all() and not table[:, c].any() else "")
-            )
-            if lines[-1].endswith("(reference)"):
+            reference = np.isnan(errors[:, c]).all() and not table[:, c].any()
+            lines.append(of_classes[c] + (" (reference)" if reference else ""))
+            if reference:
                 continue
-        for j, label in enumerate(labels):
+        for j, label in enumerate(labels.texts):
             ends = f"{table[j, c] - reach[j, c]:>11.4g}{table[j, c] + reach[j, c]:>11.4g}"
-            lines.append(f"{label:<18}{table[j, c]:>12.5g}{errors[j, c]:>11.4g}{z[j, c]:>9.3f}{p[j, c]:>8.3f}{ends}")
+            lines.append(f"{label}{table[j, c]:>12.5g}{errors[j, c]:>11.4g}{z[j, c]:>9.3f}{p[j, c]:>8.3f}{ends}")
     return lines
 
 
@@ -310,6 +339,6 @@ def _chi_squared_tail(statistic: Any, degrees: Any) -> jax.Array:
     return jax.scipy.special.gammaincc(jnp.asarray(degrees, statistic.dtype) / 2, statistic / 2)
 
 
-def _numbers(indices: Any) -> str:
-    shown = ", ".join(map(str, indices[:10]))
+def _named(indices: Any, names: Sequence[str] | None) -> str:
+    shown = ", ".join(str(i if names is None else names[i]) for i in indices[:10])
     return shown + (f" and {len(indices) - 10} more" if len(indices) > 10 else "")

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from xentjax.core import policy
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
+from xentjax.solvers.kept import kept
 from xentjax.solvers.status import Status
 from xentjax.training import run_folder
 from xentjax.training.config import FitConfig
@@ -80,8 +81,8 @@ def fit(config: FitConfig, progress: Callable[[Progress], None] = lambda progres
     with jax.enable_x64(config.precision == "float64"):
         data = split_and_encode(load_examples(config.data), config, config.seed)
         objective = LogisticObjective(
-            jnp.asarray(data.x),
-            jnp.asarray(data.y),
+            policy.copied(data.x),
+            policy.copied(data.y),
             l2=config.model.l2,
             gradient=config.model.gradient,
             num_classes=data.num_classes,
@@ -116,9 +117,9 @@ def fit(config: FitConfig, progress: Callable[[Progress], None] = lambda progres
 def gradient_deviation(objective: Any, params: LogisticParams) -> float:
     """The largest difference between a component of the hand-derived gradient and of the automatic one."""
     hand, auto = (_gradient(dataclasses.replace(objective, gradient=source), params) for source in ("hand", "auto"))
-    return max(float(jnp.max(jnp.abs(h - a))) for h, a in zip(hand, auto, strict=True))
+    return max(float(np.max(np.abs(h - a))) for h, a in zip(*jax.device_get((hand, auto)), strict=True))
 
 
-@jax.jit
+@kept()
 def _gradient(objective: Any, params: Any) -> Any:
     return objective.value_and_gradient(params)[1]

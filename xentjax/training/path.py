@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from xentjax.models.objective import LogisticObjective
 from xentjax.solvers import checks
 from xentjax.solvers import status as codes
 from xentjax.solvers.compiled import join, separate
+from xentjax.solvers.kept import kept
 from xentjax.solvers.minimize import opening_at, run_steps
 from xentjax.solvers.objective import Point, evaluate_with_hessian
 from xentjax.solvers.penalty import absolute
@@ -142,7 +142,7 @@ def fit_path(
     return _path(static, data, ratio, parts, steps)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
+@kept(0, 2, 3, 4)
 def _path(static: Any, data: Any, l1_ratio: float, parts: int, max_steps: int) -> LogisticPath:
     objective, shapes, lambdas, part, tol = join(static, data)
     dtype = shapes.bias.dtype
@@ -262,7 +262,7 @@ def _of_scaled(objective: LogisticObjective, l2: Any) -> Any:
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@kept(0)
 def _lambda_max(static: Any, data: Any) -> jax.Array:
     objective, shapes = join(static, data)
     inner: Any = scaled(objective, shapes.bias.dtype)

@@ -34,19 +34,19 @@ class Polished(NamedTuple):
 
 
 def polished(
-    inner: LogisticObjective, solver: Any, point: Point, state: Any, *, allowed: Any, matrix_free: bool
+    inner: LogisticObjective, solver: Any, point: Point, state: Any, *, allowed: Any, matrix_free: bool, exact: bool
 ) -> Polished:
     """The point polished by a solution of the Newton system: by Cholesky, or, ``matrix_free``, by conjugate gradients.
 
-    Without the matrix there are no pivots, so that nothing is known of columns that depend on others. With an L1
+    The Hessian is that of the solver where it has one, if that has all digits or need not be ``exact``. Without the
+    matrix there are no pivots, so that nothing is known of columns that depend on others. With an L1
     penalty the system is that of the parameters that are not 0; what would change its sign becomes 0.
     """
     origin, unravel = ravel_pytree(point.params)
     factors = flat_factors(inner, point.params)
     moves = support(origin, factors)
     pull = lambda point: jnp.where(moves, ravel_pytree(residual(inner, point))[0], 0)
-    # The state of Newton's method has the Hessian here, if it was made with all digits.
-    known = isinstance(solver, (Newton, ProximalNewton)) and solver.hessian_dtype is None
+    known = isinstance(solver, (Newton, ProximalNewton)) and (solver.hessian_dtype is None or not exact)
     if known or not matrix_free:
         hessian = state.hessian if known else evaluate_with_hessian(inner, point.params)[1]
         factored = damped_factor(hessian if inner.l1 is None else on_support(hessian, moves))

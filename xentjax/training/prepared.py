@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from xentjax.models.logistic import LogisticParams
-from xentjax.training.config import FitConfig
+from xentjax.training.config import RunConfig
 from xentjax.training.data import Encoder, Examples, split
 
 Array = np.ndarray[Any, Any]
@@ -38,7 +38,7 @@ class Prepared:
         return None if len(self.classes) == 2 else len(self.classes)
 
 
-def split_and_encode(examples: Examples, config: FitConfig, seed: int) -> Prepared:
+def split_and_encode(examples: Examples, config: RunConfig, seed: int) -> Prepared:
     """Split the examples by the seed, and encode them by what the training examples say."""
     train, test = split(examples, config.data.test_fraction, seed)
     encoder = Encoder.learn(examples, train, config.data, config.precision)
@@ -52,4 +52,4 @@ def initial_params(data: Prepared, scale: float, seed: int) -> LogisticParams:
     classes = () if data.num_classes is None else (data.num_classes,)
     # Another stream than that of the split, which has the same seed.
     weights = np.random.default_rng([seed, 1]).standard_normal((data.x.shape[1], *classes)) * scale
-    return LogisticParams(jnp.asarray(weights, data.x.dtype), jnp.zeros(classes, data.x.dtype))
+    return jax.device_put(LogisticParams(weights.astype(data.x.dtype), np.zeros(classes, data.x.dtype)))

@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from xentjax.solvers.kept import make_room
+
 #: Programs that take less than this many seconds to compile are not worth a file.
 _WORTH_KEEPING = 0.05
 
@@ -17,6 +19,9 @@ _WORTH_KEEPING = 0.05
 @functools.cache
 def keep_programs() -> pathlib.Path | None:
     """From now on JAX keeps what it compiles, in a folder of this package; where, or None if nothing is kept by this.
+
+    So does this package (:func:`xentjax.solvers.kept.kept`): its programs are neither traced nor compiled again. Of
+    files that were not used for long no more than 256 MiB are left for each.
 
     Where the user has said which folder JAX uses (``JAX_COMPILATION_CACHE_DIR`` or ``jax_compilation_cache_dir``), or
     that it keeps nothing (``JAX_ENABLE_COMPILATION_CACHE=0``), it stays so.
@@ -27,6 +32,7 @@ def keep_programs() -> pathlib.Path | None:
     folder = _cache_folder() / "xentjax"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        make_room(folder)
     except OSError:  # a home that cannot be written to: nothing is kept, and nothing else is different
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))

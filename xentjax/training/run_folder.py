@@ -7,8 +7,12 @@ A run folder holds
 - ``params.safetensors``: the parameters, ``weights`` and ``bias``;
 - ``metrics.jsonl``: one line a step with the objective's value and the largest gradient component;
 - ``summary.json``: the folder's kind (``fit`` or ``grid``), status, metrics on the training and test examples, times,
-  device and versions;
+  device and versions, of a regression each coefficient with its error and intervals;
 - pictures.
+
+That of a regression also ``summary.txt``, the tables that were printed, with a path ``path.jsonl`` and
+``path.safetensors``, one line and one set of parameters for each penalty, and with a bootstrap
+``bootstrap.safetensors``, the parameters of each resample that was solved.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from xentjax.models.logistic import LogisticParams
-from xentjax.training.config import FitConfig
+from xentjax.training.config import RunConfig
 from xentjax.training.config_file import to_toml
 from xentjax.training.config_table import Table
 from xentjax.training.data import Encoder
@@ -153,7 +157,7 @@ def _umask() -> int:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def write_config(folder: Path, config: FitConfig) -> None:
+def write_config(folder: Path, config: RunConfig) -> None:
     text = to_toml(config.model_dump(exclude_none=True))
     (folder / "config.toml").write_text(text, encoding="utf-8")
 

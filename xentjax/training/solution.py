@@ -16,7 +16,7 @@ from xentjax.models.scaling import Scaling
 from xentjax.solvers import status as codes
 from xentjax.solvers.minimize import opening, run_steps
 from xentjax.solvers.newton import Newton
-from xentjax.solvers.objective import largest_component, residual
+from xentjax.solvers.objective import Point, largest_component, residual
 from xentjax.solvers.penalty import absolute, l1_factors
 from xentjax.solvers.status import Status
 from xentjax.training.fit_result import LogisticFit
@@ -36,10 +36,7 @@ class Inside(NamedTuple):
     free: Any  # features without penalty
     moving: Any  # a Newton step from here is more than rounding, and no penalty holds the parameters
     combined: Any  # [d], columns that depend on those before them
-
-    @property
-    def doubtful(self) -> Any:
-        return self.moving | jnp.any(self.combined)
+    doubtful: Any  # moving, or columns that depend on others
 
 
 def solve(
@@ -54,11 +51,13 @@ def solve(
     longest: int,
     columns: Any,
     matrix_free: bool,
+    exact: bool,
 ) -> tuple[LogisticFit, Inside]:
     """The minimum of an objective whose data are in the user's units, without covariances.
 
     It ends with a Newton step. ``matrix_free`` that is made of products with the Hessian, for parameters too many for
-    the matrix; there is then no test whether columns depend on others, but for those that are constant.
+    the matrix; there is then no test whether columns depend on others, but for those that are constant. ``exact`` that
+    test and the covariances can trust the Hessian to its last digits; otherwise that of the solver will do.
 
     The history has the length ``longest``, which is ``max_steps`` or more. The columns of x from number ``columns`` on
     are padding: zeros, which get the weight 0.
@@ -75,10 +74,10 @@ def solve(
 
     allowed = state.code != codes.RUNNING
     point, pull, step, hessian, pivots = polished(
-        inner, solver, state.point, state.solver, allowed=allowed, matrix_free=matrix_free
+        inner, solver, state.point, state.solver, allowed=allowed, matrix_free=matrix_free, exact=exact
     )
     norm = largest_component(residual(inner, point))
-    noise = inner.gradient_error(point.params)
+    noise = _gradient_error(inner, point, sought)
     code = jnp.where(state.code == codes.RUNNING, codes.MAX_STEPS, state.code)
     code = jnp.where(code == codes.STALLED, codes.PRECISION_LIMITED, code)
     told = noise <= sought
@@ -130,7 +129,30 @@ def solve(
         solver=name,
         with_l1=inner.l1 is not None,
     )
-    return fit, Inside(point.params, scaling, hessian, free, moving, combined)
+    return fit, Inside(point.params, scaling, hessian, free, moving, combined, moving | jnp.any(combined))
+
+
+def _gradient_error(inner: LogisticObjective, point: Point, enough: Any) -> Any:
+    """The rounding error of the gradient, as :meth:`LogisticObjective.gradient_error` estimates it, or a bound of that
+    estimate that is at most ``enough``, which takes no pass over the rows.
+
+    With the shares p_i of the rows and features of variance 1, each p_i x_ij² is in [0, 1] and they sum to 1, as does
+    Σ_i p_i² x_ij² x_ik² at most. So Σ_i p_i² x_ij² (Σ_k x_ik² w_k²) is at most Σ_k w_k², and with the square of the
+    logit in its place at most (d + 1) times that; a residual is at most 1.
+    """
+    weights, bias = point.params
+    n, d = inner.x.shape
+    exact = lambda: inner.gradient_error(point.params)
+    if inner.offset is not None:
+        return exact()
+    largest = jnp.abs(weights) if weights.ndim == 1 else jnp.max(jnp.abs(weights), axis=1, initial=0)
+    squares = (d + 2) * (jnp.sum(largest**2) + jnp.max(bias**2))
+    share = 1 / n if inner.weights is None else jnp.max(inner.weights) / jnp.sum(inner.weights)
+    error = jnp.sqrt(squares + share * (1 + n / 64))
+    pull = jnp.max(inner.scaling.penalty(inner.l2) * largest, initial=0)  # type: ignore[union-attr]
+    sums = (largest_component(point.gradient) + pull) * (1 + n / 64) ** 0.5
+    bound = jnp.finfo(bias.dtype).eps * (error + sums + pull)
+    return jax.lax.cond(bound <= enough, lambda: bound, exact)
 
 
 def scaled(objective: LogisticObjective, dtype: Any, scaling: Scaling | None = None) -> LogisticObjective:

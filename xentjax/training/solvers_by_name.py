@@ -21,7 +21,7 @@ SOLVERS: dict[str, Any] = {
     "newton": Newton,
     "lbfgs": LBFGS,
     "newton-cg": NewtonCG,
-    # Where gradients are float64 a Hessian of float32 takes half the time, and no more steps.
+    # Where gradients are float64 a Hessian of float32 takes half the time, and hardly more steps.
     "proximal-newton": functools.partial(ProximalNewton, "float32"),
     "proximal-gradient": ProximalGradient,
 }
@@ -38,41 +38,63 @@ _NEWTON, _NEWTON_CLASSES = 500, 12
 #: On an accelerator the Hessian is the last thing to take time.
 _NEWTON_ACCELERATED = 2000
 
-#: Rows from which on a subsample is worth its optimum, how many of them it has for each parameter, and its stride.
+#: Rows from which on a subsample is worth its optimum, how many of them it has for each parameter, and its stride. For
+#: K classes, whose Hessian takes K² as much time, it is sooner.
 _MANY_ROWS, _ROWS_EACH, _STRIDE = 10_000, 10, 8
+_MANY_ROWS_CLASSES, _ROWS_EACH_CLASSES = 4_000, 3
+
+#: From this many parameters on products take most of a Hessian's time, half of it in float32.
+_PRODUCTS = 32
+
+#: Up to this many parameters the Hessian of all rows takes little more time than their gradient.
+_SMALL = 128
 
 
-def chosen_solver(function: str, solver: Any, objective: Any, shapes: LogisticParams) -> tuple[str, Any, str]:
-    """The solver that a name stands for, with what to call it, and why it is this one."""
+def chosen_solver(
+    function: str, solver: Any, objective: Any, shapes: LogisticParams, *, has_init: bool = False
+) -> tuple[str, Any, str]:
+    """The solver that a name stands for, with what to call it, and why it is this one.
+
+    Parameters that are given to begin with (``has_init``) are not left for those of a subsample.
+    """
     if isinstance(solver, str):
         n, d, k = jnp.shape(objective.x)[0], shapes.weights.shape[0], shapes.bias.size
         if solver == "auto" and objective.l1 is not None:
             return _with_l1((d + 1) * k)
         if solver == "auto":
-            return _automatic(n, d, k, dense=not is_sparse(objective.x))
+            return _automatic(n, d, k, may_sample=not (is_sparse(objective.x) or has_init))
         if solver not in SOLVERS:
             names = ", ".join(repr(name) for name in ("auto", *SOLVERS))
             raise ValueError(f"{function}: solver must be one of {names} or a Solver, got {solver!r}")
         kind = SOLVERS[solver]
+        if kind is Newton:
+            return solver, _newton((d + 1) * k), "as asked for"
         return solver, kind(metric=_metric(d, k)) if kind in (LBFGS, NewtonCG) else kind(), "as asked for"
     checks.require_solver(solver)
     return type(solver).__name__, solver, "as given"
 
 
-def _automatic(n: int, d: int, k: int, *, dense: bool) -> tuple[str, Any, str]:
+def _automatic(n: int, d: int, k: int, *, may_sample: bool) -> tuple[str, Any, str]:
     """By the shape of the problem: which was the fastest to a gradient of 1e-8 on data of such shapes."""
     size = (d + 1) * k
     if jax.default_backend() != "cpu":
         if size <= _NEWTON_ACCELERATED:
-            return "newton", Newton(), f"with few enough parameters ({size}) for their Hessian"
+            return "newton", _newton(size), f"with few enough parameters ({size}) for their Hessian"
         return _by_products(d, k)
-    if dense and n >= _MANY_ROWS and size <= _NEWTON and n >= _STRIDE * _ROWS_EACH * size:
+    rows, each = (_MANY_ROWS, _ROWS_EACH) if k == 1 else (_MANY_ROWS_CLASSES, _ROWS_EACH_CLASSES)
+    if may_sample and n >= rows and size <= _NEWTON and n >= _STRIDE * each * size:
+        if k == 1 and size <= _SMALL:
+            why = f"with few parameters ({size}), from the optimum of every {_STRIDE}th of many rows ({n})"
+            return "newton", _newton(size, _STRIDE), why
         why = f"as many rows ({n}) for {size} parameters make the Hessian of every {_STRIDE}th row a good metric"
         return "lbfgs", LBFGS(metric="hessian", subsample=_STRIDE), why
     if size <= (_NEWTON if k == 1 else _NEWTON_CLASSES):
-        # Half the digits would take half the time, but lose columns that nearly depend on others.
-        return "newton", Newton(), f"with few enough parameters ({size}) for their Hessian"
+        return "newton", _newton(size), f"with few enough parameters ({size}) for their Hessian"
     return _by_products(d, k)
+
+
+def _newton(size: int, subsample: int | None = None) -> Newton:
+    return Newton("float32" if size >= _PRODUCTS else None, subsample)
 
 
 def _with_l1(size: int) -> tuple[str, Any, str]:

@@ -6,12 +6,12 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from xentjax.models.logistic import logistic_loss
 from xentjax.solvers import status as codes
+from xentjax.solvers.kept import kept
 from xentjax.solvers.minimize import iterate
 from xentjax.solvers.status import Status
 from xentjax.training.config import BatchesConfig, FitConfig
@@ -133,7 +133,7 @@ def _epochs(config: FitConfig, batches: BatchesConfig, objective: Any, init: Any
             return
 
 
-@jax.jit
+@kept()
 def _value_and_largest(objective: Any, params: Any) -> tuple[Any, Any]:
     value, gradient = objective.value_and_gradient(params)
     return value, jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in gradient]))

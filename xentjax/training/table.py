@@ -8,7 +8,7 @@ quotes included; this takes a second pass over the file, which only happens when
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,9 @@ class TableFile:
     def require(self, names: Sequence[str]) -> None:
         for name in names:
             if name not in self.names:
-                hint = did_you_mean(name, self.names) or f"; it has {_some(self.names)}"
-                raise UserError(f"{self.path}: has no column {name!r}{hint}")
+                raise UserError(
+                    f"{self.path}: has no column {name!r}{did_you_mean(name, self.names) or has(self.names)}"
+                )
 
     def read(self, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
         """The columns of these names: text from CSV, typed from Parquet."""
@@ -193,5 +194,7 @@ def _first(condition: pa.ChunkedArray) -> int:
     return pc.index(condition, True).as_py()
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+def has(names: Iterable[str]) -> str:
+    """A hint at the names that exist: the first five of them."""
+    first = list(names)[:6]
+    return f"; it has {', '.join(repr(name) for name in first[:5])}{', ...' if len(first) > 5 else ''}"
