@@ -67,12 +67,15 @@ def covariances(
 
     def of_block(block: one_pass.Block) -> Any:
         _, residual, _ = _rows.slopes(block.z, block.y)
+        if block.outer is not None and residual.ndim == 1:
+            return one_pass.curvature(block, block.x.dtype), one_pass.spread(block, block.share * residual**2)
         scores = residual[:, None] * block.x if residual.ndim == 1 else block.x[:, :, None] * residual[:, None, :]
         scores = scores.reshape(block.x.shape[0], -1)
         meat = jnp.matmul((scores * block.share[:, None]).T, scores, precision=_rows.PRECISION)
         return one_pass.curvature(block, block.x.dtype), meat
 
     information, meat = one_pass.over_blocks(of_block, params, data)
+    information = one_pass.whole(information, params)
     n = data.x.shape[0] if data.weights is None else jnp.sum(data.weights)
     if not fit_intercept:
         moves = jnp.arange(information.shape[0]) < params.weights.size

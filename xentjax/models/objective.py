@@ -42,6 +42,8 @@ class LogisticObjective:
         of the weights of the features as given.
       fit_intercept: whether the bias moves; otherwise its gradient is 0.
       gradient: ``"hand"`` for the closed form, ``"auto"`` for JAX's derivative of the textbook formula.
+      shared: whether x is finite and that of many problems at once, under ``vmap`` over the other fields: the products
+        of its columns are then made once for all of them.
       num_classes: the K of :meth:`init` where integer labels ``[n]`` do not tell; None for two classes.
 
     It is a pytree with the data x, y, l2 and weights, so that one can ``vmap`` over each of them.
@@ -64,6 +66,7 @@ class LogisticObjective:
     fit_intercept: bool = dataclasses.field(default=True, metadata={"static": True})
     gradient: Literal["hand", "auto"] = dataclasses.field(default="hand", metadata={"static": True})
     num_classes: int | None = dataclasses.field(default=None, metadata={"static": True})
+    shared: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __post_init__(self) -> None:
         if self.gradient not in ("hand", "auto"):
@@ -222,9 +225,10 @@ class LogisticObjective:
         return self.l2 if self.scaling is None else self.scaling.penalty(self.l2)
 
     def _arguments(self, params: LogisticParams) -> closed_form.Arguments:
-        return closed_form.checked(
+        a = closed_form.checked(
             "LogisticObjective", self._held(params), self.x, self.y, self._l2(), self.weights, self.offset, self.scaling
         )[0]
+        return a._replace(data=a.data._replace(shared=self.shared))
 
     def _held(self, params: LogisticParams) -> LogisticParams:
         """Parameters or a gradient, the bias 0 where it does not move."""

@@ -8,6 +8,7 @@ bias as one more row: ``[d + 1]`` or ``[d + 1, K]``, a Hessian ``[(d + 1) K, (d 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,7 +30,8 @@ _CACHED, _LARGE = 2**19, 2**27
 class Data(NamedTuple):
     """The rows of a problem. ``weights`` are those of the examples, ``scaling`` is applied to each block.
 
-    In the place of the labels y may stand any other array of n rows that a function of blocks needs.
+    In the place of the labels y may stand any other array of n rows that a function of blocks needs. Features that are
+    ``shared`` are finite, in rows of weight 0 too, and those of many problems under one ``vmap``.
     """
 
     x: Any
@@ -37,15 +39,20 @@ class Data(NamedTuple):
     weights: Any = None
     offset: Any = None
     scaling: Scaling | None = None
+    shared: bool = False
 
 
 class Block(NamedTuple):
-    """Some rows: features with a column of ones, labels, shares s / Σs (0 for what does not count), logits."""
+    """Some rows: features with a column of ones, labels, shares s / Σs (0 for what does not count), logits.
+
+    ``outer`` are the products of all pairs of features ``[rows, (d + 1)²]``, where they are shared by many problems.
+    """
 
     x: Any
     y: Any
     share: Any
     z: Any
+    outer: Any = None
 
 
 class Sums(NamedTuple):
@@ -79,9 +86,7 @@ def sums(
         return Sums(jnp.sum(block.share * loss), gradient, second)
 
     found = over_blocks(of_block, params, data)
-    if not hessian or params.bias.ndim == 0:
-        return found
-    return found._replace(hessian=_of_pairs(found.hessian, params.bias.size))
+    return found._replace(hessian=whole(found.hessian, params)) if hessian else found
 
 
 def mean_loss(params: LogisticParams, data: Data) -> Any:
@@ -253,9 +258,9 @@ def _counted(block: Block, rows: Any) -> Any:
 
 def _slice(data: Data, start: Any, size: int) -> Data:
     cut = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size)
-    rest = jax.tree.map(cut, data._replace(x=None, scaling=None))
+    y, weights, offset = jax.tree.map(cut, (data.y, data.weights, data.offset))
     x = data.x.dense(start) if isinstance(data.x, SparseRows) else cut(data.x)
-    return rest._replace(x=x, scaling=data.scaling)
+    return Data(x, y, weights, offset, data.scaling)
 
 
 def _blocks(function: Callable[[Block], Any], params: LogisticParams, data: Data) -> tuple[int, Callable[..., Any]]:
@@ -276,11 +281,12 @@ def _blocks(function: Callable[[Block], Any], params: LogisticParams, data: Data
         offset = rows.offset
         if rows.weights is not None:  # what has no weight is not there, whatever it holds
             there = rows.weights != 0
-            x, y = _rows.only(there, x), _rows.only(there, y)
+            x, y = x if data.shared else _rows.only(there, x), _rows.only(there, y)
             offset = None if offset is None else _rows.only(there, offset)
         z = _matmul(x, coefficients)
         z = z if offset is None else z + offset.astype(z.dtype)
-        return function(Block(x, y, share, z))
+        outer = (x[:, :, None] * x[:, None, :]).reshape(x.shape[0], -1) if data.shared else None
+        return function(Block(x, y, share, z, outer))
 
     return data.x.block if isinstance(data.x, SparseRows) else block_rows(d, coefficients.dtype), made
 
@@ -297,6 +303,8 @@ def transposed(block: Block, rows: Any) -> Any:
 
 def spread(block: Block, curvature: Any) -> Any:
     """Σ A_i ⊗ x_i x_iᵀ for a number A of each row, or for a matrix ``[K, K]``."""
+    if curvature.ndim == 1 and block.outer is not None:
+        return _matmul(curvature, block.outer).reshape(block.x.shape[1], -1)
     if curvature.ndim == 1:
         return _matmul((block.x * curvature[:, None]).T, block.x)
     (rows, width), k = block.x.shape, curvature.shape[1]
@@ -330,7 +338,7 @@ def _multiclass_curvature(block: Block, dtype: Any) -> Any:
     factors = factors * jnp.reshape(block.share * _total(block), (-1, 1))
     x, columns = (a.astype(dtype) for a in (block.x, block.x.T))
     # Pair by pair: all of them at once would leave the cache.
-    of_pair = lambda factor: _matmul(columns * factor, x)
+    of_pair = (lambda factor: _matmul(columns * factor, x)) if block.outer is None else functools.partial(spread, block)
     return jax.lax.map(of_pair, factors.T.astype(dtype)).astype(block.x.dtype)
 
 
@@ -339,13 +347,16 @@ def _pairs(k: int) -> tuple[Any, Any]:
     return np.triu_indices(k)
 
 
-def _of_pairs(blocks: Any, k: int) -> Any:
-    """The matrix over all parameters from its blocks between the classes of each pair, which are symmetric."""
+def whole(curvature: Any, params: LogisticParams) -> Any:
+    """The matrix over all parameters from what :func:`curvature` makes."""
+    if params.bias.ndim == 0:
+        return curvature
+    k = params.bias.size
     first, second = _pairs(k)
     number = np.zeros((k, k), np.int32)
     number[first, second] = number[second, first] = np.arange(first.size)
-    size = k * blocks.shape[-1]
-    return blocks[number].transpose(2, 0, 3, 1).reshape(size, size)
+    size = k * curvature.shape[-1]
+    return curvature[number].transpose(2, 0, 3, 1).reshape(size, size)
 
 
 def _own_curvature(block: Block) -> Any:

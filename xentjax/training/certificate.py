@@ -65,7 +65,7 @@ def with_covariances(objective: LogisticObjective, fit: LogisticFit, inside: Ins
     inner = scaled(objective, inside.params.bias.dtype, inside.scaling)
     constant = jnp.repeat(fit.dependent & (inside.scaling.inverse == 0), inside.params.bias.size)
     involved = inverse.involved | jnp.append(constant, jnp.zeros(inside.params.bias.size, bool))
-    data = one_pass.Data(inner.x, inner.y, inner.weights, inner.offset, inner.scaling)
+    data = one_pass.Data(inner.x, inner.y, inner.weights, inner.offset, inner.scaling, inner.shared)
     found = inference.covariances(inside.params, inverse.matrix, involved, data, inside.free, objective.fit_intercept)
     code = fit.status.code
     known = (code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED) | (code == codes.RANK_DEFICIENT)

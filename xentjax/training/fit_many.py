@@ -19,6 +19,7 @@ from xentjax.solvers.minimize import Solver
 from xentjax.training import buckets
 from xentjax.training.fit import checked_objective, fit_logistic
 from xentjax.training.fit_result import LogisticFit
+from xentjax.training.together import Way, fitted_together, most_together, way_of
 
 #: Fits in one call of the program, unless told otherwise, and the most bytes of covariances that are kept unasked.
 _CHUNK, _COVARIANCES = 256, 2**28
@@ -61,7 +62,9 @@ def fit_many(
     share a program, padded with rows of weight 0.
 
     On a CPU the fits of a chunk run one after the other, each as many steps as it needs, and what a fit works on stays
-    in the cache; on an accelerator a chunk runs at once.
+    in the cache; on an accelerator a chunk runs at once. So it does everywhere where the fits share a table of fewer
+    than 32 columns, whose products are made once for all of them; those among them that need more, as a fit whose
+    classes are separated, are then made one by one.
 
     Args:
       x, y, l2, l1, weights, offset: as above.
@@ -113,18 +116,38 @@ def fit_many(
     }
     if chunk is not None and chunk < 1:
         raise ValueError(f"fit_many: chunk must be at least 1, got {chunk}")
-    each = math.ceil(count / math.ceil(count / (chunk or _CHUNK)))
+    way, most = way_of(arrays, many, solver, settings), chunk or _CHUNK
+    if way is not None and jax.default_backend() == "cpu":
+        most = min(most, most_together(arrays["x"], num_classes or 2))
+    each = math.ceil(count / math.ceil(count / most))
     made, parts = tuple(sorted(settings.items())), []
     for start in range(0, count, each):
         # The last chunk is filled up with its last fit, so that all chunks share a program.
         index = jnp.minimum(jnp.arange(start, start + each), count - 1)
-        static, data = separate(({n: a[index] for n, a in own.items()}, shared, solver, tol))
-        fits = _chunk(static, data, made)
+        here = {n: a[index] for n, a in own.items()}
+        one_by_one = lambda of: _chunk(*separate((of, shared, solver, tol)), made)
+        fits = one_by_one(here) if way is None else _together(here, shared, tol, way, one_by_one)
         parts.append(jax.tree.map(lambda leaf, last=count - start: leaf[:last], fits))
         if progress is not None:
             jax.block_until_ready(fits)
             progress(min(start + each, count), count)
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def _together(
+    own: dict[str, Any], shared: dict[str, Any], tol: Any, way: Way, one_by_one: Callable[[dict[str, Any]], LogisticFit]
+) -> LogisticFit:
+    """Fits made together, and those one by one that need it."""
+    fits, alone = fitted_together(*separate((own, shared, tol)), way)
+    alone = np.asarray(alone)
+    if not alone.any():
+        return fits
+    # All of the chunk's places are filled with those fits, so that there is one program for any number of them.
+    needed = np.flatnonzero(alone)
+    again = one_by_one({n: a[np.resize(needed, alone.size)] for n, a in own.items()})
+    place = np.where(alone, np.cumsum(alone) - 1, 0)
+    chosen = lambda a, b: jnp.where(alone.reshape((-1,) + (1,) * (a.ndim - 1)), a[place], b)
+    return jax.tree.map(chosen, again, fits)
 
 
 @kept(0, 2)

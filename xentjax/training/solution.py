@@ -55,6 +55,8 @@ def solve(
 ) -> tuple[LogisticFit, Inside]:
     """The minimum of an objective whose data are in the user's units, without covariances.
 
+    If it has a scaling already, that is used.
+
     It ends with a Newton step. ``matrix_free`` that is made of products with the Hessian, for parameters too many for
     the matrix; there is then no test whether columns depend on others, but for those that are constant. ``exact`` that
     test and the covariances can trust the Hessian to its last digits; otherwise that of the solver will do.
@@ -63,7 +65,7 @@ def solve(
     are padding: zeros, which get the weight 0.
     """
     dtype = shapes.bias.dtype
-    inner = scaled(objective, dtype)
+    inner = scaled(objective, dtype, objective.scaling)
     null, frequencies = null_model(inner, shapes)
     null, null_loss = _null_fit(inner, null, frequencies)
     scaling: Any = inner.scaling
