@@ -19,7 +19,8 @@ thorough: $(VENV)/.installed  ## further tests: solvers and fits in all variants
 	COMPILED_FAST=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m thorough
 
 sklearn: $(VENV)/.installed  ## scikit-learn's contract of estimators, and its own tests of its logistic regression, on ours
-	COMPILED_FAST=1 XENTJAX_SKLEARN_OWN=1 $(BIN)/python -m pytest -n $(JOBS) tests/test_sklearn.py tests/test_sklearn_own.py
+	COMPILED_FAST=1 XENTJAX_SKLEARN_OWN=1 SCIPY_ARRAY_API=1 $(BIN)/python -m pytest -n $(JOBS) \
+		tests/test_sklearn.py tests/test_sklearn_own.py
 
 check: $(VENV)/.installed  ## every hand-derived derivative against automatic differentiation
 	$(BIN)/xentjax check

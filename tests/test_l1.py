@@ -11,8 +11,9 @@ import numpy as np
 import optax
 import pytest
 from optimality import mean_loss, unmet
-from sklearn.datasets import load_breast_cancer, load_iris
+from sklearn.datasets import load_breast_cancer, load_iris, make_classification
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, train_test_split
 
 import xentjax as xj
 from xentjax.solvers.penalty import smallest_subgradient, soft_threshold
@@ -196,6 +197,34 @@ def test_float32_finds_the_same_zeros():
     assert solution.status == "converged"
     np.testing.assert_array_equal(solution.params.weights == 0, truth.params.weights == 0)
     np.testing.assert_allclose(solution.params.weights, truth.params.weights, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("l1_ratio", [0.25, 0.5])
+def test_hardly_any_penalty_where_columns_depend_on_others(l1_ratio):
+    """The Hessian is singular, and one of fewer digits has negative curvature."""
+    x, y = make_classification(500, random_state=0)
+    x, _, y, _ = train_test_split(x, y, random_state=0)
+    for train, _ in StratifiedKFold(5).split(x, y):
+        fit = xj.fit_logistic(x[train], y[train], l1=3e-9 * l1_ratio, l2=3e-9 * (1 - l1_ratio))
+        assert fit.status == "converged", fit.gradient_norm
+
+
+def test_a_factor_for_each_of_features_that_are_padded():
+    one = xj.fit_logistic(X[:, :5], Y, l1=TOP / 10)
+    each = xj.fit_logistic(X[:, :5], Y, l1=np.full(5, TOP / 10))
+    np.testing.assert_allclose(each.params.weights, one.params.weights, rtol=1e-10)
+
+
+def test_the_last_step_makes_0_of_what_would_change_its_sign():
+    x, y = make_classification(1000, random_state=0)
+    train, _ = list(StratifiedKFold(5).split(x, y))[4]
+    x, y, alpha = x[train], y[train], 1 / len(train)
+    before = xj.fit_logistic(x, y, l1=1 * alpha, l2=9 * alpha, tol=1e-3)
+    fit = xj.fit_logistic(x, y, l1=0.1 * alpha, l2=0.9 * alpha, tol=1e-3, init=before.params)
+    assert fit.status == "converged"
+    # Near the minimum a Newton step leaves the square of what was there.
+    assert fit.gradient_norm < 1e-4
+    assert np.sum(fit.params.weights == 0) == 1
 
 
 def test_vmap_over_factors():

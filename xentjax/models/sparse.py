@@ -56,8 +56,9 @@ class SparseRows:
         first = np.minimum(np.arange(0, max(n, 1), block), max(n - block, 0))
         most = max(int(np.max(starts[first + block] - starts[first])) if n else 0, least, 1)
         room = max(count, least) + most - count
-        more = lambda array, dtype: jnp.asarray(np.pad(np.asarray(array[:count], dtype), (0, room)))
-        offsets = jnp.asarray(starts, np.int64 if count + most >= 2**31 else np.int32)
+        # By NumPy, with device_put: JAX's own slices and jnp.asarray compile a program for each shape (jax 0.10).
+        more = lambda array, dtype: jax.device_put(np.pad(np.asarray(array, dtype)[:count], (0, room)))
+        offsets = jax.device_put(np.asarray(starts, np.int64 if count + most >= 2**31 else np.int32))
         return cls(
             more(values, values.dtype), more(columns, np.int32), more(rows, np.int32), offsets, num_columns, block, most
         )
@@ -73,6 +74,11 @@ class SparseRows:
     @property
     def dtype(self) -> Any:
         return self.values.dtype
+
+    @property
+    def entries(self) -> np.ndarray:
+        """The values without the zeros behind them."""
+        return np.asarray(self.values)[: np.asarray(self.starts)[-1]]
 
     def astype(self, dtype: Any) -> SparseRows:
         return dataclasses.replace(self, values=self.values.astype(dtype))

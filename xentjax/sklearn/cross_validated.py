@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -36,7 +36,8 @@ class LogisticRegressionCV(LogisticRegression):
       l1_ratios: values of ``l1_ratio``; None for 0 alone.
       fit_intercept, dual, penalty, solver, tol, max_iter, class_weight, intercept_scaling, random_state, verbose: as in
         :class:`LogisticRegression`; ``"balanced"`` weights are those of all data.
-      cv: the folds: a number, a splitter, or an iterable of splits; by default five, stratified.
+      cv: the folds: a number, a splitter, or an iterable of splits; by default five, stratified, or fewer where no
+        class has five samples.
       scoring: the name of a score, or a scorer; None for the accuracy. By default the log-likelihood
         ``"neg_log_loss"``, as in scikit-learn from 1.11 on.
       n_jobs: without effect: JAX uses the cores by itself.
@@ -44,8 +45,8 @@ class LogisticRegressionCV(LogisticRegression):
       use_legacy_attributes: whether attributes have the layout that scikit-learn had before 1.10.
 
     Attributes:
-      classes_, coef_, intercept_, result_, n_features_in_, feature_names_in_: as in :class:`LogisticRegression`;
-        ``result_`` is that of the refit, None without one.
+      classes_, coef_, intercept_, result_, formula_, n_features_in_, feature_names_in_: as in
+        :class:`LogisticRegression`; ``result_`` and ``formula_`` are those of the refit, None without one.
       Cs_, l1_ratios_: the values tried.
       C_, l1_ratio_: the best of them (their means over the folds without ``refit``).
       scores_: ``[folds, l1_ratios, Cs]``.
@@ -121,7 +122,9 @@ class LogisticRegressionCV(LogisticRegression):
         sample_weight = None if sample_weight is None else weights_of_samples(X, sample_weight)
         problem, classes = encoded(self, X, y, sample_weight)
         routed = self._routed("fit", sample_weight, params)
-        folds = list(check_cv(self.cv, y, classifier=True).split(X, y, **routed.splitter.split))
+        # Stratified folds need as many samples in some class.
+        cv = max(2, min(5, np.bincount(problem.y).max())) if self.cv is None else self.cv
+        folds = list(check_cv(cv, y, classifier=True).split(X, y, **routed.splitter.split))
         scorer = _with_classes(self._get_scorer(), classes)
         # [folds][l1_ratios][Cs]
         found = [_paths(problem, train, penalties) for train, _ in folds]
@@ -145,25 +148,27 @@ class LogisticRegressionCV(LogisticRegression):
         """The penalties of each l1_ratio, by C."""
         ratios = self.l1_ratios
         if self.penalty != "deprecated":
-            warn_of_penalty(self)
+            warn_of_penalty(self, stacklevel=4)
             if self.penalty == "elasticnet" and ratios is None:
-                raise ValueError("l1_ratios must be numbers between 0 and 1 where penalty is elasticnet; got None")
+                raise ValueError("LogisticRegressionCV: penalty='elasticnet' needs l1_ratios, numbers between 0 and 1")
             ratios = ratios if self.penalty == "elasticnet" else [float(self.penalty == "l1")]
-        ratios = [0.0] if ratios is None else list(ratios)
-        good = lambda value: isinstance(value, Real) and not isinstance(value, bool)
-        if not ratios or not all(good(ratio) and 0 <= ratio <= 1 for ratio in ratios):
-            raise ValueError(f"l1_ratios must be an array-like of numbers between 0 and 1; got l1_ratios={ratios!r}")
         Cs: Any = self.Cs
         if isinstance(Cs, Integral) and not isinstance(Cs, bool):
-            Cs = np.logspace(-4, 4, Cs)
-        Cs = list(Cs)
-        if not Cs or not all(good(C) and C > 0 for C in Cs):
-            raise ValueError(f"LogisticRegressionCV: Cs must be numbers above 0, or how many, got {self.Cs!r}")
+            Cs = np.logspace(-4, 4, max(int(Cs), 0))
+        ratios = [0.0] if ratios is None else ratios
+        self._require_numbers("l1_ratios", ratios, "numbers between 0 and 1", lambda value: 0 <= value <= 1)
+        self._require_numbers("Cs", Cs, "numbers above 0, or how many", lambda value: value > 0)
         penalties = [[Penalty(float(C), None, float(ratio)) for C in Cs] for ratio in ratios]
         for row in penalties:
             for penalty in row:
                 check_solver(self.solver, penalty)
         return penalties
+
+    def _require_numbers(self, name: str, values: Any, needed: str, good: Any) -> None:
+        numbers = list(values) if isinstance(values, Iterable) else []
+        real = lambda value: isinstance(value, Real) and not isinstance(value, bool)
+        if not numbers or not all(real(value) and good(value) for value in numbers):
+            raise ValueError(f"{type(self).__name__}: {name} must be {needed}; got {name}={getattr(self, name)!r}")
 
     def _choose(self, problem: Problem, penalties: Any, found: Any, scores: Any) -> None:
         """The best penalty and its coefficients, in scikit-learn's order: the first C, then the first l1_ratio."""
@@ -174,16 +179,16 @@ class LogisticRegressionCV(LogisticRegression):
             self.l1_ratio_: Any = float(self.l1_ratios_[ratio])
             start = [np.mean([getattr(paths[ratio][c], part) for paths in found], axis=0) for part in _PARTS]
             refitted = problem.fitted(penalties[ratio][c], start, inference=True)
-            self.coef_, self.intercept_, self.result_ = refitted.coef, refitted.intercept, refitted.fit
+            self._keep(refitted, penalties[ratio][c].formula(problem.total))
             for message in refitted.warnings(self.solver, self.classes_):
-                warnings.warn(message, ConvergenceWarning, stacklevel=4)
+                warnings.warn(message, ConvergenceWarning, stacklevel=3)
             return
         best = [np.unravel_index(np.argmax(fold), fold.shape) for fold in by_c]
         chosen = [paths[ratio][c] for paths, (c, ratio) in zip(found, best, strict=True)]
         self.coef_, self.intercept_ = (np.mean([getattr(one, part) for one in chosen], axis=0) for part in _PARTS)
         self.C_ = float(np.mean([self.Cs_[c] for c, _ in best]))
         self.l1_ratio_ = float(np.mean([self.l1_ratios_[ratio] for _, ratio in best]))
-        self.result_ = None
+        self.result_ = self.formula_ = None
 
     def _lay_out(self, found: Any, scores: Any) -> None:
         """The attributes of all folds and penalties."""
@@ -243,6 +248,8 @@ def _paths(problem: Problem, train: Any, penalties: Any) -> list[list[Fitted]]:
     """The fits of one fold, by l1_ratio and C."""
     counts = np.bincount(np.arange(problem.x.shape[0])[train], minlength=problem.x.shape[0])
     fold = dataclasses.replace(problem, weights=problem.weights * counts.astype(problem.weights.dtype))
+    if not fold.weights.any():
+        raise ValueError("sample_weight is zero for all training samples of a fold: there is none to fit to")
     paths = []
     for row in penalties:
         start, path = fold.null_model(), []

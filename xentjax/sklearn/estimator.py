@@ -52,7 +52,7 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         ``"newton-cholesky"`` (``"newton"``) and ``"newton-cg"`` choose the same method, ``"liblinear"``, ``"sag"`` and
         ``"saga"`` stand for ``"auto"``. scikit-learn's keep the limits that they have there.
       max_iter: the most steps of the solver.
-      verbose: without effect.
+      verbose: whether ``fit`` prints :meth:`summary`.
       warm_start: whether ``fit`` starts at the coefficients of the last one.
       n_jobs: without effect.
 
@@ -63,7 +63,8 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
       intercept_: ``[K]`` or ``[1]``; infinite for a class without weight.
       n_iter_: ``[1]``, the number of steps.
       result_: the :class:`xentjax.LogisticFit` with status, certificate and inference, its arrays NumPy's; covariances
-        of up to 200 parameters.
+        of up to 200 parameters. Without a penalty its parameters of K classes are relative to class 0.
+      formula_: what was minimized, with its numbers.
       n_features_in_, feature_names_in_: as everywhere in scikit-learn.
 
     ``fit`` warns (``ConvergenceWarning``) wherever the status is not ``converged``: separated classes, dependent
@@ -136,13 +137,9 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
             warnings.warn(f"'n_jobs' has no effect, got n_jobs={self.n_jobs}", FutureWarning, stacklevel=2)
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32], order="C")
         problem, classes = encoded(self, X, y, sample_weight)
-        if len(problem.present) < 2:
-            raise ValueError(
-                f"only samples of one class, {classes.tolist()[problem.present[0]]!r}, have a weight above 0"
-            )
         found = problem.fitted(penalty, self._warm_start(problem), inference=True)
         self.classes_ = classes
-        self._keep(found)
+        self._keep(found, penalty.formula(problem.total))
         for message in found.warnings(self.solver, classes):
             warnings.warn(message, ConvergenceWarning, stacklevel=2)
         return self
@@ -156,10 +153,13 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
             raise ValueError(f"warm_start: coef_ has shape {coef.shape}, but these data need {needed}")
         return coef, np.asarray(self.intercept_)
 
-    def _keep(self, found: Fitted) -> None:
+    def _keep(self, found: Fitted, formula: Any) -> None:
+        """The attributes of a fit, printed where ``verbose`` asks for it."""
         self.coef_, self.intercept_ = found.coef, found.intercept
-        self.n_iter_ = np.array([found.steps], np.int32)
-        self.result_ = found.fit
+        self.n_iter_: Any = np.array([found.steps], np.int32)
+        self.result_, self.formula_ = found.fit, formula
+        if self.verbose and self.result_ is not None:
+            print(self.summary())
 
     # -- prediction ----------------------------------------------------------------------------------------------------
 
@@ -194,15 +194,20 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
         return distance - np.log1p(others.sum(axis=1))[:, None]
 
     def summary(self, *, level: float = 0.95, robust: bool = False) -> str:
-        """The table of :meth:`xentjax.LogisticFit.summary`, with the names of the features.
+        """The formula that was minimized, and :meth:`xentjax.LogisticFit.summary` with the names of the features.
+
+        Without a penalty, coefficients of K classes are those relative to ``classes_[0]``, which have errors.
 
         Raises:
-          ValueError: all weight was in one class, so that there was nothing to fit.
+          ValueError: there is no single fit: all weight was in one class, or cross-validation did not ``refit``.
         """
         check_is_fitted(self)
         if self.result_ is None:
-            raise ValueError("summary: all weight is in one class: there was nothing to fit")
-        return self.result_.summary(getattr(self, "feature_names_in_", None), level=level, robust=robust)
+            raise ValueError(
+                f"{type(self).__name__}.summary: there is no single fit: all weight was in one class, or refit=False"
+            )
+        table = self.result_.summary(getattr(self, "feature_names_in_", None), level=level, robust=robust)
+        return f"minimizes {self.formula_}\n{table}"
 
     # -- sparse coefficients -------------------------------------------------------------------------------------------
 
@@ -230,4 +235,8 @@ def encoded(estimator: Any, x: Any, y: Any, sample_weight: Any) -> tuple[Problem
     check_classification_targets(y)
     classes, numbers = np.unique(y, return_inverse=True)
     check_classes(estimator.solver, classes)
-    return Problem.of(estimator, x, numbers, classes, sample_weight), classes
+    problem = Problem.of(estimator, x, numbers, classes, sample_weight)
+    if len(problem.present) < 2:
+        only = classes.tolist()[problem.present[0]]
+        raise ValueError(f"{problem.name}: only samples of one class, {only!r}, have a weight above 0")
+    return problem, classes

@@ -40,6 +40,19 @@ class Penalty(NamedTuple):
     def is_none(self) -> bool:
         return bool(np.isinf(self.C)) if self.alpha is None else self.alpha == 0
 
+    def formula(self, total: float) -> str:
+        """What is minimized with weights that sum to ``total``, in words and numbers."""
+        loss, r = "Σ s ℓ / Σ s", self.l1_ratio
+        if self.is_none:
+            return f"{loss}, without a penalty"
+        terms = {0.0: "½ alpha ‖w‖²", 1.0: "alpha ‖w‖₁"}
+        term = terms.get(r, "alpha (½ (1 - r) ‖w‖² + r ‖w‖₁)") + ("" if r in terms else f", r = l1_ratio = {r:g}")
+        if self.alpha is None:
+            sizes = f"alpha = 1 / (C Σ s) = {1 / (self.C * total):.6g} for C = {self.C:g}, Σ s = {total:g}"
+        else:
+            sizes = f"alpha = {self.alpha:g} = 1 / (C Σ s) for C = {1 / (self.alpha * total):.6g}, Σ s = {total:g}"
+        return f"{loss} + {term}, {sizes}"
+
 
 def check_parameters(estimator: Any) -> None:
     """ValueError or TypeError for a parameter that is none; all but those of the penalty."""
@@ -82,16 +95,21 @@ def penalty_of(estimator: Any) -> Penalty:
         )
     if estimator.penalty != "deprecated":
         C, alpha, l1_ratio = _from_name(estimator, C, alpha, l1_ratio)
-    penalty = Penalty(C, alpha, 0.0 if l1_ratio is None else float(l1_ratio))
+    # Numbers of Python's: a program is compiled anew for NumPy's.
+    penalty = Penalty(float(C), None if alpha is None else float(alpha), 0.0 if l1_ratio is None else float(l1_ratio))
     check_solver(estimator.solver, penalty)
     return penalty
 
 
 def check_solver(solver: Any, penalty: Penalty) -> None:
     """ValueError for a penalty that a solver cannot take; one of scikit-learn's keeps the limits that it has there."""
-    if penalty.l1_ratio != 0 and not penalty.is_none and solver in _SMOOTH:
+    smooth = solver in _SMOOTH if isinstance(solver, str) else not getattr(solver, "handles_l1", False)
+    if penalty.l1_ratio != 0 and not penalty.is_none and smooth:
         kind = "l1" if penalty.l1_ratio == 1 else "elasticnet"
-        raise ValueError(f"Solver {solver} supports only 'l2' or None penalties, got {kind} penalty.")
+        name = solver if isinstance(solver, str) else type(solver).__name__
+        raise ValueError(
+            f"Solver {name} supports only 'l2' or None penalties, got {kind} penalty. Take 'auto', which supports all."
+        )
     if solver == "liblinear":
         if 0 < penalty.l1_ratio < 1:
             raise ValueError("Only 'saga' solver supports elasticnet penalty, got solver=liblinear. So does 'auto'.")
@@ -120,7 +138,7 @@ def own_solver(solver: Any) -> Any:
     return solver
 
 
-def warn_of_penalty(estimator: Any) -> None:
+def warn_of_penalty(estimator: Any, stacklevel: int) -> None:
     """FutureWarning for the deprecated parameter ``penalty``, ValueError for what it cannot be."""
     names = ("l1", "l2", "elasticnet", None)
     if estimator.penalty not in names:
@@ -129,14 +147,14 @@ def warn_of_penalty(estimator: Any) -> None:
         "'penalty' was deprecated in scikit-learn 1.8. Use l1_ratio=0 instead of penalty='l2', l1_ratio=1 instead of "
         "penalty='l1', l1_ratio between 0 and 1 instead of penalty='elasticnet', and C=np.inf instead of penalty=None.",
         FutureWarning,
-        stacklevel=4,
+        stacklevel=stacklevel,
     )
 
 
 def _from_name(estimator: Any, C: Any, alpha: Any, l1_ratio: Any) -> tuple[Any, Any, Any]:
     """C, alpha and l1_ratio for scikit-learn's deprecated parameter ``penalty``."""
     penalty = estimator.penalty
-    warn_of_penalty(estimator)
+    warn_of_penalty(estimator, stacklevel=5)
     if penalty == "elasticnet":
         if l1_ratio is None:
             raise ValueError("l1_ratio must be specified when penalty is elasticnet.")

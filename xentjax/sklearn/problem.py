@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
+from collections.abc import Iterator
 from numbers import Real
 from typing import Any
 
@@ -22,6 +25,14 @@ from xentjax.training.program_cache import keep_programs
 
 #: Covariances of up to this many parameters are kept: they are what is largest in a fitted estimator.
 _INFERENCE = 200
+
+#: The words of scikit-learn's own warnings where they are not "... failed to converge": users' filters look for them.
+_TOO_FEW_STEPS = {
+    "liblinear": "Liblinear failed to converge, increase the number of iterations.",
+    "newton-cholesky": "Newton solver did not converge after {} iterations",
+    "sag": "The max_iter was reached which means the coef_ did not converge",
+    "saga": "The max_iter was reached which means the coef_ did not converge",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +58,21 @@ class Fitted:
             names = ", ".join(repr(label) for label in classes[self.absent].tolist())
             found.append(f"no sample of class {names} has a weight: its probability is 0, its intercept infinite")
         if self.fit is not None and self.fit.status != "converged":
-            name = solver if isinstance(solver, str) else type(solver).__name__
-            text = f"{name} failed to converge after {self.steps} iteration(s) ({self.fit.status}): {self.fit.message}."
-            found.append(text + (" Increase the number of iterations." if self.fit.status == "max_steps" else ""))
+            name = solver if isinstance(solver, str) and solver != "auto" else self.fit.solver
+            status, steps = str(self.fit.status), f"after {self.steps} iteration(s)"
+            if status == "max_steps":
+                text = _TOO_FEW_STEPS.get(name, f"{name} failed to converge {steps}").format(self.steps)
+                found.append(f"{text} ({status}): {self.fit.message}. Increase the number of iterations.")
+            else:
+                found.append(f"{name} ended {steps}, {status}: {self.fit.message}")
         return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Features ``[n, d]``, the classes of the rows by number, and their weights."""
+    """Features ``[n, d]``, the classes of the rows by number, and their weights; ``name`` is the estimator's."""
 
+    name: str
     x: Any
     y: Any
     num_classes: int
@@ -76,15 +92,21 @@ class Problem:
             with jax.enable_x64(True):
                 x = SparseRows.of(x, one_pass.block_rows(x.shape[1], x.dtype))
         return cls(
+            name=type(estimator).__name__,
             x=x,
             y=y.astype(np.int32),
             num_classes=len(classes),
             weights=weights,
             fit_intercept=bool(estimator.fit_intercept),
             solver=own_solver(estimator.solver),
-            tol=estimator.tol,
+            tol=None if estimator.tol is None else float(estimator.tol),
             max_steps=int(estimator.max_iter),
         )
+
+    @property
+    def total(self) -> float:
+        """The sum of the weights."""
+        return float(np.sum(self.weights))
 
     @property
     def _size(self) -> int:
@@ -104,11 +126,11 @@ class Problem:
         present = self.present
         if self.fit_intercept and len(present) < self.num_classes:
             return self._without_absent(present, penalty, inference)
-        return self._solved(*penalty.factors(float(np.sum(self.weights))), init, inference)
+        return self._solved(*penalty.factors(self.total), init, inference)
 
     def _solved(self, l1: float, l2: float, init: Any, inference: bool) -> Fitted:
         keep_programs()
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), _errors_of(self.name):
             fit = fit_logistic(
                 self.x,
                 self.y,
@@ -120,7 +142,7 @@ class Problem:
                 max_steps=self.max_steps,
                 init=self._as_params(init),
                 num_classes=None if self.num_classes == 2 else self.num_classes,
-                inference=inference and self._size <= _INFERENCE,
+                inference=inference and l1 == 0 and self._size <= _INFERENCE,
                 **({"l1": l1} if l1 else {}),
             )
         # Numbers of NumPy keep their 64 bits whatever JAX's configuration is, in a pickle too.
@@ -144,7 +166,7 @@ class Problem:
             # Two classes have one logit u, in whose place stand ±u/2: they have half of its square, and all of its
             # absolute value.
             both = len(present) == 2
-            l1, l2 = penalty.factors(float(np.sum(self.weights)))
+            l1, l2 = penalty.factors(self.total)
             found = rest._solved(l1, l2 / 2 if both else l2, None, inference)
             coef[present] = np.concatenate([-found.coef, found.coef]) / 2 if both else found.coef
             intercept[present] = np.concatenate([-found.intercept, found.intercept]) / 2 if both else found.intercept
@@ -163,12 +185,23 @@ class Problem:
         """Coefficients and intercepts of the model without features: where a path starts."""
         rows = 1 if self.num_classes == 2 else self.num_classes
         shares = np.bincount(self.y, self.weights, self.num_classes) / np.sum(self.weights)
-        with np.errstate(divide="ignore"):
+        # A class without weight makes it infinite or NaN, and then no start.
+        with np.errstate(divide="ignore", invalid="ignore"):
             bias = np.log(shares)
-        bias = bias[1:] - bias[:1] if rows == 1 else bias - bias.mean()
+            bias = bias[1:] - bias[:1] if rows == 1 else bias - bias.mean()
         bias = bias if self.fit_intercept else np.zeros(rows)
         dtype = self.weights.dtype
         return np.zeros((rows, self.x.shape[1]), dtype), bias.astype(dtype)
+
+
+@contextlib.contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    """Errors about the arguments of ``fit_logistic`` as errors about an estimator's parameters."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        text = re.sub(r"^(fit_logistic|minimize): ", f"{name}: ", str(error)).replace("max_steps", "max_iter")
+        raise type(error)(text) from error
 
 
 def weights_of_samples(x: Any, sample_weight: Any) -> Any:

@@ -22,6 +22,10 @@ _HALVINGS = 40
 #: The model is minimized until what is left of its subgradient is this share of the objective's, or so many times.
 _INEXACT, _ROUNDS = 1e-2, 100
 
+#: So many units in the last place go on the diagonal of a Hessian of fewer digits: where columns depend on others, its
+#: rounding may leave the model without a minimum.
+_DAMPING = 64
+
 #: So many parameters make one sweep over them for each factorization: that takes p³, the sweep p².
 _SWEPT = 64
 
@@ -93,7 +97,10 @@ class ProximalNewton:
         if l1_factors(objective, point.params) is None:
             direction = -solve_positive(state.hessian, gradient, self._unit)
         else:
-            model = _Model(state.hessian, gradient, factors, start)
+            hessian = state.hessian
+            if self._unit is not None:
+                hessian = hessian + jnp.diag(_DAMPING * self._unit * jnp.diagonal(hessian))
+            model = _Model(hessian, gradient, factors, start)
             direction = _minimum(model, _INEXACT * norm, self._unit) - start
         # How much the objective would fall if it were linear but for its kinks: at least directionᵀ H direction.
         slope = jnp.vdot(gradient, direction) + absolute(factors, start + direction) - absolute(factors, start)

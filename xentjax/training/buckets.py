@@ -47,7 +47,8 @@ def padded(objective: LogisticObjective, dtype: Any) -> LogisticObjective:
         objective,
         x=_extended_features(objective.x, rows, columns),
         y=_extended(objective.y, rows),
-        l2=objective.l2 if np.ndim(objective.l2) == 0 else _extended(objective.l2, columns),
+        l2=_extended_factors(objective.l2, columns),
+        l1=_extended_factors(objective.l1, columns),
         weights=_extended(weights, rows),
         offset=None if objective.offset is None else _extended(objective.offset, rows),
     )
@@ -56,7 +57,7 @@ def padded(objective: LogisticObjective, dtype: Any) -> LogisticObjective:
 def _extended_features(x: Any, rows: int, columns: int) -> Any:
     if not isinstance(x, SparseRows):
         return _extended(x, rows, columns)
-    return x.extended(rows, columns, bucket(int(x.starts[-1]), least=64))
+    return x.extended(rows, columns, bucket(x.entries.size, least=64))
 
 
 def padded_params(params: LogisticParams, columns: int) -> LogisticParams:
@@ -91,6 +92,10 @@ def without_padding(fit: LogisticFit, columns: int, steps: int) -> LogisticFit:
         covariance=cut["covariances"][0],
         robust_covariance=cut["covariances"][1],
     )
+
+
+def _extended_factors(factors: Any, columns: int) -> Any:
+    return factors if np.ndim(factors) == 0 else _extended(factors, columns)
 
 
 def _extended(values: Any, *sizes: int) -> Any:

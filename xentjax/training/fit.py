@@ -239,6 +239,8 @@ def checked_objective(
     objective = LogisticObjective(x, y, l2, weights, offset, l1, fit_intercept=fit_intercept, num_classes=num_classes)
     shapes = objective.shapes(name)
     check_arguments(name, shapes, x, y, l2, weights, offset)
+    if l1 is not None and l1.shape not in ((), x.shape[1:]):
+        raise ValueError(f"{name}: l1 has shape {l1.shape}, but needs () or {x.shape[1:]}, one for each feature")
     if class_weight is not None:
         objective = _with_class_weight(objective, shapes, class_weight)
     if complete:
@@ -258,8 +260,7 @@ def _require_values(x: Any, y: Any, l2: Any, l1: Any, weights: Any, offset: Any)
             raise ValueError("fit_logistic: all weights are 0: there is no row to fit to")
     # The entries of sparse rows are not looked at by row: all of them have to be numbers.
     if isinstance(x, SparseRows) and _known(x.values):
-        entries = np.asarray(x.values[: int(x.starts[-1])])
-        _require_all(np.isfinite(entries), "x.data", entries, "finite")
+        _require_all(np.isfinite(x.entries), "x.data", x.entries, "finite")
     for name, values in (("x", None if isinstance(x, SparseRows) else x), ("y", y), ("offset", offset)):
         if values is not None and _known(values, weights) and policy.is_float(values):
             # One pass on the device tells that all is well; where it is not, the first place is looked for. (On a CPU

@@ -44,7 +44,7 @@ def polished(
     """The point polished by a solution of the Newton system: by Cholesky, or without a Hessian by conjugate gradients.
 
     Without the matrix there are no pivots, so that nothing is known of columns that depend on others. With an L1
-    penalty the system is that of the parameters that are not 0, whose signs the step has to keep.
+    penalty the system is that of the parameters that are not 0; what would change its sign becomes 0.
     """
     origin, unravel = ravel_pytree(point.params)
     factors = flat_factors(inner, point.params)
@@ -63,12 +63,10 @@ def polished(
         hessian, pivots = None, None
         metric = state.metric if isinstance(state, (Region, LBFGSState)) else None
         solve = _by_products(inner, point, metric, moves)
-    target = unravel(origin - solve(pull(point), _TAKEN))
+    target = origin - solve(pull(point), _TAKEN)
+    target = unravel(jnp.where((factors > 0) & (target * origin <= 0), 0, target))
     moved, there = evaluate_with_hessian(inner, target) if needed == "final" else (evaluate(inner, target), hessian)
     better = allowed & (largest_component(residual(inner, moved)) < largest_component(residual(inner, point)))
-    if inner.l1 is not None:
-        kept = jnp.sign(ravel_pytree(moved.params)[0]) == jnp.sign(origin)
-        better = better & jnp.all(kept | (factors == 0))
     point, hessian = jax.tree.map(lambda a, b: jnp.where(better, a, b), (moved, there), (point, hessian))
     gradient = pull(point)
     return Polished(point, gradient, solve(gradient, _TOLD), hessian, pivots)
