@@ -68,7 +68,7 @@ def solve(
     null, frequencies = null_model(inner, shapes)
     null, null_loss = _null_fit(inner, null, frequencies)
     scaling: Any = inner.scaling
-    first = null if init is None else scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init))
+    first = null if init is None else _better(inner, scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init)), null)
     sought = default_tolerance(inner, frequencies) if tol is None else tol
     state = opening(inner, first, solver, tol=sought)
     state, history = run_steps(inner, solver, state, sought, max_steps, longest)
@@ -133,11 +133,29 @@ def solve(
     return fit, Inside(point.params, scaling, hessian, free, moving, combined)
 
 
+def _better(inner: LogisticObjective, first: LogisticParams, second: LogisticParams) -> LogisticParams:
+    """The first of two parameters, or where their objective is less the second ones.
+
+    Far from the data all predictions are certain, and nothing there leads back.
+    """
+
+    def objective(params: LogisticParams) -> Any:
+        return inner.value_and_gradient(params)[0] + absolute(l1_factors(inner, params), params)
+
+    keep = objective(first) <= objective(second)
+    return jax.tree.map(lambda a, b: jnp.where(keep, a, b), first, second)
+
+
 def scaled(objective: LogisticObjective, dtype: Any, scaling: Scaling | None = None) -> LogisticObjective:
-    """The objective in terms of scaled features, with weights in the dtype of computation."""
+    """The objective in terms of scaled features, with weights in the dtype of computation.
+
+    A scaling that the objective has already says what has been taken off its features before.
+    """
     weights = None if objective.weights is None else objective.weights.astype(dtype)
     if scaling is None:
         scaling = one_pass.scaling_of(objective.x, weights, dtype, centered=objective.fit_intercept)
+        if objective.scaling is not None:
+            scaling = dataclasses.replace(scaling, origin=objective.scaling.origin)
     return dataclasses.replace(objective, scaling=scaling, weights=weights)
 
 
@@ -192,5 +210,10 @@ def null_point(inner: LogisticObjective, null: LogisticParams) -> tuple[Logistic
     if inner.offset is None or not inner.fit_intercept:
         return null, columns.value_and_gradient(params)[0]
     solver = Newton()
+    # Offsets may be far from 0 all alike, or some of them.
+    share = _rows.shares(inner.weights)
+    rows = inner.offset if share is None else _rows.only(inner.weights != 0, inner.offset)
+    mean = jnp.sum(_rows.scale(share, rows.astype(null.bias.dtype)), axis=0)
+    params = _better(columns, params._replace(bias=params.bias - mean), params)
     point = run_steps(columns, solver, opening(columns, params, solver, tol=0.0), 0.0, 50, 50)[0].point
     return null._replace(bias=point.params.bias), point.value

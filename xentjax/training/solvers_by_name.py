@@ -44,19 +44,25 @@ _MANY_ROWS, _ROWS_EACH, _STRIDE = 10_000, 10, 8
 
 def chosen_solver(function: str, solver: Any, objective: Any, shapes: LogisticParams) -> tuple[str, Any, str]:
     """The solver that a name stands for, with what to call it, and why it is this one."""
+    require_solver(function, solver)
     if isinstance(solver, str):
         n, d, k = jnp.shape(objective.x)[0], shapes.weights.shape[0], shapes.bias.size
         if solver == "auto" and objective.l1 is not None:
             return _with_l1((d + 1) * k)
         if solver == "auto":
             return _automatic(n, d, k, dense=not is_sparse(objective.x))
-        if solver not in SOLVERS:
-            names = ", ".join(repr(name) for name in ("auto", *SOLVERS))
-            raise ValueError(f"{function}: solver must be one of {names} or a Solver, got {solver!r}")
         kind = SOLVERS[solver]
         return solver, kind(metric=_metric(d, k)) if kind in (LBFGS, NewtonCG) else kind(), "as asked for"
-    checks.require_solver(solver)
     return type(solver).__name__, solver, "as given"
+
+
+def require_solver(function: str, solver: Any) -> None:
+    """An error that names the function for what is neither a solver nor the name of one."""
+    names = ("auto", *SOLVERS)
+    if not isinstance(solver, str):
+        checks.require_solver(solver, function)
+    elif solver not in names:
+        raise ValueError(f"{function}: solver must be one of {', '.join(map(repr, names))} or a Solver, got {solver!r}")
 
 
 def _automatic(n: int, d: int, k: int, *, dense: bool) -> tuple[str, Any, str]:
