@@ -37,8 +37,10 @@ def centered(function: str, x: Any, weights: Any, *, at_origin: bool = False) ->
     Raises:
       ValueError: a number is beyond the range of float32, or a column below it.
     """
+    if jnp.result_type(float) != np.float32:
+        return x
     wide = x if isinstance(x, np.ndarray) else _as_wide(x)
-    if jnp.result_type(float) != np.float32 or wide is None or not _loses_digits(wide.dtype) or not _is_table(wide):
+    if wide is None or not _loses_digits(wide.dtype) or not _is_table(wide):
         return x
     counted = _counted(wide, weights)
     with np.errstate(all="ignore"):
