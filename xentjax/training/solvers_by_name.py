@@ -72,7 +72,10 @@ def _automatic(n: int, d: int, k: int, *, dense: bool) -> tuple[str, Any, str]:
         if size <= _NEWTON_ACCELERATED:
             return "newton", Newton(), f"with few enough parameters ({size}) for their Hessian"
         return _by_products(d, k)
-    if dense and n >= _MANY_ROWS and size <= _NEWTON and n >= _STRIDE * _ROWS_EACH * size:
+    if n >= _MANY_ROWS and size <= _NEWTON and n >= _STRIDE * _ROWS_EACH * size:
+        if not dense:  # of which there is no subsample
+            why = f"as the Hessian of {size} parameters takes longer than products with it over many sparse rows ({n})"
+            return "newton-cg", NewtonCG(metric=_metric(d, k)), why
         why = f"as many rows ({n}) for {size} parameters make the Hessian of every {_STRIDE}th row a good metric"
         return "lbfgs", LBFGS(metric="hessian", subsample=_STRIDE), why
     if size <= (_NEWTON if k == 1 else _NEWTON_CLASSES):
