@@ -278,6 +278,32 @@ def test_penalties_of_every_size(clean, l2):
         np.testing.assert_allclose(fit.params.weights, -gradient.weights / l2, rtol=1e-9)
 
 
+def test_columns_so_small_that_their_squares_underflow(clean):
+    x, y = clean
+    fit, plain = xj.fit_logistic(x * [1e-200, 1, 1], y), xj.fit_logistic(x, y)
+    assert fit.status == "converged"
+    assert_relative(fit.params.weights * np.array([1e-200, 1, 1]), plain.params.weights, 1e-12)
+
+
+def test_an_init_far_from_the_data_is_no_worse_than_none(clean):
+    x, y = clean
+    fit, plain = xj.fit_logistic(x, y, init=xj.LogisticParams(np.full(3, 1e6), 0.0)), xj.fit_logistic(x, y)
+    assert fit.status == "converged"
+    assert_relative(fit.params.weights, plain.params.weights, 1e-12)
+
+
+def test_offsets_far_from_0(clean):
+    x, y = clean
+    plain = xj.fit_logistic(x, y)
+    fit = xj.fit_logistic(x, y, offset=np.full(500, 1e4))
+    assert fit.status == "converged"
+    assert_relative(fit.params.bias, plain.params.bias - 1e4, 1e-12)
+    assert_relative(fit.params.weights, plain.params.weights, 1e-9)
+    one = np.where(np.arange(500) == np.argmax(y), 1e20, 0)  # predicted with certainty, and right: it tells nothing
+    fit, without = xj.fit_logistic(x, y, offset=one), xj.fit_logistic(x, y, weights=(one == 0).astype(float))
+    assert_relative(fit.params.weights, without.params.weights, 1e-9)
+
+
 def test_fewer_rows_than_columns():
     rng = np.random.default_rng(6)
     x, y = rng.standard_normal((5, 20)), np.array([0, 1, 0, 1, 1])
@@ -309,6 +335,13 @@ BAD = {
     "an init of another shape": (lambda x, y: {"init": xj.LogisticParams(np.zeros(2), 0.0)}, "init.weights has shape"),
     "an offset of another length": (lambda x, y: {"offset": np.zeros(3)}, "offset has shape (3,), but needs (500,)"),
     "an offset that is NaN": (lambda x, y: {"offset": np.full(500, np.nan)}, "offset[0] is nan"),
+    "an init that is NaN": (
+        lambda x, y: {"init": xj.LogisticParams(np.full(3, np.nan), 0.0)},
+        "init.weights[0] is nan, but needs to be finite",
+    ),
+    "a column of labels": (lambda x, y: {"y": 1.0 * y[:, None]}, "needs [n], or [n, K] with 2 classes or more"),
+    "a single class": (lambda x, y: {"num_classes": 1}, "num_classes must be 2 or more, got 1"),
+    "L1 factors of other features": (lambda x, y: {"l1": np.ones(4)}, "l1 has shape (4,), but needs () or (3,)"),
 }
 
 
@@ -322,10 +355,25 @@ def test_errors_name_the_place(clean, name):
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("y", [np.array(["a", "b"] * 250), np.arange(500) + 1j, None])
+@pytest.mark.parametrize("y", [np.array(["a", "b"] * 250), np.array([0, 1] * 250, object), np.arange(500) + 1j, None])
 def test_labels_of_another_type(clean, y):
     with pytest.raises(TypeError, match="fit_logistic: y must be"):
         xj.fit_logistic(clean[0], y)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": "2"}, "num_classes must be a whole number, not traced, got '2'"),
+        ({"max_steps": 2.5}, "max_steps must be a whole number"),
+        ({"tol": "small"}, "tol must be a number"),
+        ({"solver": None}, "solver must have init"),
+        ({"fit_intercept": 1}, "fit_intercept must be True or False"),
+    ],
+)
+def test_options_of_another_type(clean, options, message):
+    with pytest.raises(TypeError, match=f"fit_logistic: {message}"):
+        xj.fit_logistic(*clean, **options)
 
 
 # -- inference ---------------------------------------------------------------------------------------------------------
@@ -404,6 +452,34 @@ def test_jit_and_vmap_over_data_penalty_and_weights(clean):
                     strict=True,
                 ):
                     np.testing.assert_allclose(got[i], expected, rtol=1e-9)
+
+
+TRACED = {
+    "a negative penalty": lambda x, y: {"l2": -0.1},
+    "a penalty that is NaN": lambda x, y: {"l2": np.nan},
+    "an infinite penalty": lambda x, y: {"l2": np.inf},
+    "a negative L1 penalty": lambda x, y: {"l1": np.array(-0.1)},
+    "a negative weight": lambda x, y: {"weights": y - 0.5},
+    "an infinite weight": lambda x, y: {"weights": np.where(np.arange(500) == 3, np.inf, 1)},
+    "weights whose sum overflows": lambda x, y: {"weights": np.full(500, 1e307)},
+    "a NaN": lambda x, y: {"x": np.where(np.arange(1500).reshape(500, 3) == 10, np.nan, x)},
+    "an infinity": lambda x, y: {"x": np.where(np.arange(1500).reshape(500, 3) == 10, np.inf, x)},
+    "an offset that is NaN": lambda x, y: {"offset": np.full(500, np.nan)},
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_traced_data_that_are_no_numbers_are_in_the_status(clean, name):
+    arguments = dict(zip("xy", clean, strict=True)) | TRACED[name](*clean)
+    assert jax.jit(lambda arguments: xj.fit_logistic(**arguments))(arguments).status == "not_finite"
+
+
+def test_traced_data_of_one_class_are_separated(clean):
+    x, y = clean
+    fit = jax.jit(lambda y, weights: xj.fit_logistic(x, y, weights=weights))
+    assert fit(0 * y, np.ones(500)).status == "separated"
+    assert fit(y, 1.0 * y).status == "separated"
+    assert fit(y, 0.0 * y).status == "separated"
 
 
 def test_traced_labels_out_of_range_are_in_the_status(clean):

@@ -127,6 +127,16 @@ BAD = {
     "groups of other columns": (lambda x, y: {"x": [x[0], x[1, :, :2]], "y": list(y[:2])}, "x[1] has shape (60, 2)"),
     "groups without labels": (lambda x, y: {"x": list(x), "y": list(y[:2])}, "y must be one too, got 2 of them"),
     "a group's labels": (lambda x, y: {"x": list(x), "y": [y[0, :5], *y[1:]]}, "y[0] has shape (5,), but x[0] (60, 3)"),
+    "penalties of other groups": (
+        lambda x, y: {"x": list(x), "y": list(y), "l2": np.ones(3)},
+        "l2 has shape (3,), but needs () or 5 on its first axis",
+    ),
+    "a group without weights": (
+        lambda x, y: {"x": list(x), "y": list(y), "weights": list(np.zeros((K, N)))},
+        "fit 0: all weights are 0",
+    ),
+    "a solver": (lambda x, y: {"solver": "magic"}, "solver must be one of 'auto'"),
+    "classes": (lambda x, y: {"num_classes": 0}, "num_classes must be 2 or more"),
     "chunk": (lambda x, y: {"chunk": 0}, "chunk must be at least 1"),
 }
 

@@ -105,6 +105,14 @@ def test_without_folds_and_under_jit():
     assert "4 penalties, 50% of each L1" in path.summary()
 
 
+def test_traced_penalties_that_are_none_are_not_finite_and_spoil_no_other():
+    path = jax.jit(lambda lambdas: xj.fit_path(X, Y, lambdas=lambdas))(np.array([0.01, -1, np.nan, 0.1, 0, np.inf]))
+    np.testing.assert_array_equal(path.lambdas, [0.1, 0.01, *[np.nan] * 4])
+    assert path.status.names.tolist() == ["converged"] * 2 + ["not_finite"] * 4
+    expected = xj.fit_path(X, Y, lambdas=[0.1, 0.01])
+    np.testing.assert_allclose(path.params.weights[:2], expected.params.weights, rtol=1e-8)
+
+
 def test_a_fit_that_cannot_end_says_so():
     path = xj.fit_path(X, Y, lambdas=[1e-3, 1e-1], max_steps=1, folds=PARTS)
     assert np.all(path.status[1:] == "max_steps")
@@ -142,6 +150,34 @@ def test_the_best_and_the_largest_within_one_error():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"l1_ratio": "half"}, "l1_ratio must be a number"),
+        ({"num_lambdas": 2.5}, "num_lambdas must be a whole number"),
+        ({"smallest": "little"}, "smallest must be a number"),
+        ({"folds": 2.5}, "folds must be a whole number"),
+        ({"folds": 3, "seed": "x"}, "seed must be a whole number"),
+        ({"max_steps": 2.5}, "max_steps must be a whole number"),
+        ({"tol": "small"}, "tol must be a number"),
+        ({"lambdas": "many"}, "lambdas must be a real array"),
+    ],
+)
+def test_options_of_another_type(options, message):
+    with pytest.raises(TypeError, match=f"fit_path: {message}"):
+        xj.fit_path(X, Y, **options)
+
+
+@pytest.mark.parametrize("function", [xj.fit_path, xj.lambda_max])
+def test_errors_name_the_function_that_was_called(function):
+    for y, message in ((Y[:-1], "y has shape"), (0 * Y, "class 1 has no row"), (2 * Y - 1, "y.* is -1")):
+        with pytest.raises(ValueError, match=f"{function.__name__}: {message}"):
+            function(X, y)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lambdas": []}, r"lambdas has shape \(0,\)"),
+        ({"lambdas": [np.nan]}, r"lambdas\[0\] is nan, but needs to be above 0"),
+        ({"lambdas": [0.1, np.inf]}, r"lambdas\[1\] is inf"),
         ({"l1_ratio": 1.5}, "l1_ratio must be from 0 to 1, got 1.5"),
         ({"lambdas": [0.1, 0.0]}, r"lambdas\[1\] is 0.0, but needs to be above 0"),
         ({"lambdas": np.ones((2, 2))}, r"lambdas has shape \(2, 2\)"),

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
 import xentjax as xj
 from xentjax import LBFGS, LogisticObjective, LogisticParams, Newton, NewtonCG, minimize
 from xentjax.models import one_pass
 from xentjax.models.one_pass import scaling_of
+from xentjax.models.sparse import SparseRows
 from xentjax.solvers.conjugate_gradients import conjugate_gradients
 from xentjax.solvers.line_search import search
 from xentjax.solvers.objective import evaluate, linearized
@@ -413,9 +415,9 @@ def test_without_a_hessian_separation_is_found(monkeypatch):
 
 
 def test_the_choice_of_a_solver_says_why():
-    def choice(n, d, k):
+    def choice(n, d, k, sparse=False):
         shape = (d, k)[: 1 if k == 1 else 2]
-        x = jax.ShapeDtypeStruct((n, d), jnp.float64)
+        x = SparseRows.of(csr_matrix((n, d)), 64) if sparse else jax.ShapeDtypeStruct((n, d), jnp.float64)
         params = LogisticParams(jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(shape[1:], x.dtype))
         name, solver, reason = chosen_solver("fit_logistic", "auto", LogisticObjective(x, None), params)
         assert str((d + 1) * k) in reason
@@ -426,5 +428,6 @@ def test_the_choice_of_a_solver_says_why():
     assert choice(300_000, 54, 1) == ("newton", Newton("float32", subsample=8))
     assert choice(100_000, 400, 1) == ("lbfgs", LBFGS(metric="hessian", subsample=8))
     assert choice(6435, 36, 6) == ("lbfgs", LBFGS(metric="hessian", subsample=8))
+    assert choice(300_000, 54, 1, sparse=True) == ("newton-cg", NewtonCG("blocks"))
     assert choice(1797, 64, 10) == ("newton-cg", NewtonCG("blocks"))
     assert choice(2000, 10_000, 1) == ("newton-cg", NewtonCG("diagonal"))

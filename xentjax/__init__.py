@@ -15,6 +15,7 @@ from xentjax.measures.information import mutual_information, total_correlation
 from xentjax.measures.joint import conditional_entropy, joint_entropy
 from xentjax.measures.logit_divergences import js_divergence_from_logits, kl_divergence_from_logits
 from xentjax.measures.logits import entropy_from_logits
+from xentjax.models import forms as _forms  # noqa: F401  (they enter the registry of the check)
 from xentjax.models.closed_form import logistic_gradient, logistic_hessian, logistic_hvp
 from xentjax.models.logistic import (
     LogisticParams,

@@ -16,7 +16,7 @@ import typer
 
 from _xentjax_main import INTERRUPTED, leave
 from xentjax.cli import report
-from xentjax.core.check import check_records
+from xentjax.core.check import check_records, checkable
 from xentjax.core.op import ops
 from xentjax.training.config import FitConfig, TutorialConfig
 from xentjax.training.config_file import read_config, read_run
@@ -209,7 +209,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 ) -> int:
     """Compare every hand-derived derivative with automatic differentiation; status 1 if one fails."""
-    names = _records(only, [record.name for record in ops()])
+    names = _records(only, list(checkable()))
     _require_device(device)
     with report.counting("checking", len(names)) as advance:
         table = check_records(names, device, on_rows=lambda rows: advance(rows[0].record if rows else ""))

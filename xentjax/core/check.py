@@ -1,6 +1,7 @@
 """The proof: every hand-derived derivative in the registry against truths that owe nothing to it.
 
-For each record, argument and order of derivative, on the inputs of the record's domain:
+For each record, argument and order of derivative, on the inputs of the record's domain, and for each closed form of a
+derivative that is a function of its own (a Hessian, its product with a direction):
 
 - in float64, elementwise, against the derivative of the plain formula in arbitrary precision: the gradient and the
   Hessian by automatic differentiation of the formula, the JVP by finite differences of it;
@@ -24,7 +25,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from xentjax.core.derivatives import ORDERS, Derivatives, Timing, groups
+from xentjax.core.closed_forms import ClosedForms, all_closed_forms
+from xentjax.core.derivatives import Derivatives, Timing, groups
 from xentjax.core.op import ops
 from xentjax.core.record import Record
 from xentjax.core.tables import chosen, to_json
@@ -34,7 +36,10 @@ DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 @dataclasses.dataclass(frozen=True)
 class CheckRow:
-    """One line of the table: a derivative of one record with respect to one argument, in one dtype."""
+    """One line of the table: a derivative of one record with respect to one argument, in one dtype.
+
+    Of closed forms, ``record`` is what they are called, and ``order`` the name of the form.
+    """
 
     record: str
     argument: str
@@ -105,6 +110,12 @@ class CheckTable:
         return "\n".join(text)
 
 
+def checkable() -> dict[str, Record | ClosedForms]:
+    """All that there is to check, by name."""
+    found: list[Record | ClosedForms] = [*ops(), *all_closed_forms()]
+    return {one.name: one for one in found}
+
+
 def check_records(
     only: str | Iterable[str] | None = None,
     device: str | None = None,
@@ -114,10 +125,10 @@ def check_records(
     timed: bool = True,
     on_rows: Callable[[list[CheckRow]], None] | None = None,
 ) -> CheckTable:
-    """Compare every record's hand-derived derivatives with their oracles.
+    """Compare the hand-derived derivatives of every record, and all closed forms, with their oracles.
 
     Args:
-      only: names of the records to check; all by default.
+      only: names of the records and closed forms to check; all by default.
       device: the platform to run on (``"cpu"``, ``"gpu"``, ``"tpu"``); JAX's default device by default.
       dtypes: the dtypes to check in.
       seed: of the inputs and directions.
@@ -127,7 +138,7 @@ def check_records(
     Raises:
       ValueError: where ``only`` names no record.
     """
-    records = chosen(only, {record.name: record for record in ops()})
+    records = chosen(only, checkable())
     start, rows = time.perf_counter(), []
     where = jax.devices(device)[0] if device else jax.devices()[0]
     kinds = [jnp.dtype(d).name for d in dtypes]
@@ -150,17 +161,19 @@ def check_records(
 
 
 class _Check:
-    """One record: its programs, in the making from the start, and its rows."""
+    """One record, or one's closed forms: its programs, in the making from the start, and its rows."""
 
-    def __init__(self, record: Record, seed: int, pool: Executor, device: Any, dtypes: list[str], timed: bool):
+    def __init__(
+        self, record: Record | ClosedForms, seed: int, pool: Executor, device: Any, dtypes: list[str], timed: bool
+    ):
         self.record, self.device, self.dtypes = record, device, dtypes
         self.groups = groups(record, seed)
         for group in self.groups:
             group.compile(pool, device, dtypes)
-        self.timing = Timing(record, seed, pool, device) if timed else None
+        self.timing = Timing(record, seed, pool, device) if timed and isinstance(record, Record) else None
 
     def rows(self) -> list[CheckRow]:
-        keys = [(a, o, d) for a in self.record.wrt for o in ORDERS for d in self.dtypes]
+        keys = [(a, o, d) for a in self.record.wrt for o in self.groups[0].orders for d in self.dtypes]
         tallies = {key: Derivatives() for key in keys}
         for group in self.groups:
             group.tally(self.dtypes, tallies)

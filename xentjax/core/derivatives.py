@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentjax.core import ulp
+from xentjax.core.closed_forms import KINDS, ClosedForms
 from xentjax.core.domains import Case
 from xentjax.core.inputs import edges, largest_moves, signs
 from xentjax.core.record import Record
 from xentjax.core.reference import Formula
 from xentjax.core.tally import Tally
 
-ORDERS = ("gradient", "jvp", "hessian")
-#: How many times the contract's K each order may be off. The contract says nothing about second derivatives: a
-#: product of two first derivatives, each within K, added to another such.
-STEPS = {"gradient": 1, "jvp": 1, "hessian": 4}
+#: What is compared, and how many times the contract's K it may be off. The contract says nothing about second
+#: derivatives: a product of two first derivatives, each within K, added to another such.
+ORDERS = {"gradient": 1, "jvp": 1, "hessian": 4}
 #: Sizes of the cases: small, because the Hessian is compared whole and in arbitrary precision.
 SIZES = {"B": 2, "K": 4, "J": 2, "D": 2}
 #: Sizes for the times.
@@ -55,7 +55,9 @@ class Group:
     In the main groups, the first that give an argument at all, the oracles are compared with each other too.
     """
 
-    def __init__(self, record: Record, cases: list[Case], seed: int, main: bool):
+    orders = ORDERS
+
+    def __init__(self, record: Record | ClosedForms, cases: list[Case], seed: int, main: bool):
         self.record, self.cases, self.main = record, cases, main
         self.rng = np.random.default_rng(seed)
         self.options = {n: v for n, v in cases[0].options.items() if n not in _differentiable(record, cases[0])}
@@ -98,7 +100,7 @@ class Group:
     def compile(self, pool: Executor, device: Any, dtypes: Sequence[str]) -> None:
         """Start to compile what :meth:`tally` runs: the record in every dtype, the formula in float64."""
         self.device = device
-        hand, formula = self.record.function, self.record.oracle
+        hand, formula = self.programs()
         self.hand = {}
         for dtype in dict.fromkeys((*dtypes, "float64")):
             options = COMPILED_FAST if jnp.finfo(dtype).bits == 16 else {}
@@ -106,11 +108,15 @@ class Group:
         if self.main and "float64" in dtypes:
             self.automatic = pool.submit(self.compiled, formula, "float64", COMPILED_FAST)
 
-    def compiled(self, function: Any, dtype: str, options: dict[str, Any]) -> Any:
+    def programs(self) -> tuple[Any, Any]:
+        """What is derived by hand, and the same by automatic differentiation of the formula."""
+        return self.derivatives(self.record.function), self.derivatives(self.record.oracle)
+
+    def compiled(self, program: Any, dtype: str, options: dict[str, Any]) -> Any:
         with jax.enable_x64(dtype == "float64"), jax.default_device(self.device):
             moving, rest = self.split(self.cases[0], jnp.dtype(dtype))
             cotangents, tangents = _cast((self.cotangents, self.tangents), dtype)
-            traced = jax.jit(self.derivatives(function)).lower(cotangents, tangents, moving, rest)
+            traced = jax.jit(program).lower(cotangents, tangents, moving, rest)
             return traced.compile(compiler_options=options)
 
     def run(
@@ -189,11 +195,11 @@ class Group:
     ) -> None:
         entries = max([1, *(d for v in jax.tree.leaves(case.arrays) for d in np.shape(v))])
         flushed = self.record.underflow * entries
-        for order in ORDERS:
+        for order, steps in self.orders.items():
             for argument in got[order]:
                 tally = tallies[argument, order, dtype]
                 tally.cases += 1
-                slopes = jax.tree.leaves(truth["gradient"][argument], is_leaf=_is_pair)
+                slopes = jax.tree.leaves(truth.get("gradient", {}).get(argument), is_leaf=_is_pair)
                 infinite = not all(np.all(np.isfinite(t[0])) for t in slopes)
                 paths = jax.tree_util.tree_flatten_with_path(got[order][argument])[0]
                 trues = jax.tree.leaves(truth[order][argument], is_leaf=_is_pair)
@@ -202,20 +208,20 @@ class Group:
                     known = np.ones(leaf.shape, bool)
                     if order == "jvp" and infinite:  # 0·∞ along directions that leave an infinite slope alone
                         known = np.isfinite(leaf)
-                    if order == "hessian":  # an infinite slope has no derivative
+                    if order == "hessian" and infinite:  # an infinite slope has no derivative
                         slope = np.isfinite(slopes[i * len(slopes) // len(paths)][0])
                         known = np.broadcast_to(
                             slope.reshape(slope.shape + (1,) * (leaf.ndim - slope.ndim)), leaf.shape
                         )
-                        known = known & (np.isfinite(leaf) | (not infinite))
+                        known = known & np.isfinite(leaf)
                     true = (np.where(known, true[0], np.nan), true[1])
                     place = f"{case.situation}{shown(case.options)}{jax.tree_util.keystr(path)}"
-                    tally.add(place, leaf, true, size, flushed, dtype, STEPS[order])
+                    tally.add(place, leaf, true, size, flushed, dtype, steps)
 
     def compare_oracles(
         self, case: Case, automatic: Any, truth: Any, sizes: Any, tallies: dict[Any, Derivatives]
     ) -> None:
-        for order in ORDERS:
+        for order in self.orders:
             for argument in automatic[order]:
                 trues = jax.tree.leaves(truth[order][argument], is_leaf=_is_pair)
                 moves = jax.tree.leaves(sizes[order][argument])
@@ -229,11 +235,61 @@ class Group:
                         )
 
 
-def groups(record: Record, seed: int) -> list[Group]:
+class FormGroup(Group):
+    """Cases of closed forms, with what each of them is of the plain formula as the truth."""
+
+    record: ClosedForms
+
+    def __init__(self, record: ClosedForms, cases: list[Case], seed: int, main: bool):
+        super().__init__(record, cases, seed, main)
+        self.orders = {name: KINDS[form.kind].steps for name, form in record.forms.items()}
+
+    def programs(self) -> tuple[Any, Any]:
+        return self.of_all(self.record.function), self.of_all(self.record.plain)
+
+    def of_all(self, function: Any) -> Callable[..., Any]:
+        """Each form with the parameters as its argument, along the tangents where it takes a direction."""
+        (name,) = self.record.wrt
+
+        def forms(cotangents: Any, tangents: Any, moving: dict[str, Any], rest: dict[str, Any]) -> Any:
+            found = function(moving[name], tangents[name], **rest, **self.options)
+            return {form: {name: value} for form, value in found.items()}
+
+        return forms
+
+    @functools.cached_property
+    def formulas(self) -> tuple[Formula, Formula]:
+        """What slopes are taken of, and all else."""
+        arguments = (self.cotangents, self.tangents, *self.first)
+        below, others = self.of_all(self.record.plain_below_slopes), self.of_all(self.record.plain_but_slopes)
+        return Formula(below, *arguments), Formula(others, *arguments)
+
+    def truth(self, moving: Any, rest: Any, tangents: Any) -> Any:
+        """By automatic differentiation of the formula, slopes along the direction by finite differences, exactly."""
+        below, others = self.formulas
+        arguments = (self.cotangents, tangents, moving, rest)
+        still = jax.tree.map(lambda v: None, (self.cotangents, tangents, rest))
+        return others.truth(*arguments) | below.slope(arguments, (still[0], still[1], tangents, still[2]))
+
+    def sizes(self, moving: Any, rest: Any, tangents: Any, base: Any) -> Any:
+        """How far each result moves, at most, for moves of every number, the data's too, by one part."""
+        floats = {n: v for n, v in rest.items() if _is_float(v)}
+
+        def run(everything: Any, tangents: Any) -> Any:
+            data = {**rest, **{n: everything[n] for n in floats}}
+            return self.run(self.hand["float64"], {n: everything[n] for n in moving}, data, tangents, "float64")
+
+        largest = largest_moves(self.record, run, base, {**moving, **floats}, tangents)
+        return jax.tree.map(lambda m: np.where(np.isfinite(m), m, 0), largest)
+
+
+def groups(record: Record | ClosedForms, seed: int) -> list[Group]:
     """The cases of a record's domain, by shapes and options."""
     found: dict[str, list[Case]] = {}
     for case in record.domain.cases(seed, **SIZES):
         found.setdefault(_signature(case), []).append(case)
+    if isinstance(record, ClosedForms):
+        return [FormGroup(record, cases, seed, main=True) for cases in found.values()]
     result: list[Group] = []
     seen: set[str] = set()
     for cases in found.values():
@@ -251,7 +307,7 @@ def _is_pair(node: Any) -> bool:
     return isinstance(node, tuple) and len(node) == 2 and all(isinstance(n, np.ndarray) for n in node)
 
 
-def _differentiable(record: Record, case: Case) -> list[str]:
+def _differentiable(record: Record | ClosedForms, case: Case) -> list[str]:
     """The arguments to differentiate by: of ``wrt``, those that the case gives as floats, numbers among the options
     included."""
     given = {**case.options, **case.arrays}

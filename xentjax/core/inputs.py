@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xentjax.core.closed_forms import ClosedForms
 from xentjax.core.domains import Logit, Logits, Probability, Real
 from xentjax.core.record import Record
 
@@ -22,7 +23,7 @@ def signs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.choice([-1.0, -0.5, 0.5, 1.0], shape)
 
 
-def inward(record: Record, name: str, value: Any) -> Any:
+def inward(record: Record | ClosedForms, name: str, value: Any) -> Any:
     """1 or -1 where an argument lies on an edge of its domain and larger or smaller values lie inside."""
     kind = record.domain.kinds.get(name)
     if kind is None or isinstance(kind, Real) or not jnp.issubdtype(np.asarray(value).dtype, jnp.floating):
@@ -35,7 +36,7 @@ def inward(record: Record, name: str, value: Any) -> Any:
     return np.where(value == 0, 1, np.where(upper, -1, 0))
 
 
-def moved(record: Record, name: str, value: Any, step: float, rng: np.random.Generator) -> Any:
+def moved(record: Record | ClosedForms, name: str, value: Any, step: float, rng: np.random.Generator) -> Any:
     """The argument with every number moved by ``step`` parts of itself, up or down; of logits, of their differences
     from the largest one, as only these matter."""
     kind = record.domain.kinds.get(name)
@@ -52,13 +53,15 @@ def moved(record: Record, name: str, value: Any, step: float, rng: np.random.Gen
     return jax.tree.map(one, value)
 
 
-def edges(record: Record, arrays: dict[str, Any]) -> dict[str, Any] | None:
+def edges(record: Record | ClosedForms, arrays: dict[str, Any]) -> dict[str, Any] | None:
     """For each argument where it lies on an edge, as :func:`inward` says; None where nothing does."""
     found = {n: jax.tree.map(lambda v, n=n: inward(record, n, v), a) for n, a in arrays.items()}
     return found if any(e is not None and np.any(e) for e in jax.tree.leaves(found)) else None
 
 
-def largest_moves(record: Record, run: Callable[..., Any], base: Any, moving: dict[str, Any], factors: Any) -> Any:
+def largest_moves(
+    record: Record | ClosedForms, run: Callable[..., Any], base: Any, moving: dict[str, Any], factors: Any
+) -> Any:
     """How far each of the results ``base`` moves, at most, in parts, when every number moves by one part.
 
     ``run(moving, factors)`` gives the results. The patterns of signs come in pairs in which the arguments move with and

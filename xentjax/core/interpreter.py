@@ -105,7 +105,7 @@ def _dot(equation: Any, a: Any, b: Any) -> Any:
     size = math.prod(a.shape[i] for i in sum_a)
     left = a.transpose(*batch_a, *free_a, *sum_a).reshape(*batch, -1, size)
     right = b.transpose(*batch_b, *sum_b, *free_b).reshape(*batch, size, -1)
-    return (left @ right).reshape(*batch, *(a.shape[i] for i in free_a), *(b.shape[i] for i in free_b))
+    return (left @ right).reshape((*batch, *(a.shape[i] for i in free_a), *(b.shape[i] for i in free_b)))
 
 
 def _by_position(equation: Any, *operands: Any) -> Any:

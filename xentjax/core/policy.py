@@ -23,6 +23,8 @@ def as_array(function: str, name: str, value: Any, convert: Callable[[Any], Any]
     try:
         if isinstance(value, str):
             raise TypeError("a string")
+        if isinstance(value, np.ndarray) and value.dtype.kind in "OSUMm":
+            raise TypeError(f"dtype {value.dtype}; convert it to numbers first")
         array = convert(value)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TypeError(f"{function}: {name} must be a real array, got {type(value).__name__} ({error})") from error

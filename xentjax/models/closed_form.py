@@ -168,7 +168,12 @@ def hvp(a: Arguments, direction: LogisticParams) -> LogisticParams:
 def linearized(a: Arguments) -> Callable[[LogisticParams], LogisticParams]:
     """direction -> :func:`hvp`, with what all directions share computed once and kept: a number for each logit."""
     curvature = one_pass.row_curvature(a.params, a.data)
-    return lambda direction: _with_pull(a, one_pass.product_of_curvature(curvature, direction, a.data), direction)
+
+    def product(direction: LogisticParams) -> LogisticParams:
+        direction = _cast(direction, a.params.bias.dtype)
+        return _with_pull(a, one_pass.product_of_curvature(curvature, direction, a.data), direction)
+
+    return product
 
 
 def hessian_diagonal(a: Arguments) -> Any:

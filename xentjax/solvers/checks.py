@@ -10,45 +10,45 @@ import jax
 import jax.numpy as jnp
 
 
-def number_of_steps(max_steps: Any) -> int:
+def number_of_steps(max_steps: Any, function: str = "minimize") -> int:
     try:
         steps = operator.index(max_steps)
     except TypeError as error:
-        raise TypeError(f"minimize: max_steps must be a whole number, not traced, got {max_steps!r}") from error
+        raise TypeError(f"{function}: max_steps must be a whole number, not traced, got {max_steps!r}") from error
     if not 0 <= steps < 2**31:
-        raise ValueError(f"minimize: max_steps must not be negative, nor 2**31 or more, got {steps}")
+        raise ValueError(f"{function}: max_steps must not be negative, nor 2**31 or more, got {steps}")
     return steps
 
 
-def require_tolerance(tol: Any) -> None:
+def require_tolerance(tol: Any, function: str = "minimize") -> None:
     try:
         kind = jax.typeof(tol)
     except TypeError as error:
-        raise TypeError(f"minimize: tol must be a number, got {tol!r}") from error
+        raise TypeError(f"{function}: tol must be a number, got {tol!r}") from error
     if kind.shape != () or not (jnp.issubdtype(kind.dtype, jnp.floating) or jnp.issubdtype(kind.dtype, jnp.integer)):
-        raise TypeError(f"minimize: tol must be one real number, got shape {kind.shape} and dtype {kind.dtype}")
+        raise TypeError(f"{function}: tol must be one real number, got shape {kind.shape} and dtype {kind.dtype}")
     if not isinstance(tol, jax.core.Tracer) and not tol >= 0:
-        raise ValueError(f"minimize: tol must be 0 or more, got {tol}")
+        raise ValueError(f"{function}: tol must be 0 or more, got {tol}")
 
 
-def require_solver(solver: Any) -> None:
+def require_solver(solver: Any, function: str = "minimize") -> None:
     if isinstance(solver, type):
         raise TypeError(
-            f"minimize: solver is the class {solver.__name__}, but needs to be an object: {solver.__name__}()"
+            f"{function}: solver is the class {solver.__name__}, but needs to be an object: {solver.__name__}()"
         )
     if hasattr(solver, "update") and not hasattr(solver, "step"):
-        raise TypeError(f"minimize: solver is a {type(solver).__name__} of optax: pass Optax(transformation)")
+        raise TypeError(f"{function}: solver is a {type(solver).__name__} of optax: pass Optax(transformation)")
     name = type(solver).__name__
     if dataclasses.is_dataclass(solver) and jax.tree.leaves(solver) == [solver]:
         numbers = (getattr(solver, field.name) for field in dataclasses.fields(solver))
         if any(isinstance(n, jax.core.Tracer) for n in jax.tree.leaves(list(numbers))):
             raise TypeError(
-                f"minimize: {name} holds traced numbers (it is made under vmap or jit), but is no pytree: put "
+                f"{function}: {name} holds traced numbers (it is made under vmap or jit), but is no pytree: put "
                 f"@jax.tree_util.register_dataclass above its @dataclass"
             )
     if not (hasattr(solver, "init") and hasattr(solver, "step")):
         raise TypeError(
-            "minimize: solver must have init(objective, point) and step(objective, point, state), "
+            f"{function}: solver must have init(objective, point) and step(objective, point, state), "
             f"got {type(solver).__name__}"
         )
 

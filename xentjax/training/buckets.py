@@ -43,14 +43,16 @@ def padded(objective: LogisticObjective, dtype: Any) -> LogisticObjective:
     if rows * columns > SMALL or jax.tree.leaves(objective.x)[0].devices() != jax.device_put(0).devices():
         return objective
     weights = np.ones(n, dtype) if objective.weights is None else objective.weights
+    of_columns = lambda values: values if values is None or np.ndim(values) == 0 else _extended(values, columns)
     return dataclasses.replace(
         objective,
         x=_extended_features(objective.x, rows, columns),
         y=_extended(objective.y, rows),
-        l2=_extended_factors(objective.l2, columns),
-        l1=_extended_factors(objective.l1, columns),
+        l2=of_columns(objective.l2),
+        l1=of_columns(objective.l1),
         weights=_extended(weights, rows),
         offset=None if objective.offset is None else _extended(objective.offset, rows),
+        scaling=jax.tree.map(of_columns, objective.scaling),
     )
 
 

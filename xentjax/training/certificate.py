@@ -115,7 +115,10 @@ def _minimum_norm(inside: Inside) -> tuple[LogisticParams, Inverse]:
     null = scale[:, None] * jnp.where(is_null, vectors, 0)
     flat, unravel = ravel_pytree(inside.params)
     factors = jnp.append(jnp.repeat(inside.scaling.inverse, k), jnp.zeros(k, dtype))
-    shift = jnp.matmul(jnp.linalg.pinv(factors[:, None] * null, rtol=1e-8), factors * flat, precision=_rows.PRECISION)
+    # Where nothing is null the columns are 0, and their singular values rounding.
+    rounding = max(1e-8, 8 * flat.size * float(jnp.finfo(dtype).eps))
+    inverse_of_null = jnp.linalg.pinv(factors[:, None] * null, rtol=rounding)
+    shift = jnp.matmul(inverse_of_null, factors * flat, precision=_rows.PRECISION)
     inverse = vectors * jnp.where(is_null, 0, 1 / jnp.where(is_null, 1, values))
     inverse = scale[:, None] * jnp.matmul(inverse, vectors.T, precision=_rows.PRECISION) * scale
     involved = jnp.any(jnp.abs(jnp.where(is_null, vectors, 0)) > 1e-6, axis=1) & jnp.any(inside.combined)

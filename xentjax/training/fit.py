@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from xentjax.core import policy
 from xentjax.models import one_pass
 from xentjax.models.logistic import LogisticParams, check_arguments, params_as_arrays
 from xentjax.models.objective import LogisticObjective
+from xentjax.models.scaling import Scaling
 from xentjax.models.sparse import SparseRows, is_sparse
 from xentjax.solvers import checks
 from xentjax.solvers.compiled import join, separate
@@ -24,6 +26,7 @@ from xentjax.solvers.penalty import require_ability
 from xentjax.training import buckets
 from xentjax.training.certificate import Inverse, as_it_is, explained, with_covariances
 from xentjax.training.fit_result import LogisticFit
+from xentjax.training.host import Centered, centered, require_held
 from xentjax.training.polish import Needed
 from xentjax.training.solution import Inside, solve
 from xentjax.training.solvers_by_name import chosen_solver
@@ -63,7 +66,9 @@ def fit_logistic(
     centred and scaled inside, and the result is that of the features as given, as are the penalties.
 
     Args:
-      x: features ``[n, d]``, or a sparse matrix of SciPy, which is made dense one block of rows at a time.
+      x: features ``[n, d]``, or a sparse matrix of SciPy, which is made dense one block of rows at a time. The fit is
+        computed in float64 only where JAX is configured for it (``jax_enable_x64``); otherwise arrays of NumPy in
+        64 bits are centred before they are rounded to float32.
       y: two classes: ``[n]``, 0 and 1 (or booleans, or probabilities of class 1). K classes: integers ``[n]`` from 0 to
         K - 1, or target distributions ``[n, K]``.
       l2: λ, or one factor for each feature ``[d]``. scikit-learn's C is :math:`1/(\lambda \sum_i s_i)`.
@@ -82,7 +87,8 @@ def fit_logistic(
         gradient's rounding error, if that is more. Whatever the solver, a last Newton step follows, so that
         coefficients are better than that.
       max_steps: the most steps of the solver.
-      init: initial parameters; by default those of the model without features.
+      init: initial parameters; by default, and where they have a larger objective than that, the model without
+        features.
       num_classes: K, where integer labels do not tell.
       inference: whether to compute the covariances of the estimates, which standard errors and tests are made of. By
         default for up to 1000 parameters, and not with l1, where they are not defined.
@@ -107,10 +113,11 @@ def fit_logistic(
       >>> str(fit.status), f"{fit.params.weights[0]:.2f} ± {fit.std_err.weights[0]:.2f}"
       ('converged', '0.42 ± 0.68')
     """
-    objective, shapes = checked_objective(x, y, l2, l1, weights, class_weight, offset, fit_intercept, num_classes)
-    steps = checks.number_of_steps(max_steps)
+    given = (x, y, l2, l1, weights, class_weight, offset, fit_intercept, num_classes)
+    objective, shapes = checked_objective("fit_logistic", *given)
+    steps = checks.number_of_steps(max_steps, "fit_logistic")
     if tol is not None:
-        checks.require_tolerance(tol)
+        checks.require_tolerance(tol, "fit_logistic")
     size = shapes.weights.size + shapes.bias.size
     name, made, reason = chosen_solver("fit_logistic", solver, objective, shapes, has_init=init is not None)
     require_ability(made, objective, shapes)
@@ -118,6 +125,8 @@ def fit_logistic(
         init = params_as_arrays("fit_logistic", "init", init)
         for field, got, needed in zip(init._fields, init, shapes, strict=True):
             policy.require_shape("fit_logistic", f"init.{field}", got.shape, needed.shape, "that of the parameters")
+            if _known(got):
+                _require_all("fit_logistic", np.isfinite(np.asarray(got)), f"init.{field}", np.asarray(got), "finite")
     if inference and objective.l1 is not None:
         raise ValueError("fit_logistic: with l1 there is no inference: covariances of the estimates are not defined")
     with_inference = (size <= _INFERENCE and objective.l1 is None) if inference is None else inference
@@ -191,6 +200,7 @@ def _with_covariances(static: Any, data: Any) -> LogisticFit:
 
 
 def checked_objective(
+    function: str,
     x: Any,
     y: Any,
     l2: Any,
@@ -203,11 +213,18 @@ def checked_objective(
     *,
     complete: bool = True,
 ) -> tuple[LogisticObjective, LogisticParams]:
-    """The problem in the user's units, checked, and parameters 0 of its shapes.
+    """The problem in the user's units, checked, and parameters 0 of its shapes. Errors name the function.
 
     Unless it has to be ``complete`` a class may lack rows.
     """
-    name = "fit_logistic"
+    if not isinstance(fit_intercept, bool):
+        raise TypeError(f"{function}: fit_intercept must be True or False, got {fit_intercept!r}")
+    for name, values in (("y", y), ("weights", weights), ("offset", offset)):
+        require_held(function, name, values)
+    x, scaling = centered(function, x, weights, at_origin=not fit_intercept), None
+    if isinstance(x, Centered):
+        scaling = Scaling(jnp.zeros_like(x.origin), jnp.ones_like(x.origin), x.origin)
+        x = x.x
     if is_sparse(x) and not isinstance(x, SparseRows):
         x = SparseRows.of(x, one_pass.block_rows(x.shape[1], x.dtype))
     # Each operation of JAX's would be a program for each shape: what is NumPy's stays so until it has its dtype.
@@ -216,17 +233,21 @@ def checked_objective(
     if isinstance(y, np.ndarray) and y.dtype.kind == "b":
         y = y.astype(np.int32)
     l1 = None if isinstance(l1, (int, float)) and l1 == 0 else l1
-    array = lambda n, v: policy.as_array(name, n, v, policy.copied)
+    array = lambda n, v: policy.as_array(function, n, v, policy.copied)
     x, y, l2 = x if isinstance(x, SparseRows) else array("x", x), array("y", y), array("l2", l2)
     weights, offset, l1 = (
         None if v is None else array(n, v) for n, v in (("weights", weights), ("offset", offset), ("l1", l1))
     )
-    if not isinstance(fit_intercept, bool):
-        raise TypeError(f"{name}: fit_intercept must be True or False, got {fit_intercept!r}")
+    if num_classes is not None:
+        num_classes = number_of_classes(function, num_classes)
     if x.ndim != 2:
-        raise ValueError(f"{name}: x has shape {x.shape}, but needs [n, d]")
+        raise ValueError(f"{function}: x has shape {x.shape}, but needs [n, d]")
+    if l1 is not None and l1.shape not in ((), x.shape[1:]):
+        raise ValueError(f"{function}: l1 has shape {l1.shape}, but needs () or {x.shape[1:]}, one for each feature")
+    if policy.is_float(y) and y.ndim == 2 and y.shape[1] < 2:
+        raise ValueError(f"{function}: y has shape {y.shape}, but needs [n], or [n, K] with 2 classes or more")
     if x.shape[0] == 0:
-        raise ValueError(f"{name}: x has shape {x.shape}: there is no row to fit to")
+        raise ValueError(f"{function}: x has shape {x.shape}: there is no row to fit to")
     if not policy.is_float(x):
         x = x.astype(jnp.result_type(float))
     if y.dtype == jnp.bool_:
@@ -235,32 +256,48 @@ def checked_objective(
     dtype = policy.compute_dtype(x.dtype)
     if l1 is not None:
         l1 = policy.copied(np.asarray(l1).astype(dtype)) if _known(l1) else l1.astype(dtype)
-    _require_values(x, y, l2, l1, weights, offset)
-    objective = LogisticObjective(x, y, l2, weights, offset, l1, fit_intercept=fit_intercept, num_classes=num_classes)
-    shapes = objective.shapes(name)
-    check_arguments(name, shapes, x, y, l2, weights, offset)
-    if l1 is not None and l1.shape not in ((), x.shape[1:]):
-        raise ValueError(f"{name}: l1 has shape {l1.shape}, but needs () or {x.shape[1:]}, one for each feature")
+    _require_values(function, x, y, l2, l1, weights, offset)
+    l2, l1, weights = (_nan_where_negative(values) for values in (l2, l1, weights))
+    if weights is not None and not _known(weights):
+        weights = jnp.where(jnp.isfinite(jnp.sum(weights)), weights, jnp.nan)
+    objective = LogisticObjective(
+        x, y, l2, weights, offset, l1, scaling, fit_intercept=fit_intercept, num_classes=num_classes
+    )
+    shapes = objective.shapes(function)
+    check_arguments(function, shapes, x, y, l2, weights, offset)
     if class_weight is not None:
-        objective = _with_class_weight(objective, shapes, class_weight)
+        objective = _with_class_weight(function, objective, shapes, class_weight)
     if complete:
-        _require_classes(objective, shapes)
+        _require_classes(function, objective, shapes)
     return objective, shapes
 
 
-def _require_values(x: Any, y: Any, l2: Any, l1: Any, weights: Any, offset: Any) -> None:
+def number_of_classes(function: str, num_classes: Any) -> int:
+    try:
+        number = operator.index(num_classes)
+    except TypeError as error:
+        raise TypeError(f"{function}: num_classes must be a whole number, not traced, got {num_classes!r}") from error
+    if number < 2:
+        raise ValueError(f"{function}: num_classes must be 2 or more, got {number}")
+    return number
+
+
+def _require_values(function: str, x: Any, y: Any, l2: Any, l1: Any, weights: Any, offset: Any) -> None:
     """ValueError for what is no number, or negative where it must not be, in a row that counts; traced: nothing."""
     counts = None
     if _known(weights) and weights is not None and weights.shape == x.shape[:1]:
         numbers = np.asarray(weights)
-        _require_all(numbers >= 0, "weights", numbers, "0 or more")
-        _require_all(np.isfinite(numbers), "weights", numbers, "finite")
+        _require_all(function, numbers >= 0, "weights", numbers, "0 or more")
+        _require_all(function, np.isfinite(numbers), "weights", numbers, "finite")
         counts = numbers != 0
         if not counts.any():
-            raise ValueError("fit_logistic: all weights are 0: there is no row to fit to")
+            raise ValueError(f"{function}: all weights are 0: there is no row to fit to")
+        total, dtype = np.sum(numbers, dtype=np.float64), policy.compute_dtype(x.dtype)
+        if not jnp.finfo(dtype).tiny <= total <= jnp.finfo(dtype).max:
+            raise ValueError(f"{function}: weights sum to {total:g}, beyond the range of {dtype}: scale them")
     # The entries of sparse rows are not looked at by row: all of them have to be numbers.
     if isinstance(x, SparseRows) and _known(x.values):
-        _require_all(np.isfinite(x.entries), "x.data", x.entries, "finite")
+        _require_all(function, np.isfinite(x.entries), "x.data", x.entries, "finite")
     for name, values in (("x", None if isinstance(x, SparseRows) else x), ("y", y), ("offset", offset)):
         if values is not None and _known(values, weights) and policy.is_float(values):
             # One pass on the device tells that all is well; where it is not, the first place is looked for. (On a CPU
@@ -276,28 +313,37 @@ def _require_values(x: Any, y: Any, l2: Any, l1: Any, weights: Any, offset: Any)
             finite = np.isfinite(numbers)
             if counts is not None:
                 finite |= ~counts.reshape((-1,) + (1,) * (numbers.ndim - 1))
-            _require_all(finite, name, numbers, "finite")
+            _require_all(function, finite, name, numbers, "finite")
     for name, penalty in (("l2", l2), ("l1", l1)):
         if penalty is not None and _known(penalty):
             factors = np.asarray(penalty)
-            _require_all(np.isfinite(factors) & (factors >= 0), name, factors, "finite and 0 or more")
+            _require_all(function, np.isfinite(factors) & (factors >= 0), name, factors, "finite and 0 or more")
 
 
-def _require_all(good: Any, name: str, values: Any, needed: str) -> None:
+def _nan_where_negative(values: Any) -> Any:
+    """Traced factors and weights with NaN in the place of those below 0, which makes the fit ``not_finite``."""
+    if values is None or _known(values):
+        return values
+    return jnp.where(values >= 0, values, jnp.nan).astype(policy.result_dtype((values,)))
+
+
+def _require_all(function: str, good: Any, name: str, values: Any, needed: str) -> None:
     if not np.all(good):
         place = np.argwhere(~np.asarray(good))[0]
         where = f"[{', '.join(map(str, place))}]" if place.size else ""
-        raise ValueError(f"fit_logistic: {name}{where} is {values[tuple(place)]}, but needs to be {needed}")
+        raise ValueError(f"{function}: {name}{where} is {values[tuple(place)]}, but needs to be {needed}")
 
 
 def _known(*values: Any) -> bool:
     return not any(isinstance(v, jax.core.Tracer) for v in values)
 
 
-def _with_class_weight(objective: LogisticObjective, shapes: LogisticParams, class_weight: Any) -> LogisticObjective:
+def _with_class_weight(
+    function: str, objective: LogisticObjective, shapes: LogisticParams, class_weight: Any
+) -> LogisticObjective:
     y, k = objective.y, max(shapes.bias.size, 2)
     if policy.is_float(y):
-        raise TypeError(f"fit_logistic: class_weight needs labels that are integers, got y of dtype {y.dtype}")
+        raise TypeError(f"{function}: class_weight needs labels that are integers, got y of dtype {y.dtype}")
     dtype = shapes.bias.dtype
     # By NumPy, where the numbers are known: JAX would compile programs for each shape.
     xp: Any = np if _known(y, objective.weights, class_weight) else jnp
@@ -305,24 +351,24 @@ def _with_class_weight(objective: LogisticObjective, shapes: LogisticParams, cla
     y = xp.where(own > 0, xp.asarray(y), 0)  # what is in a row that does not count may be no class
     if isinstance(class_weight, str):
         if class_weight != "balanced":
-            raise ValueError(f"fit_logistic: class_weight must be 'balanced', a mapping or [K], got {class_weight!r}")
+            raise ValueError(f"{function}: class_weight must be 'balanced', a mapping or [K], got {class_weight!r}")
         counts = np.bincount(y, own, k).astype(dtype) if xp is np else jnp.zeros(k, dtype).at[y].add(own)
         factors = counts.sum() / (k * xp.where(counts == 0, 1, counts))
     elif isinstance(class_weight, Mapping):
         unknown = [c for c in class_weight if c not in range(k)]
         if unknown:
-            raise ValueError(f"fit_logistic: class_weight names class {unknown[0]!r}; there are 0 to {k - 1}")
+            raise ValueError(f"{function}: class_weight names class {unknown[0]!r}; there are 0 to {k - 1}")
         factors = xp.asarray([class_weight.get(c, 1.0) for c in range(k)], dtype)
     else:
-        factors = xp.asarray(policy.as_array("fit_logistic", "class_weight", class_weight, policy.copied), dtype)
-        policy.require_shape("fit_logistic", "class_weight", factors.shape, (k,), "one factor for each class")
+        factors = xp.asarray(policy.as_array(function, "class_weight", class_weight, policy.copied), dtype)
+        policy.require_shape(function, "class_weight", factors.shape, (k,), "one factor for each class")
     if _known(factors):
         numbers = np.asarray(factors)
-        _require_all(np.isfinite(numbers) & (numbers >= 0), "class_weight", numbers, "finite and 0 or more")
+        _require_all(function, np.isfinite(numbers) & (numbers >= 0), "class_weight", numbers, "finite and 0 or more")
     return dataclasses.replace(objective, weights=policy.copied(own * factors[y]))
 
 
-def _require_classes(objective: LogisticObjective, shapes: LogisticParams) -> None:
+def _require_classes(function: str, objective: LogisticObjective, shapes: LogisticParams) -> None:
     """ValueError where a class has no row that counts: its bias would be infinite, with a penalty too."""
     if not _known(objective.y, objective.weights) or not objective.fit_intercept:
         return
@@ -338,6 +384,6 @@ def _require_classes(objective: LogisticObjective, shapes: LogisticParams) -> No
     if not present.all():
         of = "" if objective.weights is None else " with a weight above 0"
         raise ValueError(
-            f"fit_logistic: class {int(np.argmin(present))} has no row{of} in y, so that its bias has no finite "
+            f"{function}: class {int(np.argmin(present))} has no row{of} in y, so that its bias has no finite "
             "optimum: leave the class out, or add rows of it"
         )

@@ -17,8 +17,10 @@ from xentjax.solvers.compiled import join, separate
 from xentjax.solvers.kept import kept
 from xentjax.solvers.minimize import Solver
 from xentjax.training import buckets
-from xentjax.training.fit import checked_objective, fit_logistic
+from xentjax.training.fit import checked_objective, fit_logistic, number_of_classes
 from xentjax.training.fit_result import LogisticFit
+from xentjax.training.host import Centered, centered, require_held
+from xentjax.training.solvers_by_name import require_solver
 from xentjax.training.together import Way, fitted_together, most_together, way_of
 
 #: Fits in one call of the program, unless told otherwise, and the most bytes of covariances that are kept unasked.
@@ -90,17 +92,24 @@ def fit_many(
       >>> fits.params.weights.shape, fits.status.names.tolist()
       ((3, 2), ['converged', 'converged', 'converged'])
     """
+    if num_classes is not None:
+        num_classes = number_of_classes("fit_many", num_classes)
+    require_solver("fit_many", solver)
     if isinstance(x, (list, tuple)):
-        groups = _Groups(x, y, weights, offset)
+        groups = _Groups(x, y, weights, offset, at_origin=not fit_intercept)
         options: dict[str, Any] = {"fit_intercept": fit_intercept, "solver": solver, "tol": tol}
         options |= {"max_steps": max_steps, "inference": inference, "chunk": chunk}
         return groups.fitted(l2, l1, num_classes, progress, options)
-    arrays = {"x": x, "y": y, "l2": l2, "l1": l1, "weights": weights, "offset": offset}
+    arrays = {"y": y, "l2": l2, "l1": l1, "weights": weights, "offset": offset}
+    for name, values in arrays.items():
+        require_held("fit_many", name, values)
+    x = centered("fit_many", x, weights, at_origin=not fit_intercept)
+    arrays |= {"x": x.x, "origin": x.origin} if isinstance(x, Centered) else {"x": x}
     arrays = {n: policy.as_array("fit_many", n, v) for n, v in arrays.items() if v is not None}
     if isinstance(l1, (int, float)) and l1 == 0:
         del arrays["l1"]
     if tol is not None:
-        checks.require_tolerance(tol)
+        checks.require_tolerance(tol, "fit_many")
     many = _number_of_fits(arrays)
     num_classes = _require_sound(arrays, many, num_classes, fit_intercept)
     count = next(arrays[name].shape[0] for name in many)
@@ -110,12 +119,12 @@ def fit_many(
         inference = "l1" not in arrays and 16 * count * size**2 <= _COVARIANCES
     settings = {
         "fit_intercept": fit_intercept,
-        "max_steps": checks.number_of_steps(max_steps),
+        "max_steps": checks.number_of_steps(max_steps, "fit_many"),
         "num_classes": num_classes,
         "inference": inference,
     }
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"fit_many: chunk must be at least 1, got {chunk}")
+    if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
+        raise ValueError(f"fit_many: chunk must be at least 1, and a whole number, got {chunk!r}")
     way, most = way_of(arrays, many, solver, settings), chunk or _CHUNK
     if way is not None and jax.default_backend() == "cpu":
         most = min(most, most_together(arrays["x"], num_classes or 2))
@@ -156,7 +165,9 @@ def _chunk(static: Any, data: Any, settings: tuple[tuple[str, Any], ...]) -> Log
 
     def one(own: dict[str, Any]) -> LogisticFit:
         arrays = own | shared
-        return fit_logistic(arrays.pop("x"), arrays.pop("y"), **arrays, solver=solver, tol=tol, **dict(settings))
+        x: Any = arrays.pop("x")
+        x = Centered(x, arrays.pop("origin")) if "origin" in arrays else x
+        return fit_logistic(x, arrays.pop("y"), **arrays, solver=solver, tol=tol, **dict(settings))
 
     if jax.default_backend() == "cpu":
         return jax.lax.map(one, own)
@@ -170,7 +181,7 @@ def _number_of_fits(arrays: dict[str, Any]) -> list[str]:
         raise ValueError(f"fit_many: x has shape {x.shape}, but needs [n, d], or [k, n, d] with one table for each fit")
     n = x.shape[-2]
     is_table = policy.is_float(y) and y.ndim == 2 and y.shape[1] != n
-    ranks = {"x": 2, "y": 2 if is_table or y.ndim == 3 else 1, "weights": 1, "offset": 1, "l2": 0, "l1": 0}
+    ranks = {"x": 2, "origin": 1, "y": 2 if is_table or y.ndim == 3 else 1, "weights": 1, "offset": 1, "l2": 0, "l1": 0}
     many = [name for name, array in arrays.items() if array.ndim > ranks[name]]
     if not many:
         raise ValueError(
@@ -217,20 +228,17 @@ def _checked_alone(arrays: dict[str, Any], num_classes: int | None, fit_intercep
     """The errors of one fit, with its number; None stands for what is alike in all of them."""
     arrays = {"l1": 0.0, "weights": None, "offset": None} | arrays
     x, y, l2, l1, weights = (arrays[n] for n in ("x", "y", "l2", "l1", "weights"))
-    try:
-        checked_objective(x, y, l2, l1, weights, None, arrays["offset"], fit_intercept, num_classes, complete=False)
-    except (ValueError, TypeError) as error:
-        text = str(error).replace("fit_logistic: ", "fit_many: " + ("" if number is None else f"fit {number}: "))
-        raise type(error)(text) from None
+    function = "fit_many" if number is None else f"fit_many: fit {number}"
+    options = (None, arrays["offset"], fit_intercept, num_classes)
+    checked_objective(function, x, y, l2, l1, weights, *options, complete=False)
 
 
 class _Groups:
     """Groups of unequal sizes: those of like size are padded to one."""
 
-    def __init__(self, x: Any, y: Any, weights: Any, offset: Any):
+    def __init__(self, x: Any, y: Any, weights: Any, offset: Any, *, at_origin: bool):
         if len(x) == 0:
             raise ValueError("fit_many: x is an empty list: there is no fit to make")
-        self.x = [policy.as_array("fit_many", f"x[{i}]", group) for i, group in enumerate(x)]
         self.columns: dict[str, list[Any]] = {}
         for name, given in (("y", y), ("weights", weights), ("offset", offset)):
             if given is None:
@@ -238,7 +246,17 @@ class _Groups:
             if not isinstance(given, (list, tuple)) or len(given) != len(x):
                 got = f"{len(given)} of them" if isinstance(given, (list, tuple)) else type(given).__name__
                 raise ValueError(f"fit_many: x is a list of {len(x)} groups, so {name} must be one too, got {got}")
+            for i, group in enumerate(given):
+                require_held("fit_many", f"{name}[{i}]", group)
             self.columns[name] = [policy.as_array("fit_many", f"{name}[{i}]", group) for i, group in enumerate(given)]
+        of_groups = self.columns.get("weights", [None] * len(x))
+        known = [
+            centered(f"fit_many: fit {i}", group, own, at_origin=at_origin)
+            for i, (group, own) in enumerate(zip(x, of_groups, strict=True))
+        ]
+        self.origins = [group.origin if isinstance(group, Centered) else None for group in known]
+        known = [group.x if isinstance(group, Centered) else group for group in known]
+        self.x = [policy.as_array("fit_many", f"x[{i}]", group) for i, group in enumerate(known)]
         d = self.x[0].shape[-1:]
         for i, group in enumerate(self.x):
             if group.ndim != 2 or group.shape[1:] != d or group.shape[0] == 0:
@@ -250,6 +268,10 @@ class _Groups:
 
     def fitted(self, l2: Any, l1: Any, num_classes: Any, progress: Any, options: dict[str, Any]) -> LogisticFit:
         count = len(self.x)
+        for name, penalty in (("l2", l2), ("l1", l1)):
+            if np.ndim(penalty) and np.shape(penalty)[0] != count:
+                needed = f"{count} on its first axis, one entry for each group"
+                raise ValueError(f"fit_many: {name} has shape {np.shape(penalty)}, but needs () or {needed}")
         if num_classes is None and not policy.is_float(self.columns["y"][0]):
             highest = max(int(jnp.max(y)) for y in self.columns["y"])
             num_classes = highest + 1 if highest > 1 else None
@@ -266,8 +288,13 @@ class _Groups:
             # Without weights of its own a group has weight 1 in each row, and the padding 0.
             there = np.arange(size) < np.array([self.x[i].shape[0] for i in members])[:, None]
             weights = arrays.pop("weights", jnp.ones(there.shape)) * there
+            features: Any = self._stacked(self.x, members, size)
+            origins = [self.origins[i] for i in members]
+            if any(origin is not None for origin in origins):
+                none = np.zeros(features.shape[2], np.float32)
+                features = Centered(features, jnp.stack([none if o is None else o for o in origins]))
             fits = fit_many(
-                self._stacked(self.x, members, size),
+                features,
                 arrays.pop("y"),
                 l2=of_members(l2),
                 l1=of_members(l1),

@@ -86,6 +86,11 @@ class LogisticFit:
         """Of many fits the one with this number, or some of them."""
         return jax.tree.map(lambda leaf: leaf[index], self)
 
+    @property
+    def precision(self) -> str:
+        """The dtype that the fit was computed in."""
+        return str(self.objective.dtype)
+
     # -- inference ---------------------------------------------------------------------------------------------------
 
     @property
@@ -280,10 +285,16 @@ def summary_of(fit: LogisticFit, names: Any, level: float, robust: bool, classes
     lines = [kind, "=" * width]
     lines += [f"{a:<11}{b:<26}{c:<20}{d:>{width - 57}}" for a, b, c, d in head]
     lines += ["-" * width, *_coefficients(fit, labels, level, robust, classes), "=" * width]
-    lines += [f"solver: {fit.solver}, {fit.reason}"]
+    lines += [f"solver: {fit.solver}, {fit.reason}", computed_in(fit.precision)]
     if fit.status != "converged":
         lines += [f"{fit.status}: {fit.explanation(names, classes)}"]
     return "\n".join(lines)
+
+
+def computed_in(precision: str) -> str:
+    """The line of a summary that says how many digits there are to expect."""
+    hint = "" if precision == "float64" else "; in float64 after jax.config.update('jax_enable_x64', True)"
+    return f"computed in {precision}{hint}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,7 +60,7 @@ def lambda_max(
       (Array(0.25, dtype=float32), Array([0.], dtype=float32))
     """
     options = (weights, class_weight, offset, fit_intercept, num_classes)
-    static, data = separate(checked_objective(x, y, 0.0, 0.0, *options))
+    static, data = separate(checked_objective("lambda_max", x, y, 0.0, 0.0, *options))
     return _lambda_max(static, data)
 
 
@@ -109,7 +109,8 @@ def fit_path(
     Returns:
       A :class:`LogisticPath`.
 
-    It works under ``jit`` and ``vmap``, with ``folds`` given as a number.
+    It works under ``jit`` and ``vmap``, with ``folds`` given as a number. Traced λ that are not above 0 and finite are
+    NaN in the result, at its end, and their fits ``not_finite``.
 
     Raises:
       ValueError: what :func:`fit_logistic` raises; a λ that is not above 0 and finite; l1_ratio or smallest is out of
@@ -127,14 +128,14 @@ def fit_path(
       >>> path.at(path.best_1se).weights.round(2)
       Array([0.75, 0.  , 0.  , 0.  ], dtype=float32)
     """
-    ratio = float(l1_ratio)
+    ratio = _number("l1_ratio", l1_ratio)
     if not 0 <= ratio <= 1:
         raise ValueError(f"fit_path: l1_ratio must be from 0 to 1, got {l1_ratio}")
-    steps = checks.number_of_steps(max_steps)
+    steps = checks.number_of_steps(max_steps, "fit_path")
     if tol is not None:
-        checks.require_tolerance(tol)
+        checks.require_tolerance(tol, "fit_path")
     options = (weights, class_weight, offset, fit_intercept, num_classes)
-    objective, shapes = checked_objective(x, y, 0.0, 0.0, *options)
+    objective, shapes = checked_objective("fit_path", x, y, 0.0, 0.0, *options)
     factors = _lambdas(lambdas, objective, shapes, ratio, num_lambdas, smallest)
     part, parts = _parts(objective, folds, seed)
     _require_fair(objective, shapes, part, parts)
@@ -225,10 +226,13 @@ def _fits(
         loss = run.point.value - _penalty(objective, run.point.params)
         held_loss = one_pass.mean_loss(run.point.params, test)
         made = _Fits(run.point.params, run.point.value, loss, held_loss, run.norm, run.step, run.code)
-        return (factor, run.point, run.solver.hessian), made
+        # Nothing starts from numbers that are none.
+        ended = factor, run.point, run.solver.hessian
+        return jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(run.point.value), new, old), ended, state), made
 
-    point, hessian = evaluate_with_hessian(penalized(lambdas[0]), first)
-    last, fits = jax.lax.scan(next_fit, (lambdas[0], point, hessian), lambdas)
+    largest = jnp.where(jnp.isnan(lambdas[0]), 1, lambdas[0])
+    point, hessian = evaluate_with_hessian(penalized(largest), first)
+    last, fits = jax.lax.scan(next_fit, (largest, point, hessian), lambdas)
     # Logits are largest at the end, and with them the rounding errors of the gradients.
     noise = inner.gradient_error(last[1].params)
     limited = (fits.code == codes.STALLED) | ((fits.code == codes.CONVERGED) & ~(noise <= tol))
@@ -288,11 +292,11 @@ def _lambdas(
             if wrong.size:
                 value = lambdas[wrong[0]]
                 raise ValueError(f"fit_path: lambdas[{wrong[0]}] is {value}, but needs to be above 0 and finite")
-        return jnp.sort(lambdas, descending=True)
-    if operator.index(number) < 1:
+        return -jnp.sort(-jnp.where((lambdas > 0) & jnp.isfinite(lambdas), lambdas, jnp.nan))
+    if _whole("num_lambdas", number) < 1:
         raise ValueError(f"fit_path: num_lambdas must be 1 or more, got {number}")
     n, d = objective.x.shape
-    smallest = (1e-4 if n >= d else 1e-2) if smallest is None else smallest
+    smallest = (1e-4 if n >= d else 1e-2) if smallest is None else _number("smallest", smallest)
     if not 0 < smallest <= 1:
         raise ValueError(f"fit_path: smallest must be above 0 and at most 1, got {smallest}")
     largest = _lambda_max(*separate((objective, shapes))) / max(l1_ratio, _LEAST_SHARE)
@@ -301,18 +305,32 @@ def _lambdas(
     return largest * jnp.asarray(np.geomspace(1, smallest, number), dtype)
 
 
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"fit_path: {name} must be a number, not traced, got {value!r}") from error
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"fit_path: {name} must be a whole number, not traced, got {value!r}") from error
+
+
 def _parts(objective: LogisticObjective, folds: Any, seed: int) -> tuple[jax.Array, int]:
     """The part of each row, and how many there are; 0 of them for no cross-validation."""
     n = objective.x.shape[0]
     if folds is None:
         return jnp.zeros(n, jnp.int32), 0
     if np.ndim(folds) == 0 and not isinstance(folds, jax.core.Tracer):
-        number = operator.index(folds)
+        number = _whole("folds", folds)
         if not 2 <= number <= n:
             raise ValueError(f"fit_path: folds must be from 2 to {n}, the number of rows, got {number}")
         label = objective.y if objective.y.ndim == 1 else jnp.argmax(objective.y, axis=1)
         # Rows in random order, those of a class together, are dealt like cards.
-        shuffled = jax.random.permutation(jax.random.key(seed), n)
+        shuffled = jax.random.permutation(jax.random.key(_whole("seed", seed)), n)
         order = shuffled[jnp.argsort(label[shuffled], stable=True)]
         return jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n, dtype=jnp.int32) % number), number
     if isinstance(folds, jax.core.Tracer):

@@ -11,6 +11,7 @@ import numpy as np
 
 from xentjax.models.logistic import LogisticParams
 from xentjax.solvers.status import Status
+from xentjax.training.fit_result import computed_in
 
 
 @jax.tree_util.register_dataclass
@@ -143,7 +144,7 @@ class LogisticPath:
             if self.folds is not None:
                 line += f"{mean[i]:>12.6f}{error[i]:>11.6f}"
             lines.append(f"{line}  {self._ending(i)}" + (f" ({marks[i]})" if i in marks else ""))
-        lines.append("=" * 80)
+        lines += ["=" * 80, computed_in(str(self.objective.dtype))]
         if not self._all_converged():
             lines.append(self.message)
         return "\n".join(lines)

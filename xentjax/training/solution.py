@@ -51,10 +51,11 @@ def solve(
     longest: int,
     columns: Any,
     hessian: Needed,
+    scaling: Scaling | None = None,
 ) -> tuple[LogisticFit, Inside]:
     """The minimum of an objective whose data are in the user's units, without covariances.
 
-    If it has a scaling already, that is used.
+    The scaling is made of its features unless it is given.
 
     It ends with a Newton step. With ``"none"`` for a Hessian that is made of products with it, for parameters too many
     for the matrix; there is then no test whether columns depend on others, but for those that are constant. That test
@@ -64,11 +65,12 @@ def solve(
     are padding: zeros, which get the weight 0.
     """
     dtype = shapes.bias.dtype
-    inner = scaled(objective, dtype, objective.scaling)
+    inner = scaled(objective, dtype, scaling)
     null, frequencies = null_model(inner, shapes)
     null, null_loss = _null_fit(inner, null, frequencies)
-    scaling: Any = inner.scaling
-    first = null if init is None else scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init))
+    scaling = inner.scaling
+    assert scaling is not None
+    first = null if init is None else _better(inner, scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init)), null)
     sought = default_tolerance(inner, frequencies) if tol is None else tol
     state = opening(inner, first, solver, tol=sought)
     state, history = run_steps(inner, solver, state, sought, max_steps, longest)
@@ -155,11 +157,29 @@ def _gradient_error(inner: LogisticObjective, point: Point, enough: Any) -> Any:
     return jax.lax.cond(bound <= enough, lambda: bound, exact)
 
 
+def _better(inner: LogisticObjective, first: LogisticParams, second: LogisticParams) -> LogisticParams:
+    """The first of two parameters, or where their objective is less the second ones.
+
+    Far from the data all predictions are certain, and nothing there leads back.
+    """
+
+    def objective(params: LogisticParams) -> Any:
+        return inner.value_and_gradient(params)[0] + absolute(l1_factors(inner, params), params)
+
+    keep = objective(first) <= objective(second)
+    return jax.tree.map(lambda a, b: jnp.where(keep, a, b), first, second)
+
+
 def scaled(objective: LogisticObjective, dtype: Any, scaling: Scaling | None = None) -> LogisticObjective:
-    """The objective in terms of scaled features, with weights in the dtype of computation."""
+    """The objective in terms of scaled features, with weights in the dtype of computation.
+
+    A scaling that the objective has already says what has been taken off its features before.
+    """
     weights = None if objective.weights is None else objective.weights.astype(dtype)
     if scaling is None:
         scaling = one_pass.scaling_of(objective.x, weights, dtype, centered=objective.fit_intercept)
+        if objective.scaling is not None:
+            scaling = dataclasses.replace(scaling, origin=objective.scaling.origin)
     return dataclasses.replace(objective, scaling=scaling, weights=weights)
 
 
@@ -214,5 +234,10 @@ def null_point(inner: LogisticObjective, null: LogisticParams) -> tuple[Logistic
     if inner.offset is None or not inner.fit_intercept:
         return null, columns.value_and_gradient(params)[0]
     solver = Newton()
+    # Offsets may be far from 0 all alike, or some of them.
+    share = _rows.shares(inner.weights)
+    rows = inner.offset if share is None else _rows.only(inner.weights != 0, inner.offset)
+    mean = jnp.sum(_rows.scale(share, rows.astype(null.bias.dtype)), axis=0)
+    params = _better(columns, params._replace(bias=params.bias - mean), params)
     point = run_steps(columns, solver, opening(columns, params, solver, tol=0.0), 0.0, 50, 50)[0].point
     return null._replace(bias=point.params.bias), point.value

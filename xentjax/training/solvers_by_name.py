@@ -57,24 +57,30 @@ def chosen_solver(
 
     Parameters that are given to begin with (``has_init``) are not left for those of a subsample.
     """
+    require_solver(function, solver)
     if isinstance(solver, str):
         n, d, k = jnp.shape(objective.x)[0], shapes.weights.shape[0], shapes.bias.size
         if solver == "auto" and objective.l1 is not None:
             return _with_l1((d + 1) * k)
         if solver == "auto":
-            return _automatic(n, d, k, may_sample=not (is_sparse(objective.x) or has_init))
-        if solver not in SOLVERS:
-            names = ", ".join(repr(name) for name in ("auto", *SOLVERS))
-            raise ValueError(f"{function}: solver must be one of {names} or a Solver, got {solver!r}")
+            return _automatic(n, d, k, is_dense=not is_sparse(objective.x), has_init=has_init)
         kind = SOLVERS[solver]
         if kind is Newton:
             return solver, _newton((d + 1) * k), "as asked for"
         return solver, kind(metric=_metric(d, k)) if kind in (LBFGS, NewtonCG) else kind(), "as asked for"
-    checks.require_solver(solver)
     return type(solver).__name__, solver, "as given"
 
 
-def _automatic(n: int, d: int, k: int, *, may_sample: bool) -> tuple[str, Any, str]:
+def require_solver(function: str, solver: Any) -> None:
+    """An error that names the function for what is neither a solver nor the name of one."""
+    names = ("auto", *SOLVERS)
+    if not isinstance(solver, str):
+        checks.require_solver(solver, function)
+    elif solver not in names:
+        raise ValueError(f"{function}: solver must be one of {', '.join(map(repr, names))} or a Solver, got {solver!r}")
+
+
+def _automatic(n: int, d: int, k: int, *, is_dense: bool, has_init: bool) -> tuple[str, Any, str]:
     """By the shape of the problem: which was the fastest to a gradient of 1e-8 on data of such shapes."""
     size = (d + 1) * k
     if jax.default_backend() != "cpu":
@@ -82,10 +88,13 @@ def _automatic(n: int, d: int, k: int, *, may_sample: bool) -> tuple[str, Any, s
             return "newton", _newton(size), f"with few enough parameters ({size}) for their Hessian"
         return _by_products(d, k)
     rows, each = (_MANY_ROWS, _ROWS_EACH) if k == 1 else (_MANY_ROWS_CLASSES, _ROWS_EACH_CLASSES)
-    if may_sample and n >= rows and size <= _NEWTON and n >= _STRIDE * each * size:
+    if n >= rows and size <= _NEWTON and n >= _STRIDE * each * size:
+        if not is_dense:  # of which there is no subsample
+            why = f"as the Hessian of {size} parameters takes longer than products with it over many sparse rows ({n})"
+            return "newton-cg", NewtonCG(metric=_metric(d, k)), why
         if k == 1 and size <= _SMALL:
-            why = f"with few parameters ({size}), from the optimum of every {_STRIDE}th of many rows ({n})"
-            return "newton", _newton(size, _STRIDE), why
+            start = "the parameters given" if has_init else f"the optimum of every {_STRIDE}th of many rows ({n})"
+            return "newton", _newton(size, None if has_init else _STRIDE), f"with few parameters ({size}), from {start}"
         why = f"as many rows ({n}) for {size} parameters make the Hessian of every {_STRIDE}th row a good metric"
         return "lbfgs", LBFGS(metric="hessian", subsample=_STRIDE), why
     if size <= (_NEWTON if k == 1 else _NEWTON_CLASSES):

@@ -21,6 +21,7 @@ from xentjax.training import buckets
 from xentjax.training.certificate import as_it_is, with_covariances
 from xentjax.training.fit import checked_objective
 from xentjax.training.fit_result import LogisticFit
+from xentjax.training.host import Centered
 from xentjax.training.solution import null_model, scaled, solve
 from xentjax.training.solvers_by_name import chosen_solver
 
@@ -70,15 +71,15 @@ def fitted_together(static: Any, data: Any, way: Way) -> tuple[LogisticFit, Any]
     """The fits, and which of them have to be made alone: their columns vary otherwise than in all rows, they have not
     converged, or are in doubt."""
     own, common, tol = join(static, data)
-    dtype = _problem({n: a[0] for n, a in own.items()} | common, dict(way.settings))[1].bias.dtype
     settings = dict(way.settings)
-    weights = common.get("weights")
-    weights = None if weights is None else weights.astype(dtype)
-    scaling = one_pass.scaling_of(common["x"], weights, dtype, centered=settings["fit_intercept"])
+    base, shapes = _problem({name: values[0] for name, values in own.items()} | common, settings)
+    dtype = shapes.bias.dtype
+    base = dataclasses.replace(base, weights=common.get("weights"))
+    scaling: Any = scaled(base, dtype).scaling
     # Where they differ by weights alone, as bootstraps do, they begin at the optimum for the mean of these.
     begin = None
     if own.keys() == {"weights"}:
-        pooled, shapes = _problem(common | {"weights": jnp.mean(own["weights"], axis=0)}, settings)
+        pooled = dataclasses.replace(base, weights=jnp.mean(own["weights"], axis=0))
         inner = scaled(pooled, dtype, scaling)
         params, _ = null_model(inner, shapes)
         state = opening(inner, params, Newton(), tol=_NEAR)
@@ -86,10 +87,11 @@ def fitted_together(static: Any, data: Any, way: Way) -> tuple[LogisticFit, Any]
 
     def one(own: dict[str, Any]) -> tuple[LogisticFit, Any]:
         objective, shapes = _problem(own | common, settings)
-        objective = dataclasses.replace(objective, scaling=scaling, shared=True)
+        objective = dataclasses.replace(objective, shared=True)
         steps, d = settings["max_steps"], objective.x.shape[1]
         how = {"max_steps": steps, "longest": buckets.bucket(steps, least=128), "columns": d}
         how |= {"hessian": "final" if settings["inference"] else "exact", "shapes": shapes, "name": way.name}
+        how |= {"scaling": scaling}
         fit, inside = solve(objective, Newton(), begin, tol, **how)
         alone = inside.doubtful | (fit.status.code != codes.CONVERGED)
         if "weights" in own:
@@ -104,9 +106,9 @@ def fitted_together(static: Any, data: Any, way: Way) -> tuple[LogisticFit, Any]
 
 def _problem(arrays: dict[str, Any], settings: dict[str, Any]) -> Any:
     arrays = {"weights": None, "offset": None} | arrays
-    x, y, l2, weights, offset = (arrays[n] for n in ("x", "y", "l2", "weights", "offset"))
-    intercept, classes = settings["fit_intercept"], settings["num_classes"]
-    return checked_objective(x, y, l2, 0.0, weights, None, offset, intercept, classes, complete=False)
+    x: Any = Centered(arrays["x"], arrays["origin"]) if "origin" in arrays else arrays["x"]
+    others = (arrays["weights"], None, arrays["offset"], settings["fit_intercept"], settings["num_classes"])
+    return checked_objective("fit_many", x, arrays["y"], arrays["l2"], 0.0, *others, complete=False)
 
 
 def _varies_otherwise(objective: LogisticObjective, weights: Any, scaling: Scaling) -> Any:
