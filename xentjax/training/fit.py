@@ -223,7 +223,8 @@ def checked_objective(
         require_held(function, name, values)
     x, scaling = centered(function, x, weights, at_origin=not fit_intercept), None
     if isinstance(x, Centered):
-        scaling = Scaling(jnp.zeros_like(x.origin), jnp.ones_like(x.origin), x.origin)
+        none: Any = np.zeros(x.origin.shape, np.float32)
+        scaling = Scaling(none, none + 1, x.origin)
         x = x.x
     if is_sparse(x) and not isinstance(x, SparseRows):
         x = SparseRows.of(x, one_pass.block_rows(x.shape[1], x.dtype))

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xentjax.core import policy
+
 #: Squares of centred columns that are smaller than this underflow in float32.
 _SMALLEST = 1e-18
 
@@ -50,7 +52,7 @@ def centered(function: str, x: Any, weights: Any, *, at_origin: bool = False) ->
         narrow = np.empty(wide.shape, np.float32)
         np.subtract(wide, origin[..., None, :], out=narrow, dtype=np.float64, casting="same_kind")
     _require_range(function, wide, narrow, counted)
-    return Centered(jnp.asarray(narrow), jnp.asarray(origin))
+    return Centered(policy.copied(narrow), policy.copied(origin))
 
 
 def require_held(function: str, name: str, values: Any) -> None:
