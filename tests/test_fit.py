@@ -505,3 +505,20 @@ def test_what_stands_for_the_rounding_error_bounds_its_estimate(classes):
             estimate, bound = inner.gradient_error(params), solution._gradient_error(inner, point, np.inf)
             assert estimate <= bound < 1e-10 * (1 + size)
             np.testing.assert_allclose(solution._gradient_error(inner, point, 0.0), estimate, rtol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["newton", "lbfgs", "newton-cg"])
+@pytest.mark.parametrize("c", [1e4, 1e8, 1e12])
+def test_separated_classes_under_a_tiny_penalty_have_their_minimum(c, solver):
+    """Gradients are far below 1e-8 long before: they are as small as the loss, which at the minimum is as small as the
+    penalty."""
+    x, y = datasets.load_iris(return_X_y=True)
+    x, y, l2 = (x - x.mean(0)) / x.std(0), (y == 0).astype(int), 1 / (c * 150)
+    fit = xj.fit_logistic(x, y, l2=l2, solver=solver)
+    assert fit.status == "converged"
+    # The optimum is where the penalty's pull is that of the rows: all digits, in numpy.
+    z = x @ np.asarray(fit.params.weights) + float(fit.params.bias)
+    residual = np.where(y == 1, -1 / (1 + np.exp(z)), 1 / (1 + np.exp(-z)))
+    pull, rows = l2 * np.asarray(fit.params.weights), x.T @ residual / 150
+    np.testing.assert_allclose(rows, -pull, rtol=1e-6)
+    assert fit.newton_decrement < 1e-12

@@ -197,7 +197,10 @@ def start(objective: Any, init: Any, solver: Solver, *, tol: Any, max_steps: Any
 
 
 def opening(objective: Any, init: Any, solver: Solver, *, tol: Any) -> State:
-    """:func:`start`, but for the doubt whether a gradient that seems small is more than rounding."""
+    """:func:`start`, but for the doubt whether a gradient that seems small is more than rounding.
+
+    Here and in :func:`run_steps` the tolerance may be a function of the point.
+    """
     require_ability(solver, objective, init)
     if hasattr(solver, "begin"):
         return opening_at(objective, *solver.begin(objective, init), tol=tol)
@@ -208,7 +211,7 @@ def opening(objective: Any, init: Any, solver: Solver, *, tol: Any) -> State:
 def opening_at(objective: Any, point: Point, inside: Any, *, tol: Any) -> State:
     """:func:`opening` at a point that is known already, with the solver's own state there."""
     norm = largest_component(residual(objective, point))
-    code = jnp.where(norm <= tol, codes.CONVERGED, codes.RUNNING)
+    code = jnp.where(norm <= _limit(tol, point), codes.CONVERGED, codes.RUNNING)
     code = jnp.where(_finite(point.value, norm), code, codes.NOT_FINITE).astype(jnp.int32)
     zero = jnp.zeros((), jnp.int32)
     return State(point, inside, zero, code, norm, point.value, norm, zero)
@@ -251,7 +254,7 @@ def run_steps(
         if hasattr(solver, "exhausted"):
             spent = spent | solver.exhausted(inside)
         code = jnp.where(spent, codes.STALLED, state.code)
-        code = jnp.where(norm <= tol, codes.CONVERGED, code)
+        code = jnp.where(norm <= _limit(tol, point), codes.CONVERGED, code)
         moved = State(
             point=point,
             solver=inside,
@@ -267,6 +270,10 @@ def run_steps(
 
     blank = History(jnp.full(chunk, jnp.nan, state.point.value.dtype), jnp.full(chunk, jnp.nan, state.norm.dtype))
     return jax.lax.while_loop(running, one_step, (state, blank))
+
+
+def _limit(tol: Any, point: Point) -> Any:
+    return tol(point) if callable(tol) else tol
 
 
 def _settled(objective: Any, state: State, tol: Any, max_steps: Any) -> State:

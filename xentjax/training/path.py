@@ -27,7 +27,7 @@ from xentjax.solvers.proximal_newton import ProximalNewton
 from xentjax.solvers.status import Status
 from xentjax.training.fit import checked_objective
 from xentjax.training.path_result import Folds, LogisticPath
-from xentjax.training.solution import default_tolerance, null_model, null_point, scaled
+from xentjax.training.solution import default_tolerance, null_model, null_point, scaled, tolerance_at
 
 #: A path that is mostly quadratic begins as if this share of its penalty were L1: it has no largest factor of its own.
 _LEAST_SHARE = 0.01
@@ -208,8 +208,9 @@ def _fits(
     inner = dataclasses.replace(inner, weights=own)
     test = one_pass.Data(inner.x, inner.y, held, inner.offset, inner.scaling)
     first, frequencies = null_model(inner, shapes)
-    first, _ = null_point(inner, first)
-    tol = default_tolerance(inner, frequencies) if tol is None else tol
+    first, null_loss = null_point(inner, first)
+    default = tolerance_at(default_tolerance(inner, frequencies), null_loss, held=True)
+    limit = (lambda _: tol) if tol is not None else default
     solver = ProximalNewton("float32")
 
     def penalized(factor: Any) -> LogisticObjective:
@@ -220,8 +221,8 @@ def _fits(
         before, point, hessian = state
         objective = penalized(factor)
         point, hessian = _with_other_penalty(penalized(before), objective, point, hessian)
-        run = opening_at(objective, point, solver.at(hessian), tol=tol)
-        run, _ = run_steps(objective, solver, run, tol, max_steps, max_steps)
+        run = opening_at(objective, point, solver.at(hessian), tol=limit)
+        run, _ = run_steps(objective, solver, run, limit, max_steps, max_steps)
         run = run._replace(code=jnp.where(run.code == codes.RUNNING, codes.MAX_STEPS, run.code))
         loss = run.point.value - _penalty(objective, run.point.params)
         held_loss = one_pass.mean_loss(run.point.params, test)
@@ -235,7 +236,7 @@ def _fits(
     last, fits = jax.lax.scan(next_fit, (largest, point, hessian), lambdas)
     # Logits are largest at the end, and with them the rounding errors of the gradients.
     noise = inner.gradient_error(last[1].params)
-    limited = (fits.code == codes.STALLED) | ((fits.code == codes.CONVERGED) & ~(noise <= tol))
+    limited = (fits.code == codes.STALLED) | ((fits.code == codes.CONVERGED) & ~(noise <= limit(last[1])))
     return fits._replace(code=jnp.where(limited, codes.PRECISION_LIMITED, fits.code).astype(jnp.int32))
 
 

@@ -26,6 +26,9 @@ from xentjax.training.polish import Needed, polished
 _RELATIVE_TOLERANCE = {32: 1e-4, 64: 1e-8}
 _STILL_MOVING = {32: 1e-2, 64: 1e-5}
 
+#: The share of the objective that a Newton step may still gain where a fit has converged by the default tolerance.
+_MUCH = {32: 1e-3, 64: 1e-6}
+
 
 class Inside(NamedTuple):
     """A fit in terms of scaled features, with what makes doubtful whether its minimum exists and is the only one."""
@@ -71,20 +74,24 @@ def solve(
     scaling = inner.scaling
     assert scaling is not None
     first = null if init is None else _better(inner, scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init)), null)
-    sought = default_tolerance(inner, frequencies) if tol is None else tol
-    state = opening(inner, first, solver, tol=sought)
-    state, history = run_steps(inner, solver, state, sought, max_steps, longest)
+    held = ~jnp.any(inner.unpenalized())
+    limit = tol if tol is not None else tolerance_at(default_tolerance(inner, frequencies), null_loss, held)
+    state = opening(inner, first, solver, tol=limit)
+    state, history = run_steps(inner, solver, state, limit, max_steps, longest)
 
     allowed = state.code != codes.RUNNING
     ended = polished(inner, solver, state.point, state.solver, allowed=allowed, needed=hessian)
     point, pull, step, curvature, pivots = ended
     norm = largest_component(residual(inner, point))
+    tiny = jnp.finfo(dtype).tiny
+    decrement = jnp.vdot(pull, step) / 2 / jnp.maximum(jnp.abs(point.value), tiny)
+    sought = limit(point) if callable(limit) else limit
     noise = _gradient_error(inner, point, sought)
     code = jnp.where(state.code == codes.RUNNING, codes.MAX_STEPS, state.code)
     code = jnp.where(code == codes.STALLED, codes.PRECISION_LIMITED, code)
     told = noise <= sought
     if tol is None:
-        sought, told = jnp.maximum(sought, noise), True
+        sought, told = jnp.maximum(sought, noise), decrement <= _MUCH[jnp.finfo(dtype).bits]
     reached = (norm <= sought) & (code != codes.NOT_FINITE)
     code = jnp.where(reached, jnp.where(told, codes.CONVERGED, codes.PRECISION_LIMITED), code).astype(jnp.int32)
 
@@ -110,12 +117,11 @@ def solve(
         biases = objective.fit_intercept * max(shapes.bias.size - 1, 1)
         effective = (jnp.sum(point.params.weights != 0) + biases).astype(dtype)
     rank = (jnp.sum(given & ~(constant | combined)) + objective.fit_intercept) * max(shapes.bias.size - 1, 1)
-    tiny = jnp.finfo(dtype).tiny
     fit = LogisticFit(
         params=inference.in_user_units(point.params, scaling, free),
         objective=point.value,
         gradient_norm=norm,
-        newton_decrement=jnp.vdot(pull, step) / 2 / jnp.maximum(jnp.abs(point.value), tiny),
+        newton_decrement=decrement,
         steps=state.step,
         status=Status(code.astype(jnp.int32)),
         history=history,
@@ -191,6 +197,16 @@ def default_tolerance(inner: LogisticObjective, frequencies: Any) -> Any:
     both = jnp.stack([frequencies, 1 - frequencies]) if frequencies.ndim == 0 else frequencies
     rarest = jnp.min(jnp.clip(both, 1e-3 / max(inner.y.shape[0], 1), 0.5))
     return relative * 4 * rarest * (1 - rarest)
+
+
+def tolerance_at(tol: Any, null_loss: Any, held: Any) -> Any:
+    """The default tolerance as a function of the point.
+
+    Where penalties hold all weights (``held``) there is a minimum, though its loss may be as small as they are: rows
+    that are separated leave gradients as small as their losses. They have to be small beside the objective, too.
+    """
+    least = jnp.finfo(jnp.result_type(null_loss)).tiny
+    return lambda point: tol * jnp.where(held, jnp.clip(point.value / jnp.maximum(null_loss, least), least, 1), 1)
 
 
 def null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[LogisticParams, Any]:
