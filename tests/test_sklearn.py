@@ -488,7 +488,16 @@ def test_features_of_any_size_with_a_solver_that_refuses_them():
     np.testing.assert_allclose(large.coef_ * 1e100, small.coef_, rtol=1e-9)
 
 
-@pytest.mark.parametrize("solver", ["newton-cholesky", "newton-cg", "lbfgs", "auto"])
+def test_a_minimum_that_first_order_steps_do_not_reach_is_no_convergence():
+    """At C = 1e30 the loss at the minimum is some 1e-30."""
+    x, y = make_classification(n_samples=10, n_features=20, random_state=42)
+    with pytest.warns(ConvergenceWarning, match="lbfgs failed to converge"):
+        model = LogisticRegression(solver="lbfgs", C=1e30).fit(x, y)
+    assert model.result_.status == "max_steps"
+    np.testing.assert_array_equal(model.predict(x), y)
+
+
+@pytest.mark.parametrize("solver", ["newton-cholesky", "newton-cg", "auto"])
 def test_more_features_than_samples_and_hardly_any_penalty(solver):
     x, y = make_classification(n_samples=10, n_features=20, random_state=42)
     model = LogisticRegression(solver=solver, C=1e30)
