@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -357,6 +358,19 @@ def test_what_a_killed_run_leaves_is_in_no_ones_way(call, tmp_path, moment):
 
 
 # -- flights -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bootstrap", "path", "flights"])
+def test_the_readme_shows_what_a_config_prints(call, name):
+    text = (ROOT / "README.md").read_text()
+    shown = re.search(rf"^\$ xentjax fit configs/{name}\.toml\n(.*?)^(?:\$|```)", text, re.MULTILINE | re.DOTALL)
+    assert shown is not None
+    lines = [line.rstrip() for line in shown[1].splitlines() if line.rstrip() not in ("", "...")]
+    assert len(lines) >= 3
+    status, out, _ = call(config=CONFIGS / f"{name}.toml")
+    assert status == 0
+    printed = [line.rstrip() for line in out.splitlines()]
+    assert [line for line in lines if line not in printed] == []
 
 
 def test_the_flights_are_those_of_the_benchmark():

@@ -42,9 +42,9 @@ class LogisticObjective:
         of the weights of the features as given.
       fit_intercept: whether the bias moves; otherwise its gradient is 0.
       gradient: ``"hand"`` for the closed form, ``"auto"`` for JAX's derivative of the textbook formula.
+      num_classes: the K of :meth:`init` where integer labels ``[n]`` do not tell; None for two classes.
       shared: whether x is finite and that of many problems at once, under ``vmap`` over the other fields: the products
         of its columns are then made once for all of them.
-      num_classes: the K of :meth:`init` where integer labels ``[n]`` do not tell; None for two classes.
 
     It is a pytree with the data x, y, l2 and weights, so that one can ``vmap`` over each of them.
 

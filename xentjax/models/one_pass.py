@@ -333,7 +333,7 @@ def curvature(block: Block, dtype: Any, exact: Any = None) -> Any:
 def _multiclass_curvature(block: Block, dtype: Any) -> Any:
     """Σ_i p_i T_i P_c(δ_ce - P_e) x_i x_iᵀ for all classes c ≤ e, T being the sum of a row's targets."""
     p = softmax(block.z)
-    first, second = _pairs(p.shape[1])
+    first, second = np.triu_indices(p.shape[1])
     factors = jnp.where(first == second, _own_variance(p)[:, first], -p[:, first] * p[:, second])
     factors = factors * jnp.reshape(block.share * _total(block), (-1, 1))
     x, columns = (a.astype(dtype) for a in (block.x, block.x.T))
@@ -342,17 +342,12 @@ def _multiclass_curvature(block: Block, dtype: Any) -> Any:
     return jax.lax.map(of_pair, factors.T.astype(dtype)).astype(block.x.dtype)
 
 
-def _pairs(k: int) -> tuple[Any, Any]:
-    """The classes c ≤ e of each pair."""
-    return np.triu_indices(k)
-
-
 def whole(curvature: Any, params: LogisticParams) -> Any:
     """The matrix over all parameters from what :func:`curvature` makes."""
     if params.bias.ndim == 0:
         return curvature
     k = params.bias.size
-    first, second = _pairs(k)
+    first, second = np.triu_indices(k)
     number = np.zeros((k, k), np.int32)
     number[first, second] = number[second, first] = np.arange(first.size)
     size = k * curvature.shape[-1]

@@ -87,15 +87,9 @@ class Bootstrap:
         title = f"{'coefficient':>12}{'std err':>11}{level:>12}{'interval]':>12}"
         lines = [f"Bootstrap, percentile intervals of {self.used} resamples", "=" * (labels.width + 62)]
         lines += [" " * labels.width + title]
-        for c in range(table.shape[1]):
-            if table.shape[1] > 1:
-                reference = not table[:, c].any() and not errors[:, c].any()
-                lines.append(classes[c] + (" (reference)" if reference else ""))
-                if reference:
-                    continue
-            for j, label in enumerate(labels.texts):
-                ends = f"{low[j, c]:>12.4g}{high[j, c]:>12.4g}"
-                lines.append(f"{label}{table[j, c]:>12.5g}{errors[j, c]:>11.4g}{ends}")
+        is_reference = ~(table.any(axis=0) | errors.any(axis=0))
+        formats = (">12.5g", ">11.4g", ">12.4g", ">12.4g")
+        lines += labels.rows((table, errors, low, high), formats, classes, is_reference)
         lines.append("=" * (labels.width + 62))
         return "\n".join([*lines, self.message] if self.message else lines)
 

@@ -96,10 +96,6 @@ def without_padding(fit: LogisticFit, columns: int, steps: int) -> LogisticFit:
     )
 
 
-def _extended_factors(factors: Any, columns: int) -> Any:
-    return factors if np.ndim(factors) == 0 else _extended(factors, columns)
-
-
 def _extended(values: Any, *sizes: int) -> Any:
     """The array with zeros behind it on its first axes. By NumPy: JAX would compile a program for each shape."""
     values = np.asarray(values)

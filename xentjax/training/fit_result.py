@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -171,7 +171,7 @@ class LogisticFit:
     @_as_the_fit
     def p_values(self) -> LogisticParams:
         """The probability of a z at least as large where the parameter is 0: erfc(|z|/√2)."""
-        return jax.tree.map(lambda z: jax.scipy.special.erfc(jnp.abs(z) / np.sqrt(2)), self.z_values)
+        return jax.tree.map(_two_sided, self.z_values)
 
     @_as_the_fit
     def confidence_interval(
@@ -310,6 +310,20 @@ class Labels:
         width = max(16, *map(len, shorter)) + 2 if shorter else 18
         return cls([f"{name:<{width}}" for name in [*shorter, "(intercept)"]], width)
 
+    def rows(
+        self, columns: Iterable[Any], formats: Sequence[str], classes: Sequence[str], is_reference: Any
+    ) -> Iterator[str]:
+        """A line for each coefficient, of columns ``[d + 1, K]``; of K > 1 classes one after the other, but for those
+        that the others refer to, ``[K]``."""
+        columns = list(columns)
+        for c, reference in enumerate(is_reference):
+            if len(is_reference) > 1:
+                yield classes[c] + (" (reference)" if reference else "")
+                if reference:
+                    continue
+            for j, text in enumerate(self.texts):
+                yield text + "".join(format(column[j, c], spec) for column, spec in zip(columns, formats, strict=True))
+
 
 def stacked(params: LogisticParams) -> np.ndarray[Any, Any]:
     """Weights with the bias below them ``[d + 1, K]``; K is 1 for two classes."""
@@ -327,23 +341,27 @@ def _coefficients(
         return rows + [
             label + "".join(f"{v:>12.5g}" for v in row) for label, row in zip(labels.texts, table, strict=True)
         ]
-    errors = stacked(fit.robust_std_err if robust else fit.std_err)
-    z = table / errors
-    p = np.asarray(jax.scipy.special.erfc(jnp.abs(z) / np.sqrt(2)))
-    reach = float(-jax.scipy.special.ndtri((1 - level) / 2)) * errors
+    columns = columns_of(fit, level, robust)
     kind = "robust err" if robust else "std err"
     title = f"{'coefficient':>12}{kind:>11}{'z':>9}{'P>|z|':>8}{f'[{100 * level:g}%':>11}{'interval]':>11}"
-    lines = [" " * labels.width + title]
-    for c in range(table.shape[1]):
-        if table.shape[1] > 1:
-            reference = np.isnan(errors[:, c]).all() and not table[:, c].any()
-            lines.append(of_classes[c] + (" (reference)" if reference else ""))
-            if reference:
-                continue
-        for j, label in enumerate(labels.texts):
-            ends = f"{table[j, c] - reach[j, c]:>11.4g}{table[j, c] + reach[j, c]:>11.4g}"
-            lines.append(f"{label}{table[j, c]:>12.5g}{errors[j, c]:>11.4g}{z[j, c]:>9.3f}{p[j, c]:>8.3f}{ends}")
-    return lines
+    formats = (">12.5g", ">11.4g", ">9.3f", ">8.3f", ">11.4g", ">11.4g")
+    is_reference = np.isnan(columns["std_err"]).all(axis=0) & ~table.any(axis=0)
+    return [" " * labels.width + title, *labels.rows(columns.values(), formats, of_classes, is_reference)]
+
+
+def columns_of(fit: LogisticFit, level: float, robust: bool) -> dict[str, np.ndarray[Any, Any]]:
+    """Coefficients as :func:`stacked`, and where there are covariances their errors, z, p-values and intervals."""
+    columns = {"coefficient": stacked(fit.params)}
+    if fit.covariance is None:
+        return columns
+    errors = stacked(fit.robust_std_err if robust else fit.std_err)
+    z = columns["coefficient"] / errors
+    low, high = map(stacked, fit.confidence_interval(level, robust=robust))
+    return columns | {"std_err": errors, "z": z, "p_value": np.asarray(_two_sided(z)), "low": low, "high": high}
+
+
+def _two_sided(z: Any) -> jax.Array:
+    return jax.scipy.special.erfc(jnp.abs(z) / np.sqrt(2))
 
 
 def _chi_squared_tail(statistic: Any, degrees: Any) -> jax.Array:

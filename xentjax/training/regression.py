@@ -22,7 +22,7 @@ from xentjax.training.data import load_examples
 from xentjax.training.errors import UserError, did_you_mean
 from xentjax.training.evaluation import Evaluation, evaluations
 from xentjax.training.fit import fit_logistic
-from xentjax.training.fit_result import LogisticFit, stacked
+from xentjax.training.fit_result import LogisticFit, columns_of, stacked
 from xentjax.training.machine import Cost, timed
 from xentjax.training.path import fit_path
 from xentjax.training.path_result import LogisticPath
@@ -126,15 +126,9 @@ class Regression:
 
     def coefficients(self) -> Iterator[dict[str, Any]]:
         """One row for each feature, and the intercept, of each class; of two classes those of the second."""
-        columns = {"coefficient": stacked(self.fit.params)}
-        if self.fit.covariance is not None:
-            wanted = self.config.inference or InferenceConfig()
-            low, high = self.fit.confidence_interval(wanted.level, robust=wanted.robust)
-            errors = stacked(self.fit.robust_std_err if wanted.robust else self.fit.std_err)
-            z = columns["coefficient"] / errors
-            with self.in_precision():
-                p = np.asarray(jax.scipy.special.erfc(jnp.abs(z) / np.sqrt(2)))
-            columns |= {"std_err": errors, "z": z, "p_value": p, "low": stacked(low), "high": stacked(high)}
+        wanted = self.config.inference or InferenceConfig()
+        with self.in_precision():
+            columns = columns_of(self.fit, wanted.level, wanted.robust)
         if self.bootstrap is not None:
             low, high = self.bootstrap.interval
             columns |= {"bootstrap_std_err": stacked(self.bootstrap.std_err)}
