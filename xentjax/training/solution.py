@@ -14,17 +14,21 @@ from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
 from xentjax.models.scaling import Scaling
 from xentjax.solvers import status as codes
-from xentjax.solvers.minimize import opening, run_steps
+from xentjax.solvers.minimize import History, State, blank_history, opening, run_steps
 from xentjax.solvers.newton import Newton
 from xentjax.solvers.objective import Point, largest_component, residual
 from xentjax.solvers.penalty import absolute, l1_factors
 from xentjax.solvers.status import Status
 from xentjax.training.fit_result import LogisticFit
-from xentjax.training.polish import Needed, polished
+from xentjax.training.polish import Needed, Polished, polished
 
 #: The default tolerance beside the curvature, and a Newton step beside the features' deviations that is no rounding.
 _RELATIVE_TOLERANCE = {32: 1e-4, 64: 1e-8}
 _STILL_MOVING = {32: 1e-2, 64: 1e-5}
+
+#: How many times the tolerance a gradient may be for a last step of Newton's method to be tried: with a Hessian, and
+#: with products alone, where a failure costs more.
+_EARLY, _EARLY_BY_PRODUCTS = {32: 10.0, 64: 1e3}, {32: 10.0, 64: 1e2}
 
 #: The share of the objective that a Newton step may still gain where a fit has converged by the default tolerance.
 _MUCH = {32: 1e-3, 64: 1e-6}
@@ -77,11 +81,9 @@ def solve(
     held = ~jnp.any(inner.unpenalized())
     limit = tol if tol is not None else tolerance_at(default_tolerance(inner, frequencies), null_loss, held)
     state = opening(inner, first, solver, tol=limit)
-    state, history = run_steps(inner, solver, state, limit, max_steps, longest)
-
-    allowed = state.code != codes.RUNNING
-    ended = polished(inner, solver, state.point, state.solver, allowed=allowed, needed=hessian)
-    point, pull, step, curvature, pivots = ended
+    early, more = _early(solver, dtype, hessian, is_default=tol is None)
+    ran = _run(inner, solver, state, limit, max_steps, longest, needed=hessian, early=early, more=more)
+    state, history, (point, pull, step, curvature, pivots) = ran
     norm = largest_component(residual(inner, point))
     tiny = jnp.finfo(dtype).tiny
     decrement = jnp.vdot(pull, step) / 2 / jnp.maximum(jnp.abs(point.value), tiny)
@@ -138,6 +140,61 @@ def solve(
         with_l1=inner.l1 is not None,
     )
     return fit, Inside(point.params, scaling, curvature, free, moving, combined, moving | jnp.any(combined))
+
+
+def _early(solver: Any, dtype: Any, needed: Needed, *, is_default: bool) -> tuple[float | None, float]:
+    """How many times the tolerance is near enough to try the last step, and what share of it that has to come to.
+
+    By default a fit has the digits that a Newton step from within the tolerance gives.
+    """
+    bits, has_hessian = jnp.finfo(dtype).bits, isinstance(solver, Newton)
+    if not is_default:
+        return (_EARLY if has_hessian or needed != "none" else _EARLY_BY_PRODUCTS)[bits], 1.0
+    return (_EARLY[bits] if has_hessian else None), 1 / _EARLY[bits]
+
+
+def _run(
+    inner: LogisticObjective,
+    solver: Any,
+    state: State,
+    limit: Any,
+    max_steps: Any,
+    longest: int,
+    *,
+    needed: Needed,
+    early: float | None,
+    more: float,
+) -> tuple[State, History, Polished]:
+    """Steps until the gradient is within the limit, and the last one, of Newton's method.
+
+    That one takes the place of several if it is made ``early``, from a gradient of so many times the limit. If its own
+    is not then ``more`` times the limit or less, the steps go on from where they were.
+    """
+    bound = limit if callable(limit) else lambda point: limit
+
+    def attempt(state: State, history: History, factor: Any) -> tuple[State, History, Polished]:
+        near = lambda point: bound(point) * factor
+        state, history = run_steps(inner, solver, state, near, max_steps, longest, history)
+        wanted, allowed = bound(state.point) * more, state.code != codes.RUNNING
+        ended = polished(inner, solver, state.point, state.solver, wanted, allowed=allowed, needed=needed)
+        return state, history, ended
+
+    blank = blank_history(state, longest)
+    if early is None:
+        return attempt(state, blank, 1)
+
+    def next_attempt(run: Any) -> Any:
+        state, history, _, is_last, _ = run
+        state, history, ended = attempt(state, history, jnp.where(is_last, 1, early))
+        reached = largest_component(residual(inner, ended.point)) <= bound(ended.point) * more
+        done = is_last | reached | (state.code != codes.CONVERGED)
+        code = jnp.where(done, state.code, codes.RUNNING).astype(jnp.int32)
+        return state._replace(code=code), history, ended, jnp.ones_like(is_last), done
+
+    shapes = jax.eval_shape(lambda: attempt(state, blank, 1)[2])
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    start = (state, blank, nothing, jnp.zeros((), bool), jnp.zeros((), bool))
+    return jax.lax.while_loop(lambda run: ~run[-1], next_attempt, start)[:3]
 
 
 def _gradient_error(inner: LogisticObjective, point: Point, enough: Any) -> Any:
