@@ -404,6 +404,16 @@ def test_the_first_category_can_be_what_the_others_are_relative_to(tmp_path):
     assert TypeAdapter(Encoder).validate_json(json.dumps(asdict(encoder))) == encoder
 
 
+def test_categories_that_are_numbers_stand_in_their_order(tmp_path):
+    read = examples(tmp_path, "a,b,y\n10,10,0\n9,none,1\n9.5,9,1\n-1,9,0\n", categorical=["a", "b"])
+    config = DataConfig(path="x", target="y", drop_first=True)
+    encoder = Encoder.learn(read, np.arange(4), config, "float64")
+    assert encoder.feature_names == ["a=9", "a=9.5", "a=10", "b=9", "b=none"]
+    found = [[0, 0, 1, 0, 0], [1, 0, 0, 0, 1], [0, 1, 0, 1, 0], [0, 0, 0, 1, 0]]
+    np.testing.assert_array_equal(encoder.matrix(read), found)
+    assert TypeAdapter(Encoder).validate_json(json.dumps(asdict(encoder))) == encoder
+
+
 def test_features_of_a_source():
     some = load_examples(DataConfig(source="iris", features=["petal width (cm)", "sepal length (cm)"]))
     everything = load_examples(DataConfig(source="iris"))
