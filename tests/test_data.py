@@ -16,9 +16,8 @@ from xentjax.training.config import DataConfig, FitConfig, TutorialConfig
 from xentjax.training.config_file import read_config, read_run, to_toml, validate
 from xentjax.training.data import CategoricalColumn, Encoder, NumericColumn, load_examples, split
 from xentjax.training.errors import UserError
-from xentjax.training.regression_config import REGRESSION_SOLVERS, RegressionConfig
+from xentjax.training.regression_config import RegressionConfig
 from xentjax.training.solver import SOLVER_NAMES
-from xentjax.training.solvers_by_name import SOLVERS
 from xentjax.training.table import open_table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -144,7 +143,6 @@ def test_the_names_of_solvers_are_those_of_the_union():
     assert SOLVER_NAMES == ("gradient_descent", "optax")
     message = told(read_config, CONFIGS / "digits.toml", ["solver={}"])
     assert message == f"--set: solver needs a name: {ALL_SOLVERS}"
-    assert ("auto", *SOLVERS) == REGRESSION_SOLVERS
     message = told(read_config, None, ["solvers=[{name='newton'}]"], TutorialConfig)
     assert message.endswith("must have the name 'gradient_descent' or 'optax', got 'newton'")
 
