@@ -552,9 +552,10 @@ def test_mistakes_in_the_data_leave_no_folder(mistake):
 
 
 def test_a_step_that_is_too_large_is_told(call):
-    status, out, _ = call("fit", CONFIGS / "digits.toml", *QUICK, "--set", "solver.step_size=1e38")
-    assert status == 0
+    status, out, err = call("fit", CONFIGS / "digits.toml", *QUICK, "--set", "solver.step_size=1e38")
+    assert status == 1
     assert "diverged" in out
+    assert err.startswith("xentjax: digits: diverged: a step led to a value or gradient that is not finite; ")
     assert read_json(Path("runs/digits/summary.json"))["status"] == "diverged"
 
 

@@ -31,6 +31,9 @@ from xentjax.training.regression_config import InferenceConfig, PathConfig, Regr
 
 Array = np.ndarray[Any, Any]
 
+#: Ends of a fit whose coefficients are those of a minimum.
+_SOLVED = ("converged", "rank_deficient", "precision_limited")
+
 
 class Stage(NamedTuple):
     """What a regression is at, and how much of it is done, where that can be told."""
@@ -69,6 +72,11 @@ class Regression:
     @property
     def status(self) -> Status:
         return Status(codes.INTERRUPTED) if self.interrupted else self.fit.status
+
+    @property
+    def failure(self) -> str | None:
+        """Why the coefficients are not those of a minimum, and what to do; None where they are."""
+        return None if self.fit.status.names in _SOLVED else f"{self.fit.status}: {self._explanation()}"
 
     @property
     def history(self) -> tuple[Array, Array, Array]:
@@ -168,7 +176,10 @@ class Regression:
         }
 
     def _message(self) -> str:
-        return self.status.message if self.interrupted else self.fit.explanation(self.names, self.model.classes)
+        return self.status.message if self.interrupted else self._explanation()
+
+    def _explanation(self) -> str:
+        return self.fit.explanation(self.names, self.model.classes)
 
     def _path_summary(self) -> dict[str, Any] | None:
         if self.path is None or self.config.path is None:
