@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from xentjax.plots.runs import draw_predictions
 from xentjax.plots.style import BLUE, GREEN, PALETTE, QUIET, VERMILION, bits_axis, legend_above, save, styled
-from xentjax.training.fit_result import stacked
+from xentjax.training.fit_summary import stacked
 from xentjax.training.path_result import LogisticPath
 from xentjax.training.regression import Regression
 from xentjax.training.regression_config import InferenceConfig

@@ -22,7 +22,8 @@ from xentjax.training.data import load_examples
 from xentjax.training.errors import UserError, did_you_mean
 from xentjax.training.evaluation import Evaluation, evaluations
 from xentjax.training.fit import fit_logistic
-from xentjax.training.fit_result import LogisticFit, columns_of, stacked
+from xentjax.training.fit_result import LogisticFit
+from xentjax.training.fit_summary import columns_of, stacked
 from xentjax.training.machine import Cost, timed
 from xentjax.training.path import fit_path
 from xentjax.training.path_result import LogisticPath
