@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -276,10 +275,7 @@ def checked_objective(
 
 
 def number_of_classes(function: str, num_classes: Any) -> int:
-    try:
-        number = operator.index(num_classes)
-    except TypeError as error:
-        raise TypeError(f"{function}: num_classes must be a whole number, not traced, got {num_classes!r}") from error
+    number = policy.whole_number(function, "num_classes", num_classes)
     if number < 2:
         raise ValueError(f"{function}: num_classes must be 2 or more, got {number}")
     return number
