@@ -76,8 +76,8 @@ def _ours() -> tuple[Method, ...]:
 def _fit_logistic(solver: str) -> Callable[[Problem], Solve]:
     def prepare(problem: Problem) -> Solve:
         x, y = jnp.asarray(problem.x), jnp.asarray(problem.y)
-        options: dict[str, Any] = {"l2": problem.l2, "inference": problem.inference, "solver": solver}
-        options |= {"l1": problem.l1} if problem.l1 else {}
+        options: dict[str, Any] = {"l2": problem.l2, "l1": problem.l1, "solver": solver}
+        options |= {"inference": problem.inference}
 
         def solve(tol: float) -> tuple[np.ndarray, np.ndarray]:
             fit = jax.block_until_ready(xj.fit_logistic(x, y, tol=tol, **options))

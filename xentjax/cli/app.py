@@ -25,8 +25,9 @@ from xentjax.training.job import fit as run_fit
 from xentjax.training.many import fit_grid
 from xentjax.training.predict import write_predictions
 from xentjax.training.program_cache import keep_programs
-from xentjax.training.regression import Regression, Stage, regress
+from xentjax.training.regression import Stage, regress
 from xentjax.training.regression_config import RegressionConfig
+from xentjax.training.regression_result import Regression
 from xentjax.training.run_folder import reserve, whole_folder
 
 app = typer.Typer(

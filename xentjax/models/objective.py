@@ -44,7 +44,7 @@ class LogisticObjective:
       shared: whether x is finite and that of many problems at once, under ``vmap`` over the other fields: the products
         of its columns are then made once for all of them.
 
-    It is a pytree with the data x, y, l2 and weights, so that one can ``vmap`` over each of them.
+    It is a pytree with the data x, y, l2, weights, offset, l1 and scaling, so that one can ``vmap`` over each of them.
 
     Example:
       >>> import jax.numpy as jnp, xentjax as xj

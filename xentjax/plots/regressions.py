@@ -14,8 +14,8 @@ from xentjax.plots.runs import draw_predictions
 from xentjax.plots.style import BLUE, GREEN, PALETTE, QUIET, VERMILION, bits_axis, legend_above, save, styled
 from xentjax.training.fit_summary import stacked
 from xentjax.training.path_result import LogisticPath
-from xentjax.training.regression import Regression
 from xentjax.training.regression_config import InferenceConfig
+from xentjax.training.regression_result import Regression
 
 Array = np.ndarray[Any, Any]
 

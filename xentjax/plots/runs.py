@@ -27,7 +27,7 @@ from xentjax.plots.style import (
 from xentjax.training.evaluation import Calibration
 from xentjax.training.job import Fitted
 from xentjax.training.many import Grid
-from xentjax.training.regression import Regression
+from xentjax.training.regression_result import Regression
 
 Array = np.ndarray[Any, Any]
 
