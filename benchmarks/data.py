@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from xentjax.training.categories import in_order
 from xentjax.training.errors import UserError
 from xentjax.training.flights import CATEGORIES, NUMBERS, late_flights
 
@@ -123,7 +124,7 @@ def flights() -> tuple[np.ndarray, np.ndarray]:
     except UserError as error:
         raise MissingPackage(str(error)) from None
     numbers = [columns[name] for name in NUMBERS]
-    indicators = [columns[name] == one for name in CATEGORIES for one in np.unique(columns[name])]
+    indicators = [columns[name] == one for name in CATEGORIES for one in in_order(columns[name])]
     return np.stack([*numbers, *indicators], axis=1), late
 
 

@@ -17,9 +17,6 @@ from benchmarks.certified import Contender
 from benchmarks.data import Problem, drawn, ridge, scikit_learn
 from benchmarks.regression_peers import OUR_TOLERANCES, TOLERANCES
 
-#: Without it the fits are a loop inside of one program.
-_fit_many: Any = getattr(xj, "fit_many", None)
-
 #: Arrays [k, d] and [k].
 Solutions = tuple[np.ndarray, np.ndarray]
 
@@ -76,11 +73,7 @@ def distinct(k: int, n: int, d: int) -> Task:
 
     def ours() -> Callable[[float], Solutions]:
         places = jnp.asarray(x), jnp.asarray(y)
-        if _fit_many is not None:
-            return lambda tol: _solutions(_fit_many(*places, l2=1 / n, tol=tol, inference=False))
-        one = lambda tol: lambda xy: xj.fit_logistic(*xy, l2=1 / n, tol=tol, inference=False).params
-        run = jax.jit(lambda tol, x, y: jax.lax.map(one(tol), (x, y)))
-        return lambda tol: _arrays(run(tol, *places))
+        return lambda tol: _solutions(xj.fit_many(*places, l2=1 / n, tol=tol, inference=False))
 
     return Task(f"{k} tables", [Fit(p, None, p.l2) for p in problems], ours)
 
@@ -92,11 +85,7 @@ def bootstraps(k: int, n: int, d: int) -> Task:
 
     def ours() -> Callable[[float], Solutions]:
         x, y, weights = jnp.asarray(table.x), jnp.asarray(table.y), jnp.asarray(counts)
-        if _fit_many is not None:
-            return lambda tol: _solutions(_fit_many(x, y, weights=weights, l2=table.l2, tol=tol, inference=False))
-        one = lambda tol: lambda w: xj.fit_logistic(x, y, weights=w, l2=table.l2, tol=tol, inference=False).params
-        run = jax.jit(lambda tol, weights: jax.lax.map(one(tol), weights))
-        return lambda tol: _arrays(run(tol, weights))
+        return lambda tol: _solutions(xj.fit_many(x, y, weights=weights, l2=table.l2, tol=tol, inference=False))
 
     return Task(f"{k} bootstraps", [Fit(table, row, table.l2) for row in counts], ours)
 

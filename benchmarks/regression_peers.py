@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +20,7 @@ import optax
 
 import xentjax as xj
 from benchmarks.data import Problem
-from xentjax.training.solvers_by_name import SOLVERS
+from xentjax.training.solvers_by_name import PROXIMAL, SOLVERS
 
 Solve = Callable[[float], tuple[np.ndarray, np.ndarray]]
 
@@ -67,23 +66,18 @@ def missing() -> tuple[str, ...]:
 
 
 def _ours() -> tuple[Method, ...]:
-    has_l1 = "l1" in inspect.signature(xj.fit_logistic).parameters
-    made = [Method("xentjax", "xentjax", lambda p: has_l1 or not p.l1, _fit_logistic("auto"), OUR_TOLERANCES)]
+    made = [Method("xentjax", "xentjax", lambda p: True, _fit_logistic("auto"), OUR_TOLERANCES)]
     for name in SOLVERS:
-        applies = lambda p, name=name: not p.l1 or (has_l1 and name not in _SMOOTH_ONLY)
+        applies = lambda p, name=name: not p.l1 or name in PROXIMAL
         made.append(Method(f"xentjax {name}", "xentjax", applies, _fit_logistic(name), OUR_TOLERANCES))
     return tuple(made)
-
-
-#: Solvers that need a gradient everywhere.
-_SMOOTH_ONLY = ("newton", "newton_cg", "newton-cg", "lbfgs", "preconditioned_lbfgs", "preconditioned-lbfgs")
 
 
 def _fit_logistic(solver: str) -> Callable[[Problem], Solve]:
     def prepare(problem: Problem) -> Solve:
         x, y = jnp.asarray(problem.x), jnp.asarray(problem.y)
-        options: dict[str, Any] = {"l2": problem.l2, "inference": problem.inference, "solver": solver}
-        options |= {"l1": problem.l1} if problem.l1 else {}
+        options: dict[str, Any] = {"l2": problem.l2, "l1": problem.l1, "solver": solver}
+        options |= {"inference": problem.inference}
 
         def solve(tol: float) -> tuple[np.ndarray, np.ndarray]:
             fit = jax.block_until_ready(xj.fit_logistic(x, y, tol=tol, **options))

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.certificate import SOLVED
-from benchmarks.tables import mebibytes, table, versions_text
+from benchmarks.tables import made_with, mebibytes, table
 
 Row = dict[str, Any]
 
@@ -71,10 +71,7 @@ def speedup(row: Row) -> float | None:
 
 def machine_line(machine: dict[str, Any]) -> str:
     cores = f", one core of {machine['cores']}" if machine["platform"] == "cpu" else ""
-    return (
-        f"{machine['name']}{cores}. Python {machine['python']}, {versions_text(machine)}; "
-        f"commit {machine['commit']}, {machine['date'][:10]}."
-    )
+    return f"{machine['name']}{cores}. {made_with(machine)}"
 
 
 def document(results: Results) -> str:

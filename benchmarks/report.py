@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import readme, regression_report
 from benchmarks.machine import ROOT
-from benchmarks.tables import mebibytes, table, versions_text
+from benchmarks.tables import made_with, mebibytes, table
 from xentjax.core.op import ops
 
 Row = dict[str, Any]
@@ -112,10 +112,7 @@ def machine_line(machine: dict[str, Any]) -> str:
     rates = f"copies {machine['copy_bytes_per_s'] / 1e9:.1f} GB/s (read and written)"
     rates += "".join(f", {d} matrix products {r / 1e9:,.0f} GFLOP/s" for d, r in machine["matmul_flop_per_s"].items())
     cores = f", {machine['cores']} cores" if machine["platform"] == "cpu" else ""
-    return (
-        f"{machine['name']}{cores}; measured: {rates}. Python {machine['python']}, {versions_text(machine)}; "
-        f"commit {machine['commit']}, {machine['date'][:10]}."
-    )
+    return f"{machine['name']}{cores}; measured: {rates}. {made_with(machine)}"
 
 
 def document(results: Results) -> str:

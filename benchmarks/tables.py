@@ -11,8 +11,10 @@ def table(header: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def versions_text(machine: dict[str, Any]) -> str:
-    return ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
+def made_with(machine: dict[str, Any]) -> str:
+    """Versions, commit and date of a measurement."""
+    packages = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
+    return f"Python {machine['python']}, {packages}; commit {machine['commit']}, {machine['date'][:10]}."
 
 
 def mebibytes(count: float) -> str:

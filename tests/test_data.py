@@ -16,9 +16,8 @@ from xentjax.training.config import DataConfig, FitConfig, TutorialConfig
 from xentjax.training.config_file import read_config, read_run, to_toml, validate
 from xentjax.training.data import CategoricalColumn, Encoder, NumericColumn, load_examples, split
 from xentjax.training.errors import UserError
-from xentjax.training.regression_config import REGRESSION_SOLVERS, RegressionConfig
+from xentjax.training.regression_config import RegressionConfig
 from xentjax.training.solver import SOLVER_NAMES
-from xentjax.training.solvers_by_name import SOLVERS
 from xentjax.training.table import open_table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -144,7 +143,6 @@ def test_the_names_of_solvers_are_those_of_the_union():
     assert SOLVER_NAMES == ("gradient_descent", "optax")
     message = told(read_config, CONFIGS / "digits.toml", ["solver={}"])
     assert message == f"--set: solver needs a name: {ALL_SOLVERS}"
-    assert ("auto", *SOLVERS) == REGRESSION_SOLVERS
     message = told(read_config, None, ["solvers=[{name='newton'}]"], TutorialConfig)
     assert message.endswith("must have the name 'gradient_descent' or 'optax', got 'newton'")
 
@@ -401,6 +399,16 @@ def test_the_first_category_can_be_what_the_others_are_relative_to(tmp_path):
     assert encoder.feature_names == ["a", "b=v", "b=w"]
     assert encoder.of_categories == [False, True, True]
     np.testing.assert_array_equal(encoder.matrix(told_of), [[1, 0, 0], [2, 0, 1], [3, 1, 0]])
+    assert TypeAdapter(Encoder).validate_json(json.dumps(asdict(encoder))) == encoder
+
+
+def test_categories_that_are_numbers_stand_in_their_order(tmp_path):
+    read = examples(tmp_path, "a,b,y\n10,10,0\n9,none,1\n9.5,9,1\n-1,9,0\n", categorical=["a", "b"])
+    config = DataConfig(path="x", target="y", drop_first=True)
+    encoder = Encoder.learn(read, np.arange(4), config, "float64")
+    assert encoder.feature_names == ["a=9", "a=9.5", "a=10", "b=9", "b=none"]
+    found = [[0, 0, 1, 0, 0], [1, 0, 0, 0, 1], [0, 1, 0, 1, 0], [0, 0, 0, 1, 0]]
+    np.testing.assert_array_equal(encoder.matrix(read), found)
     assert TypeAdapter(Encoder).validate_json(json.dumps(asdict(encoder))) == encoder
 
 

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 import xentjax as xj
 from xentjax import LogisticObjective, LogisticParams
+from xentjax.models import spectrum
 
 N, D, K = 7, 3, 4
 
@@ -270,9 +271,7 @@ def test_lipschitz_bounds_every_hessian(shape, kind):
 
 
 def test_lipschitz_without_the_gram_matrix(monkeypatch):
-    from xentjax.models import objective as module
-
-    monkeypatch.setattr(module, "_GRAM_LIMIT", 0)
+    monkeypatch.setattr(spectrum, "_GRAM_LIMIT", 0)
     x = np.random.default_rng(0).random((50, 20))
     x1 = np.concatenate([x, np.ones((50, 1))], axis=1)
     largest = np.linalg.eigvalsh(x1.T @ x1 / 50)[-1]

@@ -182,11 +182,23 @@ def test_a_fit_without_a_minimum_or_with_many_says_what_to_do(call, pictures):
     assert "data.drop_first = true leaves out" in Path("many/summary.txt").read_text()
     Path("apart.csv").write_text("size,age,y\n" + "".join(f"{i},{i % 3},{'uv'[i > 9]}\n" for i in range(20)))
     Path("apart.toml").write_text('[data]\npath = "apart.csv"\ntarget = "y"\ntest_fraction = 0\n')
-    status, out, _ = call(config="apart.toml", out="none")
-    assert status == 0
+    status, out, err = call(config="apart.toml", out="none")
+    assert status == 1
+    assert err == f"xentjax: apart: separated: {summary('none')['message']}\n"
     assert "separated: " in out
     assert "Separated completely by columns size" in out
     assert summary("none")["coefficients"][0]["std_err"] is None
+
+
+def test_a_fit_that_is_not_solved_is_written_and_ends_with_status_1(call):
+    status, _, err = call("stop.max_steps=1")
+    assert status == 1
+    assert err.startswith(
+        "xentjax: rain: max_steps: stopped after max_steps with a gradient above tol: raise max_steps"
+    )
+    assert summary("runs/rain")["status"] == "max_steps"
+    assert call("stop.tol=0", out="exact")[0] == 0
+    assert summary("exact")["status"] == "precision_limited"
 
 
 # -- a path ------------------------------------------------------------------------------------------------------------

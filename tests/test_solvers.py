@@ -349,7 +349,7 @@ def test_conjugate_gradients_solve_and_keep_to_the_region():
     rng = np.random.default_rng(3)
     factor = rng.standard_normal((8, 8))
     matrix, metric, right = factor @ factor.T + np.eye(8), rng.random(8) + 0.5, rng.standard_normal(8)
-    run = lambda **how: conjugate_gradients(lambda v: how.pop("matrix", matrix) @ v, right, lambda v: v / metric, **how)
+    run = lambda **how: conjugate_gradients(lambda v: matrix @ v, right, lambda v: v / metric, **how)
     made = run(tol=1e-12)
     expected = np.linalg.solve(matrix, right)
     np.testing.assert_allclose(made.solution, expected, rtol=1e-9, atol=1e-11)

@@ -20,12 +20,12 @@ from xentjax.models.closed_form import logistic_gradient, logistic_hessian, logi
 from xentjax.models.logistic import (
     LogisticParams,
     logistic_derivative,
-    logistic_loss,
     predict,
     predict_logits,
     predict_proba,
     prediction_gradient,
 )
+from xentjax.models.loss import logistic_loss
 from xentjax.models.objective import LogisticObjective
 from xentjax.solvers.gradient_descent import GradientDescent
 from xentjax.solvers.minimize import History, Solution, Solver, iterate, minimize

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import xentjax as xj
-from xentjax.plots import BLUE, GREEN, INK, PALETTE, QUIET, VERMILION, bits_axis, legend_above, save, styled
+from xentjax.plots.style import BLUE, GREEN, INK, PALETTE, QUIET, VERMILION, bits_axis, legend_above, save, styled
 from xentjax.training.config import ModelsConfig, TutorialConfig
 from xentjax.training.errors import UserError
 from xentjax.training.run_folder import whole_file

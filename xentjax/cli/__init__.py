@@ -18,8 +18,8 @@ _MODULES = {"scikit-learn": "sklearn"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 1 where a check fails, 2 for a mistake in what it was given, 130
-    after a Ctrl-C.
+    """Run a command and return its exit status: 0, 1 where a check or a fit fails, 2 for a mistake in what it was
+    given, 130 after a Ctrl-C.
 
     Args:
       arguments: those of the command line, by default this process's.

@@ -25,8 +25,9 @@ from xentjax.training.job import fit as run_fit
 from xentjax.training.many import fit_grid
 from xentjax.training.predict import write_predictions
 from xentjax.training.program_cache import keep_programs
-from xentjax.training.regression import Regression, Stage, regress
+from xentjax.training.regression import Stage, regress
 from xentjax.training.regression_config import RegressionConfig
+from xentjax.training.regression_result import Regression
 from xentjax.training.run_folder import reserve, whole_folder
 
 app = typer.Typer(
@@ -76,7 +77,10 @@ def fit(
     force: Annotated[bool, typer.Option("--force", help="Replace the run folder if it exists")] = False,
     override: Set = None,
 ) -> int:
-    """Fit a regression, or train a model, and write a run folder; Ctrl-C stops early and writes what there is."""
+    """Fit a regression, or train a model, and write a run folder; Ctrl-C stops early and writes what there is.
+
+    Ends with status 1 where a training run diverges, or the coefficients of a regression are not those of a minimum.
+    """
     settings = read_run(config, override or [])
     folder = out or Path("runs") / settings.name
     reserve(folder, force)
@@ -89,7 +93,12 @@ def fit(
             result.write(temporary)
             getattr(plots, draw)(result, temporary)
     show(result, folder)
-    return INTERRUPTED if result.interrupted else 0
+    if result.interrupted:
+        return INTERRUPTED
+    if result.failure is not None:
+        print(f"xentjax: {settings.name}: {result.failure}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _kind(settings: FitConfig | RegressionConfig) -> tuple[Any, Any, str, Any]:

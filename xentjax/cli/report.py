@@ -21,7 +21,8 @@ from xentjax.cli import extras
 from xentjax.training.evaluation import Evaluation
 from xentjax.training.job import Fitted
 from xentjax.training.many import Grid
-from xentjax.training.regression import Regression, Stage
+from xentjax.training.regression import Stage
+from xentjax.training.regression_result import Regression
 from xentjax.training.steps import Progress as Step
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
@@ -36,6 +37,14 @@ def as_array(function: str, name: str, value: Any, convert: Callable[[Any], Any]
     if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 16:
         raise TypeError(f"{function}: {name} needs floats of 16 bits or more, got dtype {dtype}; convert it first")
     return array
+
+
+def whole_number(function: str, name: str, value: Any) -> int:
+    """The value as an int, or TypeError where it is no integer, or traced."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{function}: {name} must be a whole number, not traced, got {value!r}") from error
 
 
 def copied(value: Any) -> jax.Array:

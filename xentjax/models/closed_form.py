@@ -11,7 +11,8 @@ from jax.typing import ArrayLike
 
 from xentjax.core import policy
 from xentjax.models import _rows, one_pass
-from xentjax.models.logistic import LogisticParams, check_arguments, params_as_arrays
+from xentjax.models.logistic import LogisticParams, params_as_arrays
+from xentjax.models.loss import check_arguments
 from xentjax.models.sparse import as_features
 
 

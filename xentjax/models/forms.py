@@ -15,7 +15,8 @@ from xentjax.core import policy
 from xentjax.core.closed_forms import closed_forms
 from xentjax.core.domains import BinaryLabels, Domain, Labels, Probabilities, Probability, Real
 from xentjax.models import closed_form
-from xentjax.models.logistic import LogisticParams, Parameters, logistic_loss
+from xentjax.models.logistic import LogisticParams, Parameters
+from xentjax.models.loss import logistic_loss
 from xentjax.models.objective import LogisticObjective
 from xentjax.models.scaling import Scaling
 

@@ -1,4 +1,4 @@
-"""Covariances of the estimates of a logistic regression, in the user's units and parametrization."""
+"""Covariances of the estimates of a logistic regression, in the user's units and parametrization, and p-values."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from xentjax.models import _rows, one_pass
@@ -88,6 +89,16 @@ def covariances(
         jnp.where(unknown, jnp.nan, _in_user_units(params, matrix, data.scaling, free)) for matrix in (between, robust)
     )
     return Covariances(model, robust, jnp.trace(bread))
+
+
+def two_sided(z: Any) -> jax.Array:
+    r"""The probability of a normal number at least as far from 0 as z, :math:`\operatorname{erfc}(|z|/\sqrt2)`."""
+    return jax.scipy.special.erfc(jnp.abs(z) / np.sqrt(2))
+
+
+def chi_squared_tail(statistic: Any, degrees: Any) -> jax.Array:
+    r"""The probability of a χ² of so many degrees of freedom k above the statistic s: :math:`Q(k/2, s/2)`."""
+    return jax.scipy.special.gammaincc(jnp.asarray(degrees, statistic.dtype) / 2, statistic / 2)
 
 
 def _in_user_units(params: LogisticParams, matrix: Any, scaling: Scaling | None, free: Any) -> Any:

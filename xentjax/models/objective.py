@@ -13,13 +13,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from xentjax.core import policy
-from xentjax.models import _rows, closed_form, one_pass
-from xentjax.models.logistic import LogisticParams, check_arguments, logistic_derivative, logistic_loss
+from xentjax.models import _rows, closed_form, one_pass, spectrum
+from xentjax.models.logistic import LogisticParams, logistic_derivative
+from xentjax.models.loss import check_arguments, logistic_loss
 from xentjax.models.scaling import Scaling
 from xentjax.models.sparse import as_features, is_sparse
-
-#: Beyond this size the Gram matrix of the features is not formed for the Lipschitz constant.
-_GRAM_LIMIT = 2048
 
 #: The penalty that a subsample has for each of its rows, beside the square of the farthest row: 1/10².
 _PRIOR = 0.01
@@ -46,7 +44,7 @@ class LogisticObjective:
       shared: whether x is finite and that of many problems at once, under ``vmap`` over the other fields: the products
         of its columns are then made once for all of them.
 
-    It is a pytree with the data x, y, l2 and weights, so that one can ``vmap`` over each of them.
+    It is a pytree with the data x, y, l2, weights, offset, l1 and scaling, so that one can ``vmap`` over each of them.
 
     Example:
       >>> import jax.numpy as jnp, xentjax as xj
@@ -255,8 +253,7 @@ class LogisticObjective:
         The Hessian is at most :math:`c\,A + \lambda I` with :math:`A = \tilde X^T \operatorname{diag}(p)\,\tilde X`,
         :math:`\tilde X = [X, 1]`, and c the largest eigenvalue of the logits' curvature: 1/4 for
         :math:`\hat y(1-\hat y)`, 1/2 for :math:`\operatorname{diag}(P) - PP^T`. The largest eigenvalue of A is bounded
-        by :math:`(\operatorname{tr} A^k)^{1/k}` with k = 128, at most 6% too large for 1000 features; where neither
-        side of X is at most 2048, by the smaller of A's trace and a bound from the absolute values of X.
+        by :func:`xentjax.models.spectrum.largest_eigenvalue_bound`.
         """
         params = self.init()
         x = policy.up(jnp.asarray(self.x)).astype(params.bias.dtype)
@@ -266,7 +263,7 @@ class LogisticObjective:
         x = x if weights is None else _rows.only(weights != 0, x)
         x = jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], axis=1)
         x = x / math.sqrt(max(x.shape[0], 1)) if share is None else x * jnp.sqrt(share)[:, None]
-        largest = _trace_bound(x) if min(x.shape) <= _GRAM_LIMIT else _matrix_free_bound(x)
+        largest = spectrum.largest_eigenvalue_bound(x)
         factor = 0.25 if params.bias.ndim == 0 else 0.5
         # The margin covers the rounding of the products.
         return factor * 1.001 * largest + jnp.max(jnp.asarray(self._l2()).astype(x.dtype))
@@ -305,34 +302,3 @@ def _product_with(a: Any, b: Any) -> Any:
 
 def _over_classes(rows: Any) -> Any:
     return rows if rows.ndim == 1 else jnp.max(rows, axis=1)
-
-
-def _trace_bound(x: Any) -> Any:
-    """(tr Aᵏ)^(1/k) for A = xᵀx and k = 128, by squaring: at least the largest eigenvalue, since A has none below 0."""
-    x = x.T if x.shape[0] < x.shape[1] else x
-    a = jnp.matmul(x.T, x, precision=_rows.PRECISION)
-    log_scale = jnp.zeros((), x.dtype)
-    power = 1
-    for _ in range(7):
-        trace = jnp.trace(a)
-        a = a / jnp.where(trace == 0, 1, trace)
-        log_scale = log_scale + jnp.log(jnp.where(trace == 0, 1, trace)) / power
-        a = jnp.matmul(a, a, precision=_rows.PRECISION)
-        power *= 2
-    return jnp.exp(log_scale + jnp.log(jnp.trace(a)) / power)
-
-
-def _matrix_free_bound(x: Any) -> Any:
-    """max_j (|x|ᵀ|x| v)_j / v_j for positive v (Collatz and Wielandt) after some power steps, or the trace."""
-    size = jnp.abs(x)
-
-    def step(_: Any, v: Any) -> Any:
-        v = _product(size, v)
-        return v / jnp.max(v) + 1e-6
-
-    v = jax.lax.fori_loop(0, 10, step, jnp.ones(x.shape[1], x.dtype))
-    return jnp.minimum(jnp.sum(x * x), jnp.max(_product(size, v) / v))
-
-
-def _product(x: Any, v: Any) -> Any:
-    return jnp.matmul(jnp.matmul(x, v, precision=_rows.PRECISION), x, precision=_rows.PRECISION)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xentjax.training.solvers_by_name import SOLVERS
+from xentjax.training.solvers_by_name import PROXIMAL, SOLVERS
 
 #: scikit-learn's names of solvers, and ours for the same method; "auto" stands for one that we have not.
 _EQUIVALENT = {
@@ -20,8 +20,8 @@ _EQUIVALENT = {
     "saga": "auto",
 }
 
-#: Solvers that need a penalty without kinks.
-_SMOOTH = ("lbfgs", "newton-cholesky", "newton-cg", "sag", "newton")
+#: Solvers that need a penalty without kinks: those of scikit-learn that do, and ours.
+_SMOOTH = {"lbfgs", "newton-cholesky", "newton-cg", "sag", *SOLVERS} - {*PROXIMAL}
 
 
 class Penalty(NamedTuple):
@@ -133,9 +133,7 @@ def check_classes(solver: Any, classes: Any) -> None:
 
 def own_solver(solver: Any) -> Any:
     """What :func:`fit_logistic` is to take."""
-    if isinstance(solver, str) and solver in _EQUIVALENT:
-        return _EQUIVALENT[solver] if _EQUIVALENT[solver] in SOLVERS else "auto"
-    return solver
+    return _EQUIVALENT.get(solver, solver) if isinstance(solver, str) else solver
 
 
 def warn_of_penalty(estimator: Any, stacklevel: int) -> None:

@@ -135,6 +135,7 @@ class Problem:
                 self.x,
                 self.y,
                 l2=l2,
+                l1=l1,
                 weights=self.weights,
                 fit_intercept=self.fit_intercept,
                 solver=self.solver,
@@ -143,7 +144,6 @@ class Problem:
                 init=self._as_params(init),
                 num_classes=None if self.num_classes == 2 else self.num_classes,
                 inference=inference and l1 == 0 and self._size <= _INFERENCE,
-                **({"l1": l1} if l1 else {}),
             )
         # Numbers of NumPy keep their 64 bits whatever JAX's configuration is, in a pickle too.
         fit = jax.device_get(fit)

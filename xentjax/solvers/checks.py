@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from xentjax.core import policy
+
 
 def number_of_steps(max_steps: Any, function: str = "minimize") -> int:
-    try:
-        steps = operator.index(max_steps)
-    except TypeError as error:
-        raise TypeError(f"{function}: max_steps must be a whole number, not traced, got {max_steps!r}") from error
+    steps = policy.whole_number(function, "max_steps", max_steps)
     if not 0 <= steps < 2**31:
         raise ValueError(f"{function}: max_steps must not be negative, nor 2**31 or more, got {steps}")
     return steps

@@ -107,8 +107,8 @@ def minimize(
         ``value_and_gradient(params)``, as :class:`LogisticObjective`. Arrays in an objective that is a pytree are
         data: other data of the same shape do not compile again.
       init: initial parameters, a pytree of arrays; integers become floats.
-      solver: :class:`GradientDescent`, :class:`Newton`, :class:`Optax`, or your own :class:`Solver`; for an objective
-        with an L1 penalty :class:`ProximalNewton` or :class:`ProximalGradient`.
+      solver: :class:`Newton`, :class:`NewtonCG`, :class:`LBFGS`, :class:`GradientDescent`, :class:`Optax`, or your own
+        :class:`Solver`; for an objective with an L1 penalty :class:`ProximalNewton` or :class:`ProximalGradient`.
       tol: bound of the gradient's infinity-norm, 0 or more. It is checked before the first step too.
       max_steps: the most steps, and the length of the history less one.
 

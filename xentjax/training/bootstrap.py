@@ -13,7 +13,7 @@ import numpy as np
 
 from xentjax.models.logistic import LogisticParams
 from xentjax.training.fit_many import fit_many
-from xentjax.training.fit_result import Labels, stacked
+from xentjax.training.fit_summary import Labels, stacked
 
 Array = np.ndarray[Any, Any]
 

@@ -11,6 +11,7 @@ from pydantic import model_validator as check_model
 
 from xentjax.training.config_table import Table
 from xentjax.training.solver import SolverConfig
+from xentjax.training.sources import SOURCES
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -37,7 +38,7 @@ class DataConfig(Table):
     sorted). All sources come with scikit-learn but ``flights``, which the extra of that name brings.
     """
 
-    source: Literal["digits", "breast_cancer", "iris", "wine", "flights"] | None = None
+    source: Literal[tuple(SOURCES)] | None = None  # type: ignore[valid-type]
     path: str | None = None
     target: str | None = None
     features: list[str] | None = Field(default=None, min_length=1)

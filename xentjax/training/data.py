@@ -15,9 +15,10 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from xentjax.training.categories import as_number, in_order
 from xentjax.training.config import DataConfig, Delimiter
 from xentjax.training.errors import UserError, did_you_mean
-from xentjax.training.flights import CLASSES, late_flights
+from xentjax.training.sources import SOURCES
 from xentjax.training.table import TableFile, has, numbers, open_table, texts
 
 Array = np.ndarray[Any, Any]
@@ -42,7 +43,8 @@ def load_examples(config: DataConfig) -> Examples:
     """Read the examples that the config names, or raise UserError."""
     if config.path is not None:
         return _from_file(config, open_table(config.path, config.delimiter))
-    examples = _from_flights() if config.source == "flights" else _from_sklearn(config)
+    assert config.source is not None
+    examples = Examples(*SOURCES[config.source](), table=None)
     if config.features is None:
         return examples
     for name in config.features:
@@ -50,19 +52,6 @@ def load_examples(config: DataConfig) -> Examples:
             hint = did_you_mean(name, list(examples.columns))
             raise UserError(f"data.features: {config.source} has no column {name!r}{hint or has(examples.columns)}")
     return dataclasses.replace(examples, columns={name: examples.columns[name] for name in config.features})
-
-
-def _from_flights() -> Examples:
-    columns, late = late_flights()
-    return Examples(columns, late, CLASSES, None)
-
-
-def _from_sklearn(config: DataConfig) -> Examples:
-    from sklearn import datasets
-
-    loaded = getattr(datasets, f"load_{config.source}")()
-    columns = {str(name): np.asarray(loaded.data[:, i], float) for i, name in enumerate(loaded.feature_names)}
-    return Examples(columns, np.asarray(loaded.target, np.int32), tuple(map(str, loaded.target_names)), None)
 
 
 def _from_file(config: DataConfig, table: TableFile) -> Examples:
@@ -92,9 +81,7 @@ def _labels(table: TableFile, target: str, names: Array, listed: Sequence[str] |
         raise UserError(
             f"{table.path}, column {target!r}: all {len(names)} labels are {found[0]!r}, but two classes are needed"
         )
-    order = np.argsort(found)
-    at = np.minimum(np.searchsorted(found, names, sorter=order), len(found) - 1)
-    labels = order[at].astype(np.int32)
+    labels = _place_of(np.asarray(found), names).astype(np.int32)
     wrong = np.asarray(found)[labels] != names
     if np.any(wrong):
         row = int(np.argmax(wrong))
@@ -108,13 +95,19 @@ def _labels(table: TableFile, target: str, names: Array, listed: Sequence[str] |
     return labels, tuple(found)
 
 
+def _place_of(known: Array, names: Array) -> Array:
+    """For each name the index at which it is known; of a name that is not, that of another."""
+    order = np.argsort(known)
+    return order[np.minimum(np.searchsorted(known, names, sorter=order), len(known) - 1)]
+
+
 def _classes(table: TableFile, target: str, names: Array) -> tuple[Array, list[str]]:
     """The labels, whole numbers written without a decimal point, and those that are distinct, in order.
 
     Labels are words, or whole numbers: a fraction, NaN, or a word among numbers is a mistake in the file.
     """
     distinct, inverse = np.unique(names, return_inverse=True)
-    values = np.asarray([_number(name) for name in distinct])
+    values = np.asarray([as_number(name) for name in distinct])
     numeric = ~np.isnan(values)
     suspicious = np.asarray([name.lower() in ("nan", "na", "null", "none", "") for name in distinct]) | np.isinf(values)
     if np.any(numeric):
@@ -129,13 +122,6 @@ def _classes(table: TableFile, target: str, names: Array) -> tuple[Array, list[s
         return names, [str(name) for name in distinct]
     whole = np.asarray([str(int(value)) for value in values])
     return whole[inverse], sorted(set(whole.tolist()), key=int)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
 
 
 # -- splitting ---------------------------------------------------------------------------------------------------------
@@ -165,14 +151,13 @@ def split(examples: Examples, test_fraction: float, seed: int) -> tuple[Array, A
 # -- encoding ----------------------------------------------------------------------------------------------------------
 
 
-def _sorted(categories: tuple[str, ...]) -> tuple[str, ...]:
-    """Categories are found by bisection."""
-    if not categories or list(categories) != sorted(set(categories)):
-        raise ValueError("must be sorted and distinct")
+def _distinct(categories: tuple[str, ...]) -> tuple[str, ...]:
+    if not categories or len(set(categories)) < len(categories):
+        raise ValueError("must be distinct")
     return categories
 
 
-def _distinct(columns: tuple[Any, ...]) -> tuple[Any, ...]:
+def _named_apart(columns: tuple[Any, ...]) -> tuple[Any, ...]:
     if not columns or len({column.name for column in columns}) < len(columns):
         raise ValueError("must have distinct names")
     return columns
@@ -203,7 +188,7 @@ class CategoricalColumn:
     """
 
     name: str
-    categories: Annotated[tuple[str, ...], AfterValidator(_sorted)]
+    categories: Annotated[tuple[str, ...], AfterValidator(_distinct)]
     drop_first: bool = False
     kind: Literal["categorical"] = "categorical"
 
@@ -217,7 +202,8 @@ class Encoder:
     """From columns to the matrix of features: what ``fit`` learnt and ``predict`` needs."""
 
     columns: Annotated[
-        tuple[Annotated[NumericColumn | CategoricalColumn, Field(discriminator="kind")], ...], AfterValidator(_distinct)
+        tuple[Annotated[NumericColumn | CategoricalColumn, Field(discriminator="kind")], ...],
+        AfterValidator(_named_apart),
     ]
     dtype: Literal["float32", "float64"]
     delimiter: Delimiter = ","
@@ -228,7 +214,7 @@ class Encoder:
         columns: list[NumericColumn | CategoricalColumn] = []
         for name, values in examples.columns.items():
             if values.dtype.kind != "f":
-                columns.append(CategoricalColumn(name, tuple(np.unique(values).tolist()), config.drop_first))
+                columns.append(CategoricalColumn(name, tuple(in_order(values)), config.drop_first))
             elif config.standardize:
                 columns.append(NumericColumn(name, *_mean_and_scale(values[rows])))
             else:
@@ -254,7 +240,7 @@ class Encoder:
                 blocks.append(self._scaled(examples, column, values)[:, None])
                 continue
             known = np.asarray(column.categories)
-            at = np.minimum(np.searchsorted(known, values), len(known) - 1)
+            at = _place_of(known, values)
             if not np.all(seen := known[at] == values):
                 row = int(np.argmin(seen))
                 hint = did_you_mean(str(values[row]), column.categories)

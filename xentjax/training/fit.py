@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +13,8 @@ from jax.typing import ArrayLike
 
 from xentjax.core import policy
 from xentjax.models import one_pass
-from xentjax.models.logistic import LogisticParams, check_arguments, params_as_arrays
+from xentjax.models.logistic import LogisticParams, params_as_arrays
+from xentjax.models.loss import check_arguments
 from xentjax.models.objective import LogisticObjective
 from xentjax.models.scaling import Scaling
 from xentjax.models.sparse import SparseRows, is_sparse
@@ -275,10 +275,7 @@ def checked_objective(
 
 
 def number_of_classes(function: str, num_classes: Any) -> int:
-    try:
-        number = operator.index(num_classes)
-    except TypeError as error:
-        raise TypeError(f"{function}: num_classes must be a whole number, not traced, got {num_classes!r}") from error
+    number = policy.whole_number(function, "num_classes", num_classes)
     if number < 2:
         raise ValueError(f"{function}: num_classes must be 2 or more, got {number}")
     return number

@@ -47,6 +47,11 @@ class Fitted:
         """Whether the user stopped it."""
         return bool(self.status == "interrupted")
 
+    @property
+    def failure(self) -> str | None:
+        """Why there is no trained model, and what to do; None where there is one, converged or not."""
+        return f"{self.status}: {self.status.message}" if self.status.names in ("diverged", "not_finite") else None
+
     def summary(self) -> dict[str, Any]:
         return {
             "kind": run_folder.FIT,

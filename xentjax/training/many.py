@@ -48,6 +48,10 @@ class Grid:
         return bool(np.any(self.status == "interrupted"))
 
     @property
+    def failure(self) -> None:
+        """None: fits that fail are what a grid is to find."""
+
+    @property
     def many(self) -> ManyConfig:
         assert self.config.many is not None
         return self.config.many

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from xentjax.solvers.objective import Point, evaluate_with_hessian
 from xentjax.solvers.penalty import absolute
 from xentjax.solvers.proximal_newton import ProximalNewton
 from xentjax.solvers.status import Status
+from xentjax.training import folding
 from xentjax.training.fit import checked_objective
 from xentjax.training.path_result import Folds, LogisticPath
 from xentjax.training.solution import default_tolerance, null_model, null_point, scaled, tolerance_at
@@ -137,8 +137,8 @@ def fit_path(
     options = (weights, class_weight, offset, fit_intercept, num_classes)
     objective, shapes = checked_objective("fit_path", x, y, 0.0, 0.0, *options)
     factors = _lambdas(lambdas, objective, shapes, ratio, num_lambdas, smallest)
-    part, parts = _parts(objective, folds, seed)
-    _require_fair(objective, shapes, part, parts)
+    part, parts = folding.dealt(objective, folds, seed)
+    folding.require_fair(objective, shapes, part, parts)
     static, data = separate((objective, shapes, factors, part, tol))
     return _path(static, data, ratio, parts, steps)
 
@@ -294,7 +294,7 @@ def _lambdas(
                 value = lambdas[wrong[0]]
                 raise ValueError(f"fit_path: lambdas[{wrong[0]}] is {value}, but needs to be above 0 and finite")
         return -jnp.sort(-jnp.where((lambdas > 0) & jnp.isfinite(lambdas), lambdas, jnp.nan))
-    if _whole("num_lambdas", number) < 1:
+    if policy.whole_number("fit_path", "num_lambdas", number) < 1:
         raise ValueError(f"fit_path: num_lambdas must be 1 or more, got {number}")
     n, d = objective.x.shape
     smallest = (1e-4 if n >= d else 1e-2) if smallest is None else _number("smallest", smallest)
@@ -311,56 +311,3 @@ def _number(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"fit_path: {name} must be a number, not traced, got {value!r}") from error
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise TypeError(f"fit_path: {name} must be a whole number, not traced, got {value!r}") from error
-
-
-def _parts(objective: LogisticObjective, folds: Any, seed: int) -> tuple[jax.Array, int]:
-    """The part of each row, and how many there are; 0 of them for no cross-validation."""
-    n = objective.x.shape[0]
-    if folds is None:
-        return jnp.zeros(n, jnp.int32), 0
-    if np.ndim(folds) == 0 and not isinstance(folds, jax.core.Tracer):
-        number = _whole("folds", folds)
-        if not 2 <= number <= n:
-            raise ValueError(f"fit_path: folds must be from 2 to {n}, the number of rows, got {number}")
-        label = objective.y if objective.y.ndim == 1 else jnp.argmax(objective.y, axis=1)
-        # Rows in random order, those of a class together, are dealt like cards.
-        shuffled = jax.random.permutation(jax.random.key(_whole("seed", seed)), n)
-        order = shuffled[jnp.argsort(label[shuffled], stable=True)]
-        return jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n, dtype=jnp.int32) % number), number
-    if isinstance(folds, jax.core.Tracer):
-        raise TypeError("fit_path: folds must not be traced: how many there are is part of the program")
-    part = np.asarray(folds)
-    policy.require_shape("fit_path", "folds", part.shape, (n,), "the part of each row")
-    if not np.issubdtype(part.dtype, np.integer) or part.min() < 0:
-        raise ValueError(f"fit_path: folds must be whole numbers from 0, got {part.dtype} from {part.min()}")
-    return jnp.asarray(part, jnp.int32), int(part.max()) + 1
-
-
-def _require_fair(objective: LogisticObjective, shapes: LogisticParams, part: Any, parts: int) -> None:
-    """ValueError for a fold without rows that count, and for one that holds all rows of a class."""
-    if parts == 0 or any(isinstance(v, jax.core.Tracer) for v in (objective.y, objective.weights, part)):
-        return
-    y, part = np.asarray(objective.y), np.asarray(part)
-    counts = np.ones(len(y), bool) if objective.weights is None else np.asarray(objective.weights) > 0
-    if y.ndim == 2:
-        of_class = y > 0
-    elif shapes.bias.ndim:
-        of_class = y[:, None] == np.arange(shapes.bias.size)
-    else:
-        of_class = np.stack([y < 1, y > 0], axis=1)
-    for fold in range(parts):
-        if not np.any(counts & (part == fold)):
-            raise ValueError(f"fit_path: fold {fold} has no row that counts")
-        there = of_class[counts & (part != fold)].any(axis=0)
-        if objective.fit_intercept and not there.all():
-            raise ValueError(
-                f"fit_path: all rows of class {int(np.argmin(there))} are in fold {fold}: the fit to the other folds "
-                "has no finite optimum. Take fewer folds, or deal the rows yourself"
-            )

@@ -11,7 +11,7 @@ import numpy as np
 
 from xentjax.models.logistic import LogisticParams
 from xentjax.solvers.status import Status
-from xentjax.training.fit_result import computed_in
+from xentjax.training.fit_summary import computed_in
 
 
 @jax.tree_util.register_dataclass

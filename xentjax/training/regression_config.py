@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat
 from pydantic import model_validator as check_model
@@ -10,11 +10,12 @@ from pydantic import model_validator as check_model
 from xentjax.training.config import DataConfig, RunConfig
 from xentjax.training.config_table import Table
 from xentjax.training.errors import listed
+from xentjax.training.solvers_by_name import PROXIMAL, SOLVERS
 
 Level = Annotated[float, Field(gt=0, lt=1)]
 
-#: Solvers that can have an L1 penalty.
-_PROXIMAL = ("auto", "proximal-newton", "proximal-gradient")
+#: The names that the ``[solver]`` table of a regression may have.
+REGRESSION_SOLVERS: tuple[str, ...] = ("auto", *SOLVERS)
 
 
 class RegressionDataConfig(DataConfig):
@@ -26,7 +27,7 @@ class RegressionDataConfig(DataConfig):
 class RegressionSolverConfig(Table):
     """The solver by its name; ``auto`` chooses by the shape of the problem."""
 
-    name: Literal["auto", "newton", "lbfgs", "newton-cg", "proximal-newton", "proximal-gradient"] = "auto"
+    name: Literal[REGRESSION_SOLVERS] = "auto"  # type: ignore[valid-type]
 
 
 class RegressionModelConfig(Table):
@@ -100,15 +101,11 @@ class RegressionConfig(RunConfig):
                     "path cannot go with inference: errors and tests do not hold after a choice by the same data. Fit "
                     "what it chose to other rows"
                 )
-        if self.model.l1 and name not in _PROXIMAL:
-            raise ValueError(f"model.l1 needs solver.name {listed(_PROXIMAL)}, got {name!r}")
+        if self.model.l1 and name not in ("auto", *PROXIMAL):
+            raise ValueError(f"model.l1 needs solver.name {listed(('auto', *PROXIMAL))}, got {name!r}")
         if self.model.l1 and self.inference is not None:
             raise ValueError(
                 "model.l1 cannot go with inference: the covariances that errors and tests are made of are not defined "
                 "with it. Take bootstrap"
             )
         return self
-
-
-#: The names that the ``[solver]`` table of a regression may have.
-REGRESSION_SOLVERS: tuple[str, ...] = get_args(RegressionSolverConfig.model_fields["name"].annotation)

@@ -26,6 +26,9 @@ SOLVERS: dict[str, Any] = {
     "proximal-gradient": ProximalGradient,
 }
 
+#: Those that can have an L1 penalty.
+PROXIMAL = tuple(name for name, made in SOLVERS.items() if getattr(made(), "handles_l1", False))
+
 #: Up to this many parameters, whose Hessian then is 128 MiB in float64, an L1 penalty is left to a method with one.
 _PROXIMAL = 4096
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
-from xentjax.models.logistic import logistic_loss
+from xentjax.models.loss import logistic_loss
 from xentjax.solvers import status as codes
 from xentjax.solvers.kept import kept
 from xentjax.solvers.minimize import iterate
