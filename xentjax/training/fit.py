@@ -85,8 +85,8 @@ def fit_logistic(
       tol: bound of the gradient's largest component (with l1 of the smallest subgradient's), in units of standardized
         features. By default 1e-8 (float32: 1e-4) times 4 f (1 - f), f being the share of the rarest class, and where
         penalties hold all weights times the objective beside its value without features; or the gradient's rounding
-        error, if that is more. Whatever the solver, a last Newton step follows, so that
-        coefficients are better than that.
+        error, if that is more. Whatever the solver, a last Newton step follows; with the default it begins within the
+        tolerance or ends far below it, so that coefficients are better than that.
       max_steps: the most steps of the solver.
       init: initial parameters; by default, and where they have a larger objective than that, the model without
         features.

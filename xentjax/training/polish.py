@@ -17,8 +17,8 @@ from xentjax.solvers.newton_cg import Region
 from xentjax.solvers.objective import Point, evaluate, evaluate_with_hessian, largest_component, linearized, residual
 from xentjax.solvers.proximal_newton import ProximalNewton, flat_factors, on_support, support
 
-#: Which share of the gradient conjugate gradients leave: at least in the step that is taken, and in the next, which only
-#: tells how far the minimum may be; and the most products that they may take.
+#: Which share of the gradient conjugate gradients leave: the least in the step that is taken, and in the next, which
+#: only tells how far the minimum may be; and the most products that they may take.
 _TAKEN, _TOLD = 1e-4, 0.3
 _PRODUCTS = 500
 
