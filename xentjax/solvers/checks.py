@@ -10,13 +10,19 @@ import jax
 import jax.numpy as jnp
 
 
-def number_of_steps(max_steps: Any, function: str = "minimize") -> int:
+#: The most steps of a run that keeps a history of all of them, 256 MiB of it in float64.
+MOST_STEPS = 2**24
+
+
+def number_of_steps(max_steps: Any, function: str = "minimize", most: int = MOST_STEPS) -> int:
     try:
         steps = operator.index(max_steps)
     except TypeError as error:
         raise TypeError(f"{function}: max_steps must be a whole number, not traced, got {max_steps!r}") from error
     if not 0 <= steps < 2**31:
         raise ValueError(f"{function}: max_steps must not be negative, nor 2**31 or more, got {steps}")
+    if steps > most:
+        raise ValueError(f"{function}: max_steps must be at most {most}, as the history has all of them, got {steps}")
     return steps
 
 

@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from xentjax.models.logistic import LogisticParams
 from xentjax.solvers.minimize import History
-from xentjax.solvers.status import Status
+from xentjax.solvers.status import Status, entries
 
 
 def _as_the_fit(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,7 +84,7 @@ class LogisticFit:
 
     def __getitem__(self, index: Any) -> LogisticFit:
         """Of many fits the one with this number, or some of them."""
-        return jax.tree.map(lambda leaf: leaf[index], self)
+        return entries(self, index, np.shape(self.status.code))
 
     @property
     def precision(self) -> str:

@@ -37,7 +37,7 @@ class Inside(NamedTuple):
     scaling: Scaling
     hessian: Any  # None where the parameters are too many for it
     free: Any  # features without penalty
-    moving: Any  # a Newton step from here is more than rounding, and no penalty holds the parameters
+    moving: Any  # a Newton step from here is more than rounding in weights that no penalty holds
     combined: Any  # [d], columns that depend on those before them
     doubtful: Any  # moving, or columns that depend on others
 
@@ -73,7 +73,11 @@ def solve(
     null, null_loss = _null_fit(inner, null, frequencies)
     scaling = inner.scaling
     assert scaling is not None
-    first = null if init is None else _better(inner, scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init)), null)
+    first = null
+    if init is not None:
+        init = jax.tree.map(lambda p: p.astype(dtype), init)
+        init = init if inner.fit_intercept else init._replace(bias=jnp.zeros_like(init.bias))
+        first = _better(inner, scaling.redo(init), null)
     held = ~jnp.any(inner.unpenalized())
     limit = tol if tol is not None else tolerance_at(default_tolerance(inner, frequencies), null_loss, held)
     state = opening(inner, first, solver, tol=limit)
@@ -104,8 +108,9 @@ def solve(
     # Sums of products are rounded: what is left of a column that depends on others is a few units in the last place.
     none = 64 * step.size * jnp.finfo(dtype).eps
     combined = free & (pivots <= none) & (scaling.inverse != 0) if pivots is not None else jnp.zeros_like(free)
-    moving = ~(jnp.max(jnp.abs(step), initial=0) <= _STILL_MOVING[jnp.finfo(dtype).bits])
-    moving = moving & jnp.all(free) & (code != codes.NOT_FINITE)
+    weights = step[: point.params.weights.size].reshape(free.size, -1)
+    farthest = jnp.max(jnp.where(free[:, None], jnp.abs(weights), 0), initial=0)
+    moving = ~(farthest <= _STILL_MOVING[jnp.finfo(dtype).bits]) & (code != codes.NOT_FINITE)
     solved = (code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED)
     code = jnp.where(solved & jnp.any(constant), codes.RANK_DEFICIENT, code)
 
