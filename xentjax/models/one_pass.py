@@ -313,7 +313,7 @@ def spread(block: Block, curvature: Any) -> Any:
 
 
 def without_bias(hessian: Any, weights: int) -> Any:
-    """Hessians ``[..., p, p]`` in which only so many weights are parameters: the bias behind them has a unit parabola's."""
+    """Hessians ``[..., p, p]`` in which only so many weights are parameters: the bias has that of a unit parabola."""
     free = jnp.arange(hessian.shape[-1]) < weights
     return jnp.where(free[:, None] & free, hessian, jnp.eye(free.size, dtype=hessian.dtype))
 

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-
 #: The most steps of a run that keeps a history of all of them, 256 MiB of it in float64.
 MOST_STEPS = 2**24
 
