@@ -515,6 +515,8 @@ def test_traced_data_of_one_class_are_separated(clean):
     x, y = clean
     fit = jax.jit(lambda y, weights: xj.fit_logistic(x, y, weights=weights))
     assert fit(0 * y, np.ones(500)).status == "separated"
+    penalized = jax.jit(lambda y: xj.fit_logistic(x, y, l2=0.1))
+    assert all(penalized(one).status == "separated" for one in (0 * y, 0 * y + 1))
     assert fit(y, 1.0 * y).status == "separated"
     assert fit(y, 0.0 * y).status == "separated"
 

@@ -100,16 +100,17 @@ def solve(
     code = jnp.where(reached, jnp.where(told, codes.CONVERGED, codes.PRECISION_LIMITED), code).astype(jnp.int32)
 
     # A class without rows: its bias has no finite optimum, with a penalty neither.
-    absent = jnp.any(frequencies == 0) if frequencies.ndim else (frequencies == 0) | (frequencies == 1)
-    code = jnp.where(absent & objective.fit_intercept, codes.SEPARATED, code)
+    absent = _lacks_a_class(inner, frequencies)
+    code = jnp.where(absent & objective.fit_intercept & (code != codes.NOT_FINITE), codes.SEPARATED, code)
     free = inner.unpenalized()
     given = jnp.arange(scaling.inverse.size, dtype=jnp.int32) < columns
     constant = free & given & (scaling.inverse == 0) if objective.fit_intercept else jnp.zeros_like(free)
     # Sums of products are rounded: what is left of a column that depends on others is a few units in the last place.
     none = 64 * step.size * jnp.finfo(dtype).eps
     combined = free & (pivots <= none) & (scaling.inverse != 0) if pivots is not None else jnp.zeros_like(free)
-    weights = step[: point.params.weights.size].reshape(free.size, -1)
-    farthest = jnp.max(jnp.where(free[:, None], jnp.abs(weights), 0), initial=0)
+    each = shapes.bias.size
+    unheld = jnp.append(jnp.repeat(free, each), jnp.broadcast_to(jnp.any(free), each))
+    farthest = jnp.max(jnp.where(unheld, jnp.abs(step), 0))
     moving = ~(farthest <= _STILL_MOVING[jnp.finfo(dtype).bits]) & (code != codes.NOT_FINITE)
     solved = (code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED)
     code = jnp.where(solved & jnp.any(constant), codes.RANK_DEFICIENT, code)
@@ -234,6 +235,14 @@ def null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[Logist
     else:
         bias = jnp.log(inside) - jnp.mean(jnp.log(inside))
     return LogisticParams(jnp.zeros_like(shapes.weights), bias), frequencies
+
+
+def _lacks_a_class(inner: LogisticObjective, frequencies: Any) -> Any:
+    if frequencies.ndim:
+        return jnp.any(frequencies == 0)
+    # The share of all rows is 1 but for rounding.
+    counted = True if inner.weights is None else inner.weights != 0
+    return ~(jnp.any((inner.y > 0) & counted) & jnp.any((inner.y < 1) & counted))
 
 
 def _null_fit(inner: LogisticObjective, null: LogisticParams, frequencies: Any) -> tuple[LogisticParams, Any]:
