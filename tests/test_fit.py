@@ -265,6 +265,40 @@ def test_without_intercept(clean):
     assert np.max(np.abs(gradient.weights)) < 1e-15
 
 
+@pytest.mark.parametrize("solver", ["newton", "lbfgs", "newton-cg"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_without_intercept_there_is_none_whatever_the_solver_and_the_start(clean, classes, solver):
+    x, y = clean[0] + 1, clean[1] if classes == 2 else clean[1] + (clean[0][:, 0] > 0.5)
+    init = xj.LogisticParams(np.zeros((3, 3)), np.ones(3)) if classes == 3 else xj.LogisticParams(np.zeros(3), 1.0)
+    for start in (None, init):
+        fit = xj.fit_logistic(x, y, l2=0.01, fit_intercept=False, solver=solver, init=start)
+        assert fit.status == "converged"
+        assert not np.any(fit.params.bias)
+        gradient = xj.logistic_gradient(fit.params, jnp.asarray(x), jnp.asarray(y), l2=0.01)
+        assert np.max(np.abs(gradient.weights)) < 1e-12
+
+
+@pytest.mark.parametrize("penalty", ["l2", "l1"])
+def test_a_feature_without_penalty_among_others_that_decides_is_named(clean, penalty):
+    x, y = clean
+    dummy = np.arange(500) % 10 == 0
+    y, x = np.where(dummy, 1, y), np.column_stack([x, dummy])
+    fit = xj.fit_logistic(x, y, **{penalty: np.array([0.01, 0.01, 0.01, 0.0])})
+    assert fit.status == "separated"
+    assert "Separated but for ties by columns 3" in fit.message
+    assert xj.fit_logistic(x, y, **{penalty: np.array([0.0, 0.0, 0.0, 0.01])}).status == "converged"
+
+
+def test_offsets_that_predict_the_other_class(clean):
+    """A Newton step from where there is hardly any curvature goes to 1e16."""
+    x, y = clean
+    offset = np.where(y == 1, -40.0, 40.0)
+    fit, another = (xj.fit_logistic(x, y, offset=offset, solver=solver) for solver in ("newton", "newton-cg"))
+    assert fit.status == "converged"
+    assert_relative(fit.objective, another.objective, 1e-12)
+    assert_relative(fit.params.weights, another.params.weights, 1e-9)
+
+
 @pytest.mark.parametrize("l2", [1e-12, 1e12])
 def test_penalties_of_every_size(clean, l2):
     x, y = clean
@@ -340,6 +374,7 @@ BAD = {
         "init.weights[0] is nan, but needs to be finite",
     ),
     "a column of labels": (lambda x, y: {"y": 1.0 * y[:, None]}, "needs [n], or [n, K] with 2 classes or more"),
+    "steps without end": (lambda x, y: {"max_steps": 10**9}, "max_steps must be at most 16777216, as the history has"),
     "a single class": (lambda x, y: {"num_classes": 1}, "num_classes must be 2 or more, got 1"),
     "L1 factors of other features": (lambda x, y: {"l1": np.ones(4)}, "l1 has shape (4,), but needs () or (3,)"),
 }
@@ -369,6 +404,8 @@ def test_labels_of_another_type(clean, y):
         ({"tol": "small"}, "tol must be a number"),
         ({"solver": None}, "solver must have init"),
         ({"fit_intercept": 1}, "fit_intercept must be True or False"),
+        ({"inference": "no"}, "inference must be True, False or None, got 'no'"),
+        ({"class_weight": {1: "a"}}, "class_weight must map classes to numbers, got 'a'"),
     ],
 )
 def test_options_of_another_type(clean, options, message):
@@ -478,6 +515,8 @@ def test_traced_data_of_one_class_are_separated(clean):
     x, y = clean
     fit = jax.jit(lambda y, weights: xj.fit_logistic(x, y, weights=weights))
     assert fit(0 * y, np.ones(500)).status == "separated"
+    penalized = jax.jit(lambda y: xj.fit_logistic(x, y, l2=0.1))
+    assert all(penalized(one).status == "separated" for one in (0 * y, 0 * y + 1))
     assert fit(y, 1.0 * y).status == "separated"
     assert fit(y, 0.0 * y).status == "separated"
 

@@ -111,6 +111,27 @@ def test_groups_of_unequal_sizes(data):
     assert (fits.status == "converged").all()
 
 
+def test_what_rows_of_a_group_without_weight_hold_does_not_matter(data):
+    x, y = data
+    labels, weights = np.where(np.arange(N) == 3, 99, y[0]), np.where(np.arange(N) == 3, 0.0, 1.0)
+    fits = xj.fit_many([x[0], x[1]], [labels, y[1]], weights=[weights, np.ones(N)], l2=0.1)
+    assert fits.params.weights.shape == (2, x.shape[2])
+    assert_alone(fits, 0, xj.fit_logistic(x[0], y[0], weights=weights, l2=0.1))
+
+
+def test_a_loop_over_fits_ends_and_there_are_no_others(data):
+    x, y = data
+    fits = xj.fit_many(x, y, l2=0.1)
+    assert [float(fit.objective) for fit in fits] == fits.objective.tolist()
+    assert [str(status) for status in fits.status] == fits.status.names.tolist()
+    for index in (K, -K - 1, np.array([0, K])):
+        with pytest.raises(IndexError, match=f"out of bounds for axis 0 with size {K}"):
+            fits[index]
+    path = xj.fit_path(x[0], y[0], num_lambdas=3)
+    with pytest.raises(IndexError, match="index 3 is out of bounds"):
+        path.at(3)
+
+
 BAD = {
     "a NaN": (lambda x, y: {"x": np.where(x == x[3, 4, 1], np.nan, x)}, "fit 3: x[4, 1] is nan"),
     "a label": (lambda x, y: {"y": np.where(np.arange(K)[:, None] == 2, 2.5, y)}, "fit 2: y[0] is 2.5"),
@@ -130,6 +151,10 @@ BAD = {
     "penalties of other groups": (
         lambda x, y: {"x": list(x), "y": list(y), "l2": np.ones(3)},
         "l2 has shape (3,), but needs () or 5 on its first axis",
+    ),
+    "groups of shares and of more classes": (
+        lambda x, y: {"x": list(x), "y": [1.0 * y[0], y[1] + 1, *y[2:]]},
+        "y has shape (64,), but needs (64, 3)",
     ),
     "a group without weights": (
         lambda x, y: {"x": list(x), "y": list(y), "weights": list(np.zeros((K, N)))},

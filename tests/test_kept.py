@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 import threading
 
 import jax
@@ -156,6 +157,19 @@ def test_the_folder_is_bounded(folder, monkeypatch):
     another_process("the third")
     assert path.exists()
     assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of a file's size there")
+def test_a_full_disk_keeps_nothing_half_written(folder):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        assert another_process()[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owners there")

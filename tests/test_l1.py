@@ -169,6 +169,15 @@ def test_equal_constant_and_empty_columns():
     assert not np.any(fit.params.weights[np.array([4, 7])])
 
 
+def test_a_factor_is_no_less_where_free_columns_depend_on_each_other():
+    x, l1 = X[:, [0, 0, 0, 1]], np.array([TOP / 4, 0.0, 0.0, TOP / 4])
+    fit, single = xj.fit_logistic(x, Y, l1=l1), xj.fit_logistic(x[:, 2:], Y, l1=l1[2:])
+    assert fit.status == "rank_deficient"
+    half, other = np.asarray(single.params.weights) / [2, 1]
+    np.testing.assert_allclose(fit.params.weights, [0, half, half, other], rtol=1e-8)
+    assert fit.params.weights[0] == 0
+
+
 @pytest.mark.parametrize("number", [100, 10])
 def test_weights_and_rows_that_count_for_nothing(number):
     """With ten rows there are more features than rows."""

@@ -120,9 +120,7 @@ def _(params: Any, direction: Any, **data: Any) -> Any:
 def _held_everywhere(hessian: Any, params: Any, *, l2: Any = 0.0, fit_intercept: bool = True, **data: Any) -> Any:
     """The Hessian with a curvature in the directions in which the loss does not change by its form: 1 for a bias that
     does not move; for the mean over the classes of a parameter that no penalty holds, the mean of theirs."""
-    k, free = params.bias.size, _number_of_free(params, fit_intercept)
-    moves = jnp.arange(params.weights.size + k) < free
-    hessian = jnp.where(moves[:, None] & moves, hessian, jnp.eye(len(moves), dtype=hessian.dtype))
+    k, hessian = params.bias.size, _moving(hessian, params, fit_intercept)
     if params.bias.ndim == 0:
         return hessian
     held = jnp.append(jnp.broadcast_to(jnp.asarray(l2) != 0, params.weights.shape[:1]), not fit_intercept)
@@ -151,15 +149,19 @@ def _(params: Any, direction: Any, **data: Any) -> Any:
 
 
 def _blocks(hessian: Any, params: Any, *, fit_intercept: bool = True, **data: Any) -> Any:
-    k, free = params.bias.size, _number_of_free(params, fit_intercept)
-    return jnp.stack([hessian[c:free:k, c:free:k] for c in range(k)])
+    k, hessian = params.bias.size, _moving(hessian, params, fit_intercept)
+    return jnp.stack([hessian[c::k, c::k] for c in range(k)])
 
 
 @OBJECTIVE.form("hessian_blocks", "hessian", part=_blocks)
 def _(params: Any, direction: Any, **data: Any) -> Any:
-    objective = _objective(**data)
-    free = params.weights.shape[0] + objective.fit_intercept
-    return objective.hessian_blocks(params)[:, :free, :free]
+    return _objective(**data).hessian_blocks(params)
+
+
+def _moving(hessian: Any, params: Any, fit_intercept: bool) -> Any:
+    """The Hessian with a curvature of 1 for a bias that does not move."""
+    moves = jnp.arange(len(hessian)) < _number_of_free(params, fit_intercept)
+    return jnp.where(moves[:, None] & moves, hessian, jnp.eye(len(moves), dtype=hessian.dtype))
 
 
 def _number_of_free(params: Any, fit_intercept: bool) -> int:

@@ -197,7 +197,9 @@ class LogisticObjective:
         Block c holds every K-th of the raveled parameters, from number c on. The products are in ``dtype``, by default
         that of the parameters.
         """
-        return closed_form.hessian_blocks(self._arguments(params), dtype)
+        blocks = closed_form.hessian_blocks(self._arguments(params), dtype)
+        # Solved with such a block, a bias that does not move would follow the weights.
+        return blocks if self.fit_intercept else one_pass.without_bias(blocks, params.weights.shape[0])
 
     def subsample(self, stride: int) -> LogisticObjective:
         """The objective on every ``stride``-th row.
@@ -235,7 +237,7 @@ class LogisticObjective:
     def _anchored(self, params: LogisticParams, hessian: Any) -> Any:
         d, k = params.weights.shape[0], params.bias.size
         if not self.fit_intercept:
-            hessian = one_pass.without_bias(params, hessian)
+            hessian = one_pass.without_bias(hessian, params.weights.size)
         if params.bias.ndim == 0:
             return hessian
         # J/K ⊗ diag(free): the mean over the classes of each parameter that no penalty holds.

@@ -312,10 +312,10 @@ def spread(block: Block, curvature: Any) -> Any:
     return _matmul(weighted.T, block.x).reshape(width, k, k, width).swapaxes(2, 3).reshape(width * k, width * k)
 
 
-def without_bias(params: LogisticParams, hessian: Any) -> Any:
-    """A Hessian in which the bias is no parameter: that of a unit parabola in its directions."""
-    free = jnp.arange(hessian.shape[0]) < params.weights.size
-    return jnp.where(free[:, None] & free, hessian, jnp.eye(hessian.shape[0], dtype=hessian.dtype))
+def without_bias(hessian: Any, weights: int) -> Any:
+    """Hessians ``[..., p, p]`` in which only so many weights are parameters: the bias has that of a unit parabola."""
+    free = jnp.arange(hessian.shape[-1]) < weights
+    return jnp.where(free[:, None] & free, hessian, jnp.eye(free.size, dtype=hessian.dtype))
 
 
 def curvature(block: Block, dtype: Any, exact: Any = None) -> Any:

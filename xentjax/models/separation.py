@@ -58,7 +58,7 @@ class SeparationProbe:
         violation, gradient, hessian = one_pass.over_blocks(of_block, params, self.data)
         hessian = self.penalty * hessian + jnp.eye(hessian.shape[0], dtype=hessian.dtype)
         if not self.fit_intercept:
-            hessian = one_pass.without_bias(params, hessian)
+            hessian = one_pass.without_bias(hessian, params.weights.size)
         return *self._whole(params, violation, gradient), hessian
 
     def hvp(self, params: LogisticParams, direction: LogisticParams) -> LogisticParams:

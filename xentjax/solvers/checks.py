@@ -10,11 +10,16 @@ import jax.numpy as jnp
 
 from xentjax.core import policy
 
+#: The most steps of a run that keeps a history of all of them, 256 MiB of it in float64.
+MOST_STEPS = 2**24
 
-def number_of_steps(max_steps: Any, function: str = "minimize") -> int:
+
+def number_of_steps(max_steps: Any, function: str = "minimize", most: int = MOST_STEPS) -> int:
     steps = policy.whole_number(function, "max_steps", max_steps)
     if not 0 <= steps < 2**31:
         raise ValueError(f"{function}: max_steps must not be negative, nor 2**31 or more, got {steps}")
+    if steps > most:
+        raise ValueError(f"{function}: max_steps must be at most {most}, as the history has all of them, got {steps}")
     return steps
 
 

@@ -268,7 +268,12 @@ def _write(path: pathlib.Path, compiled: Any) -> None:
         return
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(_MARK + hashlib.sha256(content).digest() + content)
+            try:
+                file.write(_MARK + hashlib.sha256(content).digest() + content)
+                file.flush()
+            except OSError:  # a full disk does not keep its part, either
+                os.unlink(file.name)
+                raise
         os.replace(file.name, path)
         make_room(path.parent)
     except OSError:

@@ -131,8 +131,8 @@ def minimize(
       TypeError: the objective is neither a function nor has ``value_and_gradient``; the solver has no ``init`` and
         ``step``, or a step returns another shape or dtype than it was given; max_steps is no whole number, tol no
         number.
-      ValueError: the objective has an L1 penalty, and the solver cannot minimize such; max_steps is negative or 2**31
-        or more, tol is negative or NaN, the value is no real scalar, or a gradient's shape is not its parameter's.
+      ValueError: the objective has an L1 penalty, and the solver cannot minimize such; max_steps is negative or above
+        2**24, tol is negative or NaN, the value is no real scalar, or a gradient's shape is not its parameter's.
 
     Example:
       >>> import jax.numpy as jnp, xentjax as xj
@@ -169,7 +169,7 @@ def iterate(
     """
     if chunk < 1:
         raise ValueError(f"iterate: chunk must be at least 1, got {chunk}")
-    init, max_steps, problem = _checked(objective, init, solver, tol, max_steps)
+    init, max_steps, problem = _checked(objective, init, solver, tol, max_steps, most=2**31 - 1)
     return in_chunks(_start(*problem, init, tol, max_steps), lambda s: _advance(*problem, s, tol, max_steps, chunk))
 
 
@@ -332,9 +332,11 @@ def _solution(state: State, history: History) -> Solution:
     return Solution(state.point.params, state.point.value, state.norm, state.step, Status(state.code), history)
 
 
-def _checked(objective: Any, init: Any, solver: Any, tol: Any, max_steps: Any) -> tuple[Any, int, tuple[Any, Any]]:
+def _checked(
+    objective: Any, init: Any, solver: Any, tol: Any, max_steps: Any, most: int = checks.MOST_STEPS
+) -> tuple[Any, int, tuple[Any, Any]]:
     """Initial parameters as floats, the number of steps, and the problem as what is compiled and what is data."""
-    steps = checks.number_of_steps(max_steps)
+    steps = checks.number_of_steps(max_steps, most=most)
     checks.require_tolerance(tol)
     checks.require_solver(solver)
     init = jax.tree.map(_as_float, init)

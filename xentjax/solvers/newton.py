@@ -15,8 +15,9 @@ from xentjax.solvers.subsample import optimum_of_few, require_stride, subsampled
 #: What a step must gain of what the slope promises (Armijo), and how far the slope must fall where the value is flat.
 _GAIN, _FLAT = 1e-4, 0.9
 
-#: Halvings of a step at most: 2^-40 of a Newton step that helps nowhere is rounding.
-_HALVINGS = 40
+#: Tries of shorter and shorter steps at most, 1, 1/2, 1/8, 1/64, ... of a Newton step: 2^-120 of one is rounding, even
+#: where predictions are so certain that there is hardly any curvature, and the step goes to 1e30.
+_TRIES = 16
 
 #: A step that makes the value smaller by no more than this share, and leaves more than this share of the gradient.
 _NEAR, _LEFT = 0.01, 0.1
@@ -39,8 +40,8 @@ class Newton:
 
     The Hessian comes with value and gradient (``objective.value_gradient_hessian``) where the objective has it, and
     from JAX where not. It is scaled to a unit diagonal and factorized by Cholesky; where that fails, a multiple of the
-    identity is added until it succeeds, so that a singular Hessian is no obstacle. The step t is halved until the loss
-    falls as it should; where the loss is flat to its last digit, until the slope along the step has fallen.
+    identity is added until it succeeds, so that a singular Hessian is no obstacle. The step t is made shorter until the
+    loss falls as it should; where the loss is flat to its last digit, until the slope along the step has fallen.
 
     Args:
       hessian_dtype: the dtype of the Hessian's products, a string such as ``"float32"``: half the time where gradients
@@ -92,7 +93,7 @@ class Newton:
         rounding = 16 * jnp.finfo(start.dtype).eps * jnp.abs(point.value)
         # What the whole step could gain is below the value's rounding: if it does not help, no part of it does.
         is_flat = -state.slope < rounding
-        most = jnp.where(is_flat, 1, _HALVINGS)
+        most = jnp.where(is_flat, 1, _TRIES)
 
         def try_step(search: Any) -> Any:
             length, *_, tries = search
@@ -107,7 +108,7 @@ class Newton:
             level = (new.value <= point.value + rounding) & (jnp.abs(slope) <= _FLAT * jnp.abs(state.slope))
             better = largest_component(new.gradient) < norm
             accepted = jnp.where(is_flat, better, gained | level) & ~in_vain
-            return length / 2, new, hessian, accepted, tries + 1
+            return length / 2 ** (tries + 1), new, hessian, accepted, tries + 1
 
         def unsuccessful(search: Any) -> Any:
             *_, accepted, tries = search

@@ -97,7 +97,7 @@ class Status:
         return hash(str(self))
 
     def __getitem__(self, index: Any) -> Status:
-        return Status(self.code[index])
+        return entries(self, index, np.shape(self.code))
 
     @property
     def names(self) -> Any:
@@ -118,6 +118,17 @@ class Status:
 
     def __repr__(self) -> str:
         return f"Status({self.names!r})" if _is_concrete(self.code) else f"Status({self.code!r})"
+
+
+def entries(tree: Any, index: Any, shape: tuple[int, ...]) -> Any:
+    """Arrays of the first axes ``shape`` at an index of these.
+
+    Raises:
+      IndexError: it is beyond them, where JAX would take the last entry, and a loop over all of them would not end.
+    """
+    if not any(isinstance(part, jax.core.Tracer) for part in jax.tree.leaves(index)):
+        np.broadcast_to(False, shape)[index]
+    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def _is_concrete(code: Any) -> bool:

@@ -17,6 +17,7 @@ from xentjax.solvers.minimize import opening, run_steps
 from xentjax.solvers.newton import Newton, solve_positive
 from xentjax.solvers.newton_cg import NewtonCG
 from xentjax.solvers.objective import largest_component
+from xentjax.solvers.proximal_newton import flat_factors, on_support, support
 from xentjax.solvers.status import Status
 from xentjax.training.fit_result import LogisticFit
 from xentjax.training.solution import Inside, scaled
@@ -41,7 +42,7 @@ def explained(objective: LogisticObjective, fit: LogisticFit, inside: Inside) ->
     fit = _separated(inner, fit, inside)
     if inside.hessian is None:
         return as_it_is(fit, inside)
-    params, inverse = _minimum_norm(inside)
+    params, inverse = _minimum_norm(inner, inside)
     code = fit.status.code
     solved = (code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED)
     code = jnp.where(solved & jnp.any(fit.dependent), codes.RANK_DEFICIENT, code).astype(jnp.int32)
@@ -77,10 +78,13 @@ def with_covariances(objective: LogisticObjective, fit: LogisticFit, inside: Ins
 def _separated(inner: LogisticObjective, fit: LogisticFit, inside: Inside) -> LogisticFit:
     """The fit with the direction that separates its classes, where one does.
 
-    At a minimum a Newton step is rounding; where none exists it goes on, however small the gradient has become.
+    At a minimum a Newton step is rounding; where none exists it goes on, however small the gradient has become. In a
+    direction in which it does so a penalty holds no weight: those that one holds are 0 there, as if their columns were.
     """
-    params, code = inside.params, fit.status.code
-    data = one_pass.Data(inner.x, inner.y, inner.weights, None, inner.scaling)
+    free, code = inside.free, fit.status.code
+    params = inside.params._replace(weights=_rows.only(free, inside.params.weights))
+    scaling = dataclasses.replace(inside.scaling, inverse=jnp.where(free, inside.scaling.inverse, 0))
+    data = one_pass.Data(inner.x, inner.y, inner.weights, None, scaling)
     toward = separation.sum_of_margins(params, data, fit_intercept=inner.fit_intercept)
     penalty = _PENALTY[jnp.finfo(params.bias.dtype).bits]
     probe = separation.SeparationProbe(data, toward, penalty, inner.fit_intercept)
@@ -103,17 +107,21 @@ def _separated(inner: LogisticObjective, fit: LogisticFit, inside: Inside) -> Lo
     return dataclasses.replace(fit, status=Status(code), direction=direction, completely_separated=complete & separated)
 
 
-def _minimum_norm(inside: Inside) -> tuple[LogisticParams, Inverse]:
-    """Of all parameters with these logits those of minimum norm in the user's units, and the pseudo-inverse."""
-    hessian, k = inside.hessian, inside.params.bias.size
+def _minimum_norm(inner: LogisticObjective, inside: Inside) -> tuple[LogisticParams, Inverse]:
+    """Of all parameters with these logits those of minimum norm in the user's units, and the pseudo-inverse.
+
+    What an L1 penalty has made 0 stays so.
+    """
+    flat, unravel = ravel_pytree(inside.params)
+    moves = support(flat, flat_factors(inner, inside.params))
+    hessian, k = on_support(inside.hessian, moves), inside.params.bias.size
     dtype = hessian.dtype
     none = 64 * hessian.shape[0] * jnp.finfo(dtype).eps
     diagonal = jnp.diagonal(hessian)
     scale = jnp.where(diagonal > 0, jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 1)
     values, vectors = jnp.linalg.eigh(hessian * scale * scale[:, None])
     is_null = values <= none
-    null = scale[:, None] * jnp.where(is_null, vectors, 0)
-    flat, unravel = ravel_pytree(inside.params)
+    null = scale[:, None] * jnp.where(is_null & moves[:, None], vectors, 0)
     factors = jnp.append(jnp.repeat(inside.scaling.inverse, k), jnp.zeros(k, dtype))
     # Where nothing is null the columns are 0, and their singular values rounding.
     rounding = max(1e-8, 8 * flat.size * float(jnp.finfo(dtype).eps))

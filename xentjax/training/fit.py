@@ -89,7 +89,7 @@ def fit_logistic(
         tolerance or ends far below it, so that coefficients are better than that.
       max_steps: the most steps of the solver.
       init: initial parameters; by default, and where they have a larger objective than that, the model without
-        features.
+        features. Without an intercept its bias counts as 0.
       num_classes: K, where integer labels do not tell.
       inference: whether to compute the covariances of the estimates, which standard errors and tests are made of. By
         default for up to 1000 parameters, and not with l1, where they are not defined.
@@ -122,6 +122,8 @@ def fit_logistic(
     size = shapes.weights.size + shapes.bias.size
     name, made, reason = chosen_solver("fit_logistic", solver, objective, shapes, has_init=init is not None)
     require_ability(made, objective, shapes)
+    if inference is not None and not isinstance(inference, bool):
+        raise TypeError(f"fit_logistic: inference must be True, False or None, got {inference!r}")
     if init is not None:
         init = params_as_arrays("fit_logistic", "init", init)
         for field, got, needed in zip(init._fields, init, shapes, strict=True):
@@ -357,7 +359,11 @@ def _with_class_weight(
         unknown = [c for c in class_weight if c not in range(k)]
         if unknown:
             raise ValueError(f"{function}: class_weight names class {unknown[0]!r}; there are 0 to {k - 1}")
-        factors = xp.asarray([class_weight.get(c, 1.0) for c in range(k)], dtype)
+        given = [class_weight.get(c, 1.0) for c in range(k)]
+        wrong = next((factor for factor in given if isinstance(factor, str) or np.ndim(factor)), None)
+        if wrong is not None:
+            raise TypeError(f"{function}: class_weight must map classes to numbers, got {wrong!r}")
+        factors = xp.asarray(given, dtype)
     else:
         factors = xp.asarray(policy.as_array(function, "class_weight", class_weight, policy.copied), dtype)
         policy.require_shape(function, "class_weight", factors.shape, (k,), "one factor for each class")

@@ -233,6 +233,14 @@ def _checked_alone(arrays: dict[str, Any], num_classes: int | None, fit_intercep
     checked_objective(function, x, y, l2, l1, weights, *options, complete=False)
 
 
+def _highest(y: Any, weights: Any) -> int:
+    """The highest label of the rows that count; 0 where labels are no integers."""
+    if policy.is_float(y):
+        return 0
+    counted = weights is None or weights.shape != y.shape or np.asarray(weights) != 0
+    return int(np.max(np.asarray(y), where=counted, initial=0))
+
+
 class _Groups:
     """Groups of unequal sizes: those of like size are padded to one."""
 
@@ -272,8 +280,8 @@ class _Groups:
             if np.ndim(penalty) and np.shape(penalty)[0] != count:
                 needed = f"{count} on its first axis, one entry for each group"
                 raise ValueError(f"fit_many: {name} has shape {np.shape(penalty)}, but needs () or {needed}")
-        if num_classes is None and not policy.is_float(self.columns["y"][0]):
-            highest = max(int(jnp.max(y)) for y in self.columns["y"])
+        if num_classes is None:
+            highest = max(map(_highest, self.columns["y"], self.columns.get("weights", [None] * count)))
             num_classes = highest + 1 if highest > 1 else None
         sizes = np.array([buckets.bucket(group.shape[0], least=32) for group in self.x])
         found: dict[int, LogisticFit] = {}

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from xentjax.models import inference
 from xentjax.models.logistic import LogisticParams
 from xentjax.solvers.minimize import History
-from xentjax.solvers.status import Status
+from xentjax.solvers.status import Status, entries
 from xentjax.training.fit_summary import summary_of
 
 
@@ -86,7 +86,7 @@ class LogisticFit:
 
     def __getitem__(self, index: Any) -> LogisticFit:
         """Of many fits the one with this number, or some of them."""
-        return jax.tree.map(lambda leaf: leaf[index], self)
+        return entries(self, index, np.shape(self.status.code))
 
     @property
     def precision(self) -> str:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentjax.models.logistic import LogisticParams
-from xentjax.solvers.status import Status
+from xentjax.solvers.status import Status, entries
 from xentjax.training.fit_summary import computed_in
 
 
@@ -63,7 +63,7 @@ class LogisticPath:
 
     def at(self, index: Any) -> LogisticParams:
         """The parameters of one fit: ``path.at(path.best)``."""
-        return jax.tree.map(lambda leaf: leaf[index], self.params)
+        return entries(self.params, index, np.shape(self.lambdas))
 
     @property
     def nonzero(self) -> jax.Array:

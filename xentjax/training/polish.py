@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from xentjax.models.objective import LogisticObjective
 from xentjax.solvers.conjugate_gradients import conjugate_gradients
 from xentjax.solvers.lbfgs import LBFGSState
+from xentjax.solvers.line_search import value_rounding
 from xentjax.solvers.metric import Metric, metric_at
 from xentjax.solvers.newton import Newton, damped_factor, solve_factored
 from xentjax.solvers.newton_cg import Region
@@ -70,6 +71,8 @@ def polished(
     target = unravel(jnp.where((factors > 0) & (target * origin <= 0), 0, target))
     moved, there = evaluate_with_hessian(inner, target) if needed == "final" else (evaluate(inner, target), hessian)
     better = allowed & (largest_component(residual(inner, moved)) < largest_component(residual(inner, point)))
+    # Far from the minimum, where predictions are certain, a gradient may be smaller and the value far larger.
+    better = better & (moved.value <= point.value + value_rounding(point))
     point, hessian = jax.tree.map(lambda a, b: jnp.where(better, a, b), (moved, there), (point, hessian))
     gradient = pull(point)
     return Polished(point, gradient, solve(gradient, _TOLD), hessian, pivots)

@@ -41,7 +41,7 @@ class Inside(NamedTuple):
     scaling: Scaling
     hessian: Any  # None where the parameters are too many for it
     free: Any  # features without penalty
-    moving: Any  # a Newton step from here is more than rounding, and no penalty holds the parameters
+    moving: Any  # a Newton step from here is more than rounding in weights that no penalty holds
     combined: Any  # [d], columns that depend on those before them
     doubtful: Any  # moving, or columns that depend on others
 
@@ -77,7 +77,11 @@ def solve(
     null, null_loss = _null_fit(inner, null, frequencies)
     scaling = inner.scaling
     assert scaling is not None
-    first = null if init is None else _better(inner, scaling.redo(jax.tree.map(lambda p: p.astype(dtype), init)), null)
+    first = null
+    if init is not None:
+        init = jax.tree.map(lambda p: p.astype(dtype), init)
+        init = init if inner.fit_intercept else init._replace(bias=jnp.zeros_like(init.bias))
+        first = _better(inner, scaling.redo(init), null)
     held = ~jnp.any(inner.unpenalized())
     limit = tol if tol is not None else tolerance_at(default_tolerance(inner, frequencies), null_loss, held)
     state = opening(inner, first, solver, tol=limit)
@@ -98,16 +102,18 @@ def solve(
     code = jnp.where(reached, jnp.where(told, codes.CONVERGED, codes.PRECISION_LIMITED), code).astype(jnp.int32)
 
     # A class without rows: its bias has no finite optimum, with a penalty neither.
-    absent = jnp.any(frequencies == 0) if frequencies.ndim else (frequencies == 0) | (frequencies == 1)
-    code = jnp.where(absent & objective.fit_intercept, codes.SEPARATED, code)
+    absent = _lacks_a_class(inner, frequencies)
+    code = jnp.where(absent & objective.fit_intercept & (code != codes.NOT_FINITE), codes.SEPARATED, code)
     free = inner.unpenalized()
     given = jnp.arange(scaling.inverse.size, dtype=jnp.int32) < columns
     constant = free & given & (scaling.inverse == 0) if objective.fit_intercept else jnp.zeros_like(free)
     # Sums of products are rounded: what is left of a column that depends on others is a few units in the last place.
     none = 64 * step.size * jnp.finfo(dtype).eps
     combined = free & (pivots <= none) & (scaling.inverse != 0) if pivots is not None else jnp.zeros_like(free)
-    moving = ~(jnp.max(jnp.abs(step), initial=0) <= _STILL_MOVING[jnp.finfo(dtype).bits])
-    moving = moving & jnp.all(free) & (code != codes.NOT_FINITE)
+    each = shapes.bias.size
+    unheld = jnp.append(jnp.repeat(free, each), jnp.broadcast_to(jnp.any(free), each))
+    farthest = jnp.max(jnp.where(unheld, jnp.abs(step), 0))
+    moving = ~(farthest <= _STILL_MOVING[jnp.finfo(dtype).bits]) & (code != codes.NOT_FINITE)
     solved = (code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED)
     code = jnp.where(solved & jnp.any(constant), codes.RANK_DEFICIENT, code)
 
@@ -286,6 +292,14 @@ def null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[Logist
     else:
         bias = jnp.log(inside) - jnp.mean(jnp.log(inside))
     return LogisticParams(jnp.zeros_like(shapes.weights), bias), frequencies
+
+
+def _lacks_a_class(inner: LogisticObjective, frequencies: Any) -> Any:
+    if frequencies.ndim:
+        return jnp.any(frequencies == 0)
+    # The share of all rows is 1 but for rounding.
+    counted = True if inner.weights is None else inner.weights != 0
+    return ~(jnp.any((inner.y > 0) & counted) & jnp.any((inner.y < 1) & counted))
 
 
 def _null_fit(inner: LogisticObjective, null: LogisticParams, frequencies: Any) -> tuple[LogisticParams, Any]:
