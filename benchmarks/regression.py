@@ -88,7 +88,8 @@ def many_row(task: many.Task, within: Limits) -> dict[str, Any]:
 def growing_row(letter: str, n: int, d: int, within: Limits) -> dict[str, Any]:
     """Time of each of our solvers and two peers, and the memory of ours beside the data."""
     problem = data.drawn(f"growing {letter}", n, d)
-    chosen = [c for c in contenders(problem) if c.is_ours or c.name in GROWING_PEERS]
+    ours = lambda c: c.is_ours and c.name != regression_peers.JITTED
+    chosen = [c for c in contenders(problem) if ours(c) or c.name in GROWING_PEERS]
     short = Limits(rounds=within.rounds / 5, slow=within.slow, search=within.search)
     found = race(chosen, short)
     for method, row in found.items():

@@ -32,6 +32,12 @@ OUR_TOLERANCES = (1e-8, 1e-9)
 #: Updates of a coefficient by a row that the slowest method may make: about 20 s.
 _MOST_UPDATES = 3e9
 
+#: The fit as part of a program of the user's.
+JITTED = "xentjax in jax.jit"
+
+#: Features of fewer elements are so soon fitted to that what is done outside of the program matters.
+_SMALL = 2**18
+
 #: What liblinear multiplies the column of ones by: it penalizes the bias, divided by this (for L2: by its square).
 _INTERCEPT_SCALING = {"l2": 1e3, "l1": 1e6}
 
@@ -67,21 +73,28 @@ def missing() -> tuple[str, ...]:
 
 def _ours() -> tuple[Method, ...]:
     made = [Method("xentjax", "xentjax", lambda p: True, _fit_logistic("auto"), OUR_TOLERANCES)]
+    # Solvers that take an L1 penalty are measured where there is one.
     for name in SOLVERS:
-        applies = lambda p, name=name: not p.l1 or name in PROXIMAL
+        applies = lambda p, name=name: (p.l1 > 0) == (name in PROXIMAL)
         made.append(Method(f"xentjax {name}", "xentjax", applies, _fit_logistic(name), OUR_TOLERANCES))
+    small = lambda p: p.x.size <= _SMALL
+    made.append(Method(JITTED, "xentjax", small, _fit_logistic("auto", jitted=True), OUR_TOLERANCES))
     return tuple(made)
 
 
-def _fit_logistic(solver: str) -> Callable[[Problem], Solve]:
+def _fit_logistic(solver: str, *, jitted: bool = False) -> Callable[[Problem], Solve]:
+    """``jitted`` it is part of a program of the user's: nothing is checked, and nothing done outside of it."""
+
     def prepare(problem: Problem) -> Solve:
         x, y = jnp.asarray(problem.x), jnp.asarray(problem.y)
         options: dict[str, Any] = {"l2": problem.l2, "l1": problem.l1, "solver": solver}
-        options |= {"inference": problem.inference}
+        options |= {"inference": problem.inference, "num_classes": problem.classes if problem.classes > 2 else None}
+        fit = lambda x, y, tol: xj.fit_logistic(x, y, tol=tol, **options)
+        run = jax.jit(fit) if jitted else fit
 
         def solve(tol: float) -> tuple[np.ndarray, np.ndarray]:
-            fit = jax.block_until_ready(xj.fit_logistic(x, y, tol=tol, **options))
-            return np.asarray(fit.params.weights), np.asarray(fit.params.bias)
+            found = jax.block_until_ready(run(x, y, tol))
+            return np.asarray(found.params.weights), np.asarray(found.params.bias)
 
         return solve
 
@@ -101,9 +114,9 @@ def _peers() -> tuple[Method, ...]:
         f"scikit-learn {solver}", "sklearn", applies, lambda p: _scikit_learn(p, solver)
     )
     return (
-        scikit_learn("lbfgs", lambda p: not p.l1),
-        scikit_learn("newton-cholesky", lambda p: not p.l1),
-        scikit_learn("newton-cg", lambda p: not p.l1),
+        scikit_learn("lbfgs", ridge),
+        scikit_learn("newton-cholesky", ridge),
+        scikit_learn("newton-cg", ridge),
         scikit_learn("saga", lambda p: not p.inference),
         scikit_learn("liblinear", binary),
         Method("glum irls-ls", "glum", lambda p: p.classes == 2 and not p.l1, lambda p: _glum(p, "irls-ls")),

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
+from benchmarks.aims import AIMS
 from benchmarks.certificate import SOLVED
 from benchmarks.tables import made_with, mebibytes, table
 
@@ -156,9 +157,9 @@ def ms(seconds: float) -> str:
 
 def readme_section(results: Results) -> str:
     """One line for each problem: ours beside the fastest peer that solves it."""
-    lines = []
+    lines, missed = [], []
     for row in (*results.of("fit"), *results.of("many")):
-        mine, other, ratio = ours(row), best_peer(row), speedup(row)
+        mine, other, ratio, aim = ours(row), best_peer(row), speedup(row), AIMS.get(row["name"])
         lines.append(
             [
                 row["name"],
@@ -166,12 +167,16 @@ def readme_section(results: Results) -> str:
                 "–" if mine is None else ms(mine["run_s"]),
                 "–" if other is None else f"{other[0]}, {ms(other[1]['run_s'])}",
                 "–" if ratio is None else f"{ratio:.2g}×",
+                "–" if aim is None else f"{aim.times:g}×",
             ]
         )
+        if aim is not None and (ratio is None or ratio < aim.times):
+            missed.append(f"- {row['name']}: {aim.obstacle}")
     folder = f"benchmarks/results/{results.machine['device']}"
     parts = [
         f"**{results.machine['device']}**: {machine_line(results.machine)}",
-        table(["problem", "sizes", "xentjax, ms", "best peer, ms", "faster by"], lines),
+        table(["problem", "sizes", "xentjax, ms", "best peer, ms", "faster by", "aim"], lines),
+        *(["Where the aim is missed, why, and what was tried:\n\n" + "\n".join(missed)] if missed else []),
         f"Every method, every problem: [{folder}/regression.md]({folder}/regression.md).",
     ]
     if results.of("growing"):

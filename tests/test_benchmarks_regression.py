@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import certified, data, many, regression, regression_peers, regression_report, starts
+from benchmarks.aims import AIMS
 from benchmarks.certificate import gradient_norm
 from benchmarks.data import Problem
 
@@ -152,4 +153,23 @@ def test_the_readme_compares_with_the_fastest_peer_that_gets_there():
     row["methods"] = {"xentjax": method(0.01, True, True), "fast": method(0.001, False), "right": method(0.03)}
     row["methods"] |= {"slow": method(4.0), "broken": {"failed": "ImportError"}}
     section = regression_report.readme_section(regression_report.Results(MACHINE, (row,)))
-    assert "| a problem | n = 10, d = 2 | 10 | right, 30 | 3× |" in section.splitlines()
+    assert "| a problem | n = 10, d = 2 | 10 | right, 30 | 3× | – |" in section.splitlines()
+    assert "aim is missed" not in section
+
+
+def test_the_readme_says_why_an_aim_is_missed():
+    of = lambda seconds: (
+        {"xentjax": {"run_s": 1.0, "solved": True, "ours": True}}
+        | {"peer": {"run_s": seconds, "solved": True, "ours": False}}
+    )
+    rows = [
+        {"kind": "fit", "name": n, "sizes": {"n": 9}, "methods": of(s)} for n, s in (("digits", 0.9), ("flights", 3))
+    ]
+    section = regression_report.readme_section(regression_report.Results(MACHINE, tuple(rows)))
+    assert "| digits | n = 9 | 1,000 | peer, 900 | 0.9× | 1× |" in section.splitlines()
+    assert f"- digits: {AIMS['digits'].obstacle}" in section.splitlines()
+    assert "- flights" not in section
+
+
+def test_every_aim_is_one_of_a_problem():
+    assert set(AIMS) <= {*data.problems(), *many.tasks()}

@@ -49,6 +49,8 @@ def whole_number(function: str, name: str, value: Any) -> int:
 
 def copied(value: Any) -> jax.Array:
     """``jnp.asarray``, which compiles a program for each shape of NumPy's arrays, without one."""
+    if isinstance(value, jax.Array):
+        return value
     if isinstance(value, (int, float, np.generic)):
         return jax.device_put(value)
     if type(value) is not np.ndarray:

@@ -65,10 +65,10 @@ class KeptProgram:
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: Any) -> Any:
-        settings = jax.config.values
-        folder = folder_of(settings)
+        folder = _folder()
         if folder is None:
             return self.jitted(*args)
+        settings = jax.config.values
         data = [arg for i, arg in enumerate(args) if i not in self._static]
         leaves, structure = jax.tree.flatten(data)
         if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
@@ -216,10 +216,11 @@ def _cores() -> int:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def folder_of(settings: dict[str, Any]) -> pathlib.Path | None:
-    """Where compiled programs are kept with these settings of JAX's; None where nothing is kept."""
-    where = settings["jax_compilation_cache_dir"]
-    if not where or not settings["jax_enable_compilation_cache"] or "://" in where:
+def _folder() -> pathlib.Path | None:
+    """Where compiled programs are kept; None where nothing is kept."""
+    config: Any = jax.config
+    where = config.jax_compilation_cache_dir
+    if not where or not config.jax_enable_compilation_cache or "://" in where:
         return None
     return _private(where)
 

@@ -22,7 +22,7 @@ _ROOM, _SHORT = 2.0, 0.9
 _FIRST_RADIUS = 10.0
 
 #: Which share of the gradient conjugate gradients may leave, at most and at least.
-_LOOSE, _TIGHT = 0.1, 1e-3
+_LOOSE, _TIGHT = 0.3, 1e-3
 
 
 class Region(NamedTuple):
@@ -41,7 +41,7 @@ class NewtonCG:
 
     Each step minimizes the parabola :math:`\langle g, p\rangle + \tfrac12\langle p, Hp\rangle` over
     :math:`\|p\|_M \le \Delta` as far as it pays: until the residual is a share :math:`\eta` of the gradient, until the
-    border, or along the first direction of negative curvature to the border (Steihaug). :math:`\eta` is at most 0.1,
+    border, or along the first direction of negative curvature to the border (Steihaug). :math:`\eta` is at most 0.3,
     and what the last step left of the gradient where that is less, so that convergence is faster than linear. Where the
     value is flat to its last digits, what a step gains is told from the slopes at both ends. It is for many parameters:
     products with the Hessian come from ``objective.linearized(params)`` or ``objective.hvp(params, direction)``, and

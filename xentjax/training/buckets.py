@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -40,7 +41,8 @@ def padded(objective: LogisticObjective, dtype: Any) -> LogisticObjective:
         return objective
     n, d = objective.x.shape
     rows, columns = bucket(n, least=32), bucket(d, least=4)
-    if rows * columns > SMALL or jax.tree.leaves(objective.x)[0].devices() != jax.device_put(0).devices():
+    setting = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if rows * columns > SMALL or jax.tree.leaves(objective.x)[0].devices() != _devices(setting):
         return objective
     weights = np.ones(n, dtype) if objective.weights is None else objective.weights
     of_columns = lambda values: values if values is None or np.ndim(values) == 0 else _extended(values, columns)
@@ -54,6 +56,12 @@ def padded(objective: LogisticObjective, dtype: Any) -> LogisticObjective:
         offset=None if objective.offset is None else _extended(objective.offset, rows),
         scaling=jax.tree.map(of_columns, objective.scaling),
     )
+
+
+@functools.cache
+def _devices(setting: Any) -> Any:
+    """Where JAX places what is placed nowhere, with this setting of its default device."""
+    return jax.device_put(0).devices()
 
 
 def _extended_features(x: Any, rows: int, columns: int) -> Any:
@@ -99,5 +107,6 @@ def without_padding(fit: LogisticFit, columns: int, steps: int) -> LogisticFit:
 def _extended(values: Any, *sizes: int) -> Any:
     """The array with zeros behind it on its first axes. By NumPy: JAX would compile a program for each shape."""
     values = np.asarray(values)
-    more = [(0, to - size) for to, size in zip(sizes, values.shape, strict=False)]
-    return np.pad(values, more + [(0, 0)] * (values.ndim - len(more)))
+    longer = np.zeros((*sizes, *values.shape[len(sizes) :]), values.dtype)
+    longer[tuple(map(slice, values.shape))] = values
+    return longer

@@ -85,8 +85,8 @@ def fit_logistic(
       tol: bound of the gradient's largest component (with l1 of the smallest subgradient's), in units of standardized
         features. By default 1e-8 (float32: 1e-4) times 4 f (1 - f), f being the share of the rarest class, and where
         penalties hold all weights times the objective beside its value without features; or the gradient's rounding
-        error, if that is more. Whatever the solver, a last Newton step follows; with the default it begins within the
-        tolerance or ends far below it, so that coefficients are better than that.
+        error, if that is more. Whatever the solver, a last Newton step follows. By default it begins within the
+        tolerance, so that coefficients are far better than that; with a bound of yours it need only end there.
       max_steps: the most steps of the solver.
       init: initial parameters; by default, and where they have a larger objective than that, the model without
         features. Without an intercept its bias counts as 0.
@@ -238,10 +238,11 @@ def checked_objective(
         y = y.astype(np.int32)
     l1 = None if isinstance(l1, (int, float)) and l1 == 0 else l1
     array = lambda n, v: policy.as_array(function, n, v, policy.copied)
-    x, y, l2 = x if isinstance(x, SparseRows) else array("x", x), array("y", y), array("l2", l2)
-    weights, offset, l1 = (
-        None if v is None else array(n, v) for n, v in (("weights", weights), ("offset", offset), ("l1", l1))
-    )
+    # Factors that are known stay on the host: a program takes them from there sooner than they are placed.
+    factors = lambda n, v: policy.as_array(function, n, v, np.asarray if _known(*jax.tree.leaves(v)) else jnp.asarray)
+    x, y, l2 = x if isinstance(x, SparseRows) else array("x", x), array("y", y), factors("l2", l2)
+    weights, offset = (None if v is None else array(n, v) for n, v in (("weights", weights), ("offset", offset)))
+    l1 = None if l1 is None else factors("l1", l1)
     if num_classes is not None:
         num_classes = number_of_classes(function, num_classes)
     if x.ndim != 2:
@@ -257,9 +258,8 @@ def checked_objective(
     if y.dtype == jnp.bool_:
         y = y.astype(jnp.int32)
     # One program for numbers of Python's and of numpy's.
-    dtype = policy.compute_dtype(x.dtype)
-    if l1 is not None:
-        l1 = policy.copied(np.asarray(l1).astype(dtype)) if _known(l1) else l1.astype(dtype)
+    with np.errstate(over="ignore"):
+        l2, l1 = (None if v is None else v.astype(policy.compute_dtype(x.dtype)) for v in (l2, l1))
     _require_values(function, x, y, l2, l1, weights, offset)
     l2, l1, weights = (_nan_where_negative(values) for values in (l2, l1, weights))
     if weights is not None and not _known(weights):

@@ -131,12 +131,12 @@ def fit_many(
     each = math.ceil(count / math.ceil(count / most))
     made, parts = tuple(sorted(settings.items())), []
     for start in range(0, count, each):
-        # The last chunk is filled up with its last fit, so that all chunks share a program.
-        index = jnp.minimum(jnp.arange(start, start + each), count - 1)
-        here = {n: a[index] for n, a in own.items()}
+        # The last chunk begins with fits of the one before it, so that all chunks share a program.
+        here = {n: jax.lax.dynamic_slice_in_dim(a, start, each) for n, a in own.items()}
         one_by_one = lambda of: _chunk(*separate((of, shared, solver, tol)), made)
         fits = one_by_one(here) if way is None else _together(here, shared, tol, way, one_by_one)
-        parts.append(jax.tree.map(lambda leaf, last=count - start: leaf[:last], fits))
+        new = min(each, count - start)
+        parts.append(fits if new == each else jax.tree.map(lambda leaf, new=new: leaf[-new:], fits))
         if progress is not None:
             jax.block_until_ready(fits)
             progress(min(start + each, count), count)

@@ -26,9 +26,13 @@ from xentjax.training.polish import Needed, Polished, polished
 _RELATIVE_TOLERANCE = {32: 1e-4, 64: 1e-8}
 _STILL_MOVING = {32: 1e-2, 64: 1e-5}
 
-#: How many times the tolerance a gradient may be for a last step of Newton's method to be tried: with a Hessian, and
-#: with products alone, where a failure costs more.
+#: How many times the tolerance a gradient may be for a last step of Newton's method to be tried, with a Hessian and
+#: with products alone, where a failure costs more; and how large at most, for a parabola to tell where the minimum is.
 _EARLY, _EARLY_BY_PRODUCTS = {32: 10.0, 64: 1e3}, {32: 10.0, 64: 1e2}
+_NEAR = 1e-4
+
+#: The share of the tolerance that the last step may leave where it begins within it, by products alone.
+_LEFT_BY_DEFAULT = 1e-3
 
 #: The share of the objective that a Newton step may still gain where a fit has converged by the default tolerance.
 _MUCH = {32: 1e-3, 64: 1e-6}
@@ -81,12 +85,12 @@ def solve(
     if init is not None:
         init = jax.tree.map(lambda p: p.astype(dtype), init)
         init = init if inner.fit_intercept else init._replace(bias=jnp.zeros_like(init.bias))
-        first = _better(inner, scaling.redo(init), null)
+        first = _better(inner, scaling.redo(init), null, null_loss)
     held = ~jnp.any(inner.unpenalized())
     limit = tol if tol is not None else tolerance_at(default_tolerance(inner, frequencies), null_loss, held)
     state = opening(inner, first, solver, tol=limit)
-    early, more = _early(solver, dtype, hessian, is_default=tol is None)
-    ran = _run(inner, solver, state, limit, max_steps, longest, needed=hessian, early=early, more=more)
+    early = _early(solver, dtype, hessian, is_default=tol is None)
+    ran = _run(inner, solver, state, limit, max_steps, longest, needed=hessian, early=early)
     state, history, (point, pull, step, curvature, pivots) = ran
     norm = largest_component(residual(inner, point))
     tiny = jnp.finfo(dtype).tiny
@@ -148,15 +152,14 @@ def solve(
     return fit, Inside(point.params, scaling, curvature, free, moving, combined, moving | jnp.any(combined))
 
 
-def _early(solver: Any, dtype: Any, needed: Needed, *, is_default: bool) -> tuple[float | None, float]:
-    """How many times the tolerance is near enough to try the last step, and what share of it that has to come to.
+def _early(solver: Any, dtype: Any, needed: Needed, *, is_default: bool) -> float | None:
+    """How many times the tolerance is near enough to try the last step; None where that begins within it.
 
-    By default a fit has the digits that a Newton step from within the tolerance gives.
+    By default a fit has all the digits that a Newton step from within the tolerance gives.
     """
-    bits, has_hessian = jnp.finfo(dtype).bits, isinstance(solver, Newton)
-    if not is_default:
-        return (_EARLY if has_hessian or needed != "none" else _EARLY_BY_PRODUCTS)[bits], 1.0
-    return (_EARLY[bits] if has_hessian else None), 1 / _EARLY[bits]
+    if is_default:
+        return None
+    return (_EARLY if isinstance(solver, Newton) or needed != "none" else _EARLY_BY_PRODUCTS)[jnp.finfo(dtype).bits]
 
 
 def _run(
@@ -169,19 +172,19 @@ def _run(
     *,
     needed: Needed,
     early: float | None,
-    more: float,
 ) -> tuple[State, History, Polished]:
     """Steps until the gradient is within the limit, and the last one, of Newton's method.
 
-    That one takes the place of several if it is made ``early``, from a gradient of so many times the limit. If its own
-    is not then ``more`` times the limit or less, the steps go on from where they were.
+    That one takes the place of several if it is made ``early``, from a gradient of so many times the limit. If it does
+    not lead to one within the limit, the steps go on from where they were.
     """
+    share = _LEFT_BY_DEFAULT if early is None else 1
     bound = limit if callable(limit) else lambda point: limit
 
     def attempt(state: State, history: History, factor: Any) -> tuple[State, History, Polished]:
-        near = lambda point: bound(point) * factor
+        near = lambda point: jnp.maximum(jnp.minimum(bound(point) * factor, _NEAR), bound(point))
         state, history = run_steps(inner, solver, state, near, max_steps, longest, history)
-        wanted, allowed = bound(state.point) * more, state.code != codes.RUNNING
+        wanted, allowed = bound(state.point) * share, state.code != codes.RUNNING
         ended = polished(inner, solver, state.point, state.solver, wanted, allowed=allowed, needed=needed)
         return state, history, ended
 
@@ -192,7 +195,7 @@ def _run(
     def next_attempt(run: Any) -> Any:
         state, history, _, is_last, _ = run
         state, history, ended = attempt(state, history, jnp.where(is_last, 1, early))
-        reached = largest_component(residual(inner, ended.point)) <= bound(ended.point) * more
+        reached = largest_component(residual(inner, ended.point)) <= bound(ended.point)
         done = is_last | reached | (state.code != codes.CONVERGED)
         code = jnp.where(done, state.code, codes.RUNNING).astype(jnp.int32)
         return state._replace(code=code), history, ended, jnp.ones_like(is_last), done
@@ -223,20 +226,22 @@ def _gradient_error(inner: LogisticObjective, point: Point, enough: Any) -> Any:
     pull = jnp.max(inner.scaling.penalty(inner.l2) * largest, initial=0)  # type: ignore[union-attr]
     sums = (largest_component(point.gradient) + pull) * (1 + n / 64) ** 0.5
     bound = jnp.finfo(bias.dtype).eps * (error + sums + pull)
+    if inner.shared:  # one of many at once, which would all wait for it
+        return bound
     return jax.lax.cond(bound <= enough, lambda: bound, exact)
 
 
-def _better(inner: LogisticObjective, first: LogisticParams, second: LogisticParams) -> LogisticParams:
+def _better(inner: LogisticObjective, first: LogisticParams, second: LogisticParams, second_value: Any) -> Any:
     """The first of two parameters, or where their objective is less the second ones.
 
     Far from the data all predictions are certain, and nothing there leads back.
     """
-
-    def objective(params: LogisticParams) -> Any:
-        return inner.value_and_gradient(params)[0] + absolute(l1_factors(inner, params), params)
-
-    keep = objective(first) <= objective(second)
+    keep = _objective(inner, first) <= second_value
     return jax.tree.map(lambda a, b: jnp.where(keep, a, b), first, second)
+
+
+def _objective(inner: LogisticObjective, params: LogisticParams) -> Any:
+    return inner.value_and_gradient(params)[0] + absolute(l1_factors(inner, params), params)
 
 
 def scaled(objective: LogisticObjective, dtype: Any, scaling: Scaling | None = None) -> LogisticObjective:
@@ -325,6 +330,6 @@ def null_point(inner: LogisticObjective, null: LogisticParams) -> tuple[Logistic
     share = _rows.shares(inner.weights)
     rows = inner.offset if share is None else _rows.only(inner.weights != 0, inner.offset)
     mean = jnp.sum(_rows.scale(share, rows.astype(null.bias.dtype)), axis=0)
-    params = _better(columns, params._replace(bias=params.bias - mean), params)
+    params = _better(columns, params._replace(bias=params.bias - mean), params, _objective(columns, params))
     point = run_steps(columns, solver, opening(columns, params, solver, tol=0.0), 0.0, 50, 50)[0].point
     return null._replace(bias=point.params.bias), point.value
