@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from xentjax.solvers.line_search import search, value_rounding
 from xentjax.solvers.metric import Metric, metric_at, raveled, require_kind
 from xentjax.solvers.newton import Newton
-from xentjax.solvers.objective import Point, largest_component
+from xentjax.solvers.objective import Point, largest_component, select
 from xentjax.solvers.subsample import optimum_of_few, require_stride, subsampled
 
 #: Steps without a smaller gradient, where the value is flat to its last digit, after which rounding hides the rest.
@@ -108,16 +108,16 @@ class LBFGS:
 
     def step(self, objective: Any, point: Point, state: LBFGSState) -> tuple[Point, LBFGSState]:
         new, found = search(objective, point, state.direction, state.slope, jnp.ones_like(state.slope))
-        new = _where(found, new, point)
+        new = select(found, new, point)
         had_memory = jnp.any(state.memory.inverse > 0)
-        memory = _where(found, _remember(state, point, new), _forgotten(state.memory))
+        memory = select(found, _remember(state, point, new), _forgotten(state.memory))
 
         flat = -state.slope < value_rounding(point)
         smaller = largest_component(new.gradient) < largest_component(state.best.gradient)
-        best = _where(smaller | ~flat, new, state.best)
+        best = select(smaller | ~flat, new, state.best)
         waited = jnp.where(smaller | ~flat, 0, state.waited + 1)
         spent = (~found & ~had_memory) | (waited >= _PATIENCE)
-        new = _where(spent & flat, best, new)
+        new = select(spent & flat, best, new)
         state = state._replace(memory=memory, best=best, waited=waited, spent=spent)
         return new, _aimed(state, new, jnp.zeros_like(state.direction))
 
@@ -164,7 +164,7 @@ def _remember(state: LBFGSState, before: Point, after: Point) -> Memory:
         _pushed(memory.inverse, 1 / safe),
         safe / jnp.where(good, jnp.vdot(change, state.metric.solve(change)), 1),
     )
-    return _where(good, newer, memory)
+    return select(good, newer, memory)
 
 
 def _pushed(rows: Any, row: Any) -> Any:
@@ -174,7 +174,3 @@ def _pushed(rows: Any, row: Any) -> Any:
 
 def _forgotten(memory: Memory) -> Memory:
     return memory._replace(inverse=jnp.zeros_like(memory.inverse))
-
-
-def _where(condition: Any, a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from xentjax.solvers.objective import Point, evaluate
+from xentjax.solvers.objective import Point, evaluate, select
 
 #: What a step must gain of what the slope promises, and which share of the slope may be left (Wolfe).
 _GAIN, _LEFT = 1e-4, 0.9
@@ -82,8 +82,8 @@ def search(objective: Any, point: Point, direction: Any, slope: Any, first: Any)
         level = (fall >= -rounding) & (here.slope <= -_UPWARD * slope)
         accepted = finite & (gained | level) & (here.slope >= _LEFT * slope)
         beyond = ~finite | (here.slope >= 0) | ~(fall >= -rounding)
-        low, high = _where(beyond, s.low, here), _where(beyond, here, s.high)
-        lowest = _where(finite & (here.value < s.lowest.value), new, s.lowest)
+        low, high = select(beyond, s.low, here), select(beyond, here, s.high)
+        lowest = select(finite & (here.value < s.lowest.value), new, s.lowest)
         return _Search(_next_length(s.low, low, high, rounding), low, high, new, lowest, accepted, s.trials + 1)
 
     begin = _End(jnp.zeros_like(slope), point.value, slope)
@@ -91,7 +91,7 @@ def search(objective: Any, point: Point, direction: Any, slope: Any, first: Any)
     state = _Search(first, begin, nowhere, point, point, jnp.zeros((), bool), jnp.zeros((), jnp.int32))
     unsuccessful = lambda s: ~s.accepted & (s.trials < _TRIALS) & (s.length > 0)
     s = jax.lax.while_loop(unsuccessful, trial, state)
-    return _where(s.accepted, s.found, s.lowest), s.accepted | (s.lowest.value < point.value - rounding)
+    return select(s.accepted, s.found, s.lowest), s.accepted | (s.lowest.value < point.value - rounding)
 
 
 def _next_length(before: _End, low: _End, high: _End, rounding: Any) -> Any:
@@ -113,7 +113,3 @@ def _next_length(before: _End, low: _End, high: _End, rounding: Any) -> Any:
     share = jnp.where(finite & (high.slope >= 0) & jnp.isfinite(share), jnp.clip(share, 0.1, 0.9), 0.5)
     inside = low.length + width * jnp.where(finite, share, 0.1)
     return jnp.where(jnp.isfinite(high.length), inside, beyond)
-
-
-def _where(condition: Any, a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)

@@ -15,7 +15,7 @@ from xentjax.solvers import checks
 from xentjax.solvers import status as codes
 from xentjax.solvers.compiled import join, separate, types_in
 from xentjax.solvers.kept import kept
-from xentjax.solvers.objective import Point, as_objective, evaluate, largest_component, residual
+from xentjax.solvers.objective import Point, as_objective, evaluate, largest_component, residual, select
 from xentjax.solvers.penalty import require_ability
 from xentjax.solvers.status import Status
 
@@ -266,7 +266,7 @@ def run_steps(
             idle=idle,
         )
         kept = state._replace(code=jnp.full_like(state.code, codes.DIVERGED))
-        return _where(_finite(point.value, norm), moved, kept), history
+        return select(_finite(point.value, norm), moved, kept), history
 
     return jax.lax.while_loop(running, one_step, (state, blank_history(state, chunk) if history is None else history))
 
@@ -355,10 +355,6 @@ def _moved(before: Any, after: Any) -> Any:
 
 def _finite(value: Any, norm: Any) -> Any:
     return jnp.isfinite(value) & jnp.isfinite(norm)
-
-
-def _where(condition: Any, a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def _as_float(leaf: Any) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from xentjax.solvers.objective import Point, evaluate_with_hessian, largest_component
+from xentjax.solvers.objective import Point, evaluate_with_hessian, largest_component, select
 from xentjax.solvers.subsample import optimum_of_few, require_stride, subsampled
 
 #: What a step must gain of what the slope promises (Armijo), and how far the slope must fall where the value is flat.
@@ -75,7 +75,7 @@ class Newton:
             few = subsampled("Newton", objective, self.subsample)
             center = optimum_of_few(few, params, dataclasses.replace(self, subsample=None))
             known = jnp.isfinite(largest_component(center))
-            params = jax.tree.map(lambda a, b: jnp.where(known, a, b), center, params)
+            params = select(known, center, params)
         exact = jnp.asarray(self.hessian_dtype is None)
         point, hessian = evaluate_with_hessian(objective, params, self.hessian_dtype, exact)
         return point, self._curvature(point, hessian, exact)
@@ -118,7 +118,7 @@ class Newton:
         search = (one, point, state.hessian, jnp.zeros((), bool), none)
         _, new, hessian, accepted, tries = jax.lax.while_loop(unsuccessful, try_step, search)
         taken = accepted | (tries > most)
-        new, hessian = jax.tree.map(lambda a, b: jnp.where(taken, a, b), (new, hessian), (point, state.hessian))
+        new, hessian = select(taken, (new, hessian), (point, state.hessian))
         # Near the minimum a whole step of Newton's leaves far less of the gradient.
         is_near = point.value - new.value <= _NEAR * jnp.abs(point.value)
         slow = is_near & (largest_component(new.gradient) > _LEFT * norm)

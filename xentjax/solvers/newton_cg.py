@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from xentjax.solvers.conjugate_gradients import conjugate_gradients
 from xentjax.solvers.line_search import search, value_rounding
 from xentjax.solvers.metric import Metric, metric_at, raveled, require_kind
-from xentjax.solvers.objective import Point, linearized
+from xentjax.solvers.objective import Point, linearized, select
 
 #: The next radius, in lengths of the last step, where that was shorter than this share of what was tried, or went to
 #: the border.
@@ -102,7 +102,7 @@ class NewtonCG:
             share < _SHORT, reached, jnp.where(made.at_border, jnp.maximum(reached, state.radius), state.radius)
         )
         left = jnp.clip(after / jnp.where(before > 0, before, 1), _TIGHT, _LOOSE)
-        kept = jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, point)
+        kept = select(taken, new, point)
         return kept, Region(metric, radius, left, ~taken)
 
 

@@ -159,6 +159,11 @@ def _like(gradient: Any, parameter: Any) -> Any:
     return gradient.astype(parameter.dtype)
 
 
+def select(condition: Any, first: Any, second: Any) -> Any:
+    """One of two pytrees of the same structure, by a condition that may be traced."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
+
+
 def largest_component(tree: Any) -> jax.Array:
     """The infinity-norm over all leaves; NaN if there is one, 0 for a tree without numbers."""
     parts = [jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree) if leaf.size]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from xentjax.solvers.newton import damped_factor, solve_factored, solve_positive
-from xentjax.solvers.objective import Point, evaluate_with_hessian, largest_component, residual
+from xentjax.solvers.objective import Point, evaluate_with_hessian, largest_component, residual, select
 from xentjax.solvers.penalty import absolute, l1_factors, smallest_subgradient, soft_threshold
 
 #: What a step must gain of what its model promises (Armijo).
@@ -124,7 +124,7 @@ class ProximalNewton:
         one, none = jnp.ones((), start.dtype), jnp.zeros((), jnp.int32)
         search = (one, point, state.hessian, jnp.zeros((), bool), none)
         _, new, hessian, accepted, _ = jax.lax.while_loop(unsuccessful, try_step, search)
-        kept = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), (new, hessian), (point, state.hessian))
+        kept = select(accepted, (new, hessian), (point, state.hessian))
         return kept[0], ProximalCurvature(kept[1], ~accepted)
 
 

@@ -16,7 +16,7 @@ from xentjax.solvers import status as codes
 from xentjax.solvers.minimize import opening, run_steps
 from xentjax.solvers.newton import Newton, solve_positive
 from xentjax.solvers.newton_cg import NewtonCG
-from xentjax.solvers.objective import largest_component
+from xentjax.solvers.objective import largest_component, select
 from xentjax.solvers.proximal_newton import flat_factors, on_support, support
 from xentjax.solvers.status import Status
 from xentjax.training.fit_result import LogisticFit
@@ -47,7 +47,7 @@ def explained(objective: LogisticObjective, fit: LogisticFit, inside: Inside) ->
     solved = (code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED)
     code = jnp.where(solved & jnp.any(fit.dependent), codes.RANK_DEFICIENT, code).astype(jnp.int32)
     moved = inference.in_user_units(params, inside.scaling, inside.free)
-    moved = jax.tree.map(lambda a, b: jnp.where(jnp.any(inside.combined), a, b), moved, fit.params)
+    moved = select(jnp.any(inside.combined), moved, fit.params)
     fit = dataclasses.replace(fit, params=moved, status=Status(code))
     return fit, inside._replace(params=params), inverse
 

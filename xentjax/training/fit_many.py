@@ -17,7 +17,8 @@ from xentjax.solvers.compiled import join, separate
 from xentjax.solvers.kept import kept
 from xentjax.solvers.minimize import Solver
 from xentjax.training import buckets
-from xentjax.training.fit import checked_objective, fit_logistic, number_of_classes
+from xentjax.training.arguments import checked_objective, number_of_classes
+from xentjax.training.fit import fit_logistic
 from xentjax.training.fit_result import LogisticFit
 from xentjax.training.host import Centered, centered, require_held
 from xentjax.training.solvers_by_name import require_solver

@@ -25,7 +25,7 @@ from xentjax.solvers.penalty import absolute
 from xentjax.solvers.proximal_newton import ProximalNewton
 from xentjax.solvers.status import Status
 from xentjax.training import folding
-from xentjax.training.fit import checked_objective
+from xentjax.training.arguments import checked_objective
 from xentjax.training.path_result import Folds, LogisticPath
 from xentjax.training.solution import default_tolerance, null_model, null_point, scaled, tolerance_at
 

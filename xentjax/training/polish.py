@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from xentjax.models.objective import LogisticObjective
 from xentjax.solvers.conjugate_gradients import conjugate_gradients
-from xentjax.solvers.lbfgs import LBFGSState
 from xentjax.solvers.line_search import value_rounding
 from xentjax.solvers.metric import Metric, metric_at
-from xentjax.solvers.newton import Newton, damped_factor, solve_factored
-from xentjax.solvers.newton_cg import Region
-from xentjax.solvers.objective import Point, evaluate, evaluate_with_hessian, largest_component, linearized, residual
-from xentjax.solvers.proximal_newton import ProximalNewton, flat_factors, on_support, support
+from xentjax.solvers.newton import damped_factor, solve_factored
+from xentjax.solvers.objective import (
+    Point,
+    evaluate,
+    evaluate_with_hessian,
+    largest_component,
+    linearized,
+    residual,
+    select,
+)
+from xentjax.solvers.proximal_newton import flat_factors, on_support, support
 
 #: Which share of the gradient conjugate gradients leave: the least in the step that is taken, and in the next, which
 #: only tells how far the minimum may be; and the most products that they may take.
@@ -45,26 +50,29 @@ def polished(
     """The point polished by a solution of the Newton system: by Cholesky, or without a Hessian by conjugate gradients,
     which go on until the gradient that they leave is well below the one ``wanted``, or a small share of the first.
 
-    Without the matrix there are no pivots, so that nothing is known of columns that depend on others. With an L1
-    penalty the system is that of the parameters that are not 0; what would change its sign becomes 0.
+    A solver whose state has the ``hessian`` of the last point, or a ``metric``, saves making it here; where it has a
+    ``hessian_dtype`` that is not None, that Hessian is one of few digits. Without a matrix there are no pivots, so that
+    nothing is known of columns that depend on others. With an L1 penalty the system is that of the parameters that are
+    not 0; what would change its sign becomes 0.
     """
     origin, unravel = ravel_pytree(point.params)
     factors = flat_factors(inner, point.params)
     moves = support(origin, factors)
     pull = lambda point: jnp.where(moves, ravel_pytree(residual(inner, point))[0], 0)
-    has_one = isinstance(solver, (Newton, ProximalNewton))
-    known = has_one and (solver.hessian_dtype is None or needed in ("none", "rough"))
-    if known or needed != "none":
-        hessian = state.hessian if known else evaluate_with_hessian(inner, point.params)[1]
+    hessian = getattr(state, "hessian", None)
+    if getattr(solver, "hessian_dtype", None) is not None and needed in ("exact", "final"):
+        hessian = None
+    if hessian is None and needed != "none":
+        hessian = evaluate_with_hessian(inner, point.params)[1]
+    if hessian is not None:
         factored = damped_factor(hessian if inner.l1 is None else on_support(hessian, moves))
         solve = lambda gradient, left: solve_factored(factored, gradient)
         weights = point.params.weights
         pivots = jnp.diagonal(factored[1])[: weights.size].reshape(-1, point.params.bias.size) ** 2
         pivots = jnp.min(pivots, axis=1, initial=jnp.inf)
     else:
-        hessian, pivots = None, None
-        metric = state.metric if isinstance(state, (Region, LBFGSState)) else None
-        solve = _by_products(inner, point, metric, moves)
+        pivots = None
+        solve = _by_products(inner, point, getattr(state, "metric", None), moves)
     before = pull(point)
     left = jnp.clip(wanted / 10 / jnp.max(jnp.abs(before), initial=jnp.finfo(origin.dtype).tiny), _TAKEN, _TOLD)
     target = origin - solve(before, left)
@@ -73,7 +81,7 @@ def polished(
     better = allowed & (largest_component(residual(inner, moved)) < largest_component(residual(inner, point)))
     # Far from the minimum, where predictions are certain, a gradient may be smaller and the value far larger.
     better = better & (moved.value <= point.value + value_rounding(point))
-    point, hessian = jax.tree.map(lambda a, b: jnp.where(better, a, b), (moved, there), (point, hessian))
+    point, hessian = select(better, (moved, there), (point, hessian))
     gradient = pull(point)
     return Polished(point, gradient, solve(gradient, _TOLD), hessian, pivots)
 

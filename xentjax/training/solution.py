@@ -16,7 +16,7 @@ from xentjax.models.scaling import Scaling
 from xentjax.solvers import status as codes
 from xentjax.solvers.minimize import History, State, blank_history, opening, run_steps
 from xentjax.solvers.newton import Newton
-from xentjax.solvers.objective import Point, largest_component, residual
+from xentjax.solvers.objective import Point, largest_component, residual, select
 from xentjax.solvers.penalty import absolute, l1_factors
 from xentjax.solvers.status import Status
 from xentjax.training.fit_result import LogisticFit
@@ -89,7 +89,7 @@ def solve(
     held = ~jnp.any(inner.unpenalized())
     limit = tol if tol is not None else tolerance_at(default_tolerance(inner, frequencies), null_loss, held)
     state = opening(inner, first, solver, tol=limit)
-    early = _early(solver, dtype, hessian, is_default=tol is None)
+    early = _early(state, dtype, hessian, is_default=tol is None)
     ran = _run(inner, solver, state, limit, max_steps, longest, needed=hessian, early=early)
     state, history, (point, pull, step, curvature, pivots) = ran
     norm = largest_component(residual(inner, point))
@@ -152,14 +152,15 @@ def solve(
     return fit, Inside(point.params, scaling, curvature, free, moving, combined, moving | jnp.any(combined))
 
 
-def _early(solver: Any, dtype: Any, needed: Needed, *, is_default: bool) -> float | None:
+def _early(state: State, dtype: Any, needed: Needed, *, is_default: bool) -> float | None:
     """How many times the tolerance is near enough to try the last step; None where that begins within it.
 
     By default a fit has all the digits that a Newton step from within the tolerance gives.
     """
     if is_default:
         return None
-    return (_EARLY if isinstance(solver, Newton) or needed != "none" else _EARLY_BY_PRODUCTS)[jnp.finfo(dtype).bits]
+    has_hessian = needed != "none" or hasattr(state.solver, "hessian")
+    return (_EARLY if has_hessian else _EARLY_BY_PRODUCTS)[jnp.finfo(dtype).bits]
 
 
 def _run(
@@ -237,7 +238,7 @@ def _better(inner: LogisticObjective, first: LogisticParams, second: LogisticPar
     Far from the data all predictions are certain, and nothing there leads back.
     """
     keep = _objective(inner, first) <= second_value
-    return jax.tree.map(lambda a, b: jnp.where(keep, a, b), first, second)
+    return select(keep, first, second)
 
 
 def _objective(inner: LogisticObjective, params: LogisticParams) -> Any:

@@ -18,8 +18,8 @@ from xentjax.solvers.kept import kept
 from xentjax.solvers.minimize import opening, run_steps
 from xentjax.solvers.newton import Newton
 from xentjax.training import buckets
+from xentjax.training.arguments import checked_objective
 from xentjax.training.certificate import as_it_is, with_covariances
-from xentjax.training.fit import checked_objective
 from xentjax.training.fit_result import LogisticFit
 from xentjax.training.host import Centered
 from xentjax.training.solution import null_model, scaled, solve
