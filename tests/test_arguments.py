@@ -18,6 +18,14 @@ Y = jnp.array([0])
 PARAMS = xj.LogisticParams(jnp.ones(2), jnp.zeros(()))
 ROW = jnp.ones((1, 2))
 
+
+class Table:
+    """What has numbers and words in its columns."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array([[0.5, "a"]], dtype=object)
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "axis, a list": (lambda: xj.entropy(P, axis=[0]), TypeError, r"entropy: axis must be .* got \[0\]"),
     "axis, a boolean": (lambda: xj.entropy(P, axis=True), TypeError, "entropy: axis must be .* got True"),
@@ -33,6 +41,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no labels": (lambda: xj.softmax_cross_entropy(Z, None), TypeError, "labels must be a real array, got NoneType"),
     "a missing argument": (lambda: xj.softmax_cross_entropy(Z), TypeError, "softmax_cross_entropy: .*'labels'"),
     "ragged lists": (lambda: xj.entropy([[1, 2], [3]]), TypeError, "entropy: p must be a real array, got list"),
+    "a table with words": (lambda: xj.entropy(Table()), TypeError, "entropy: p must be .* Table .dtype object; con"),
     "8 bits": (lambda: xj.entropy(P.astype(jnp.float8_e4m3fn)), TypeError, "p needs floats of 16 bits .* float8"),
     "a key": (lambda: xj.logistic(jax.random.key(0)), TypeError, "logistic: z must be numbers, got dtype key"),
     "base, a word": (lambda: xj.entropy(P, base="e"), TypeError, "entropy: base must be a real array, got str"),

@@ -447,6 +447,12 @@ def test_tests_and_intervals(clean):
     _, p_value = fit.likelihood_ratio_test()
     expected = 2 * (float(fit.log_likelihood) - float(fit.null_log_likelihood))
     np.testing.assert_allclose(p_value, stats.chi2.sf(expected, 3), rtol=1e-9)
+    with pytest.raises(ValueError, match="fewer parameters"):
+        smaller.likelihood_ratio_test(fit)
+    with pytest.raises(ValueError, match="follows from the others"):
+        fit.wald_test([[1, 0, 0, 0], [2, 0, 0, 0]])
+    with pytest.raises(ValueError, match=r"value has shape \(2,\)"):
+        fit.wald_test([1, 0, 0, 0], [0, 0])
 
 
 def test_summary(clean):

@@ -160,6 +160,10 @@ BAD = {
         lambda x, y: {"x": list(x), "y": list(y), "weights": list(np.zeros((K, N)))},
         "fit 0: all weights are 0",
     ),
+    "weights in a column": (
+        lambda x, y: {"x": list(x), "y": list(y), "weights": [np.ones((N, 1))] * K},
+        "weights[0] has shape (60, 1), but x[0] (60, 3)",
+    ),
     "a solver": (lambda x, y: {"solver": "magic"}, "solver must be one of 'auto'"),
     "classes": (lambda x, y: {"num_classes": 0}, "num_classes must be 2 or more"),
     "chunk": (lambda x, y: {"chunk": 0}, "chunk must be at least 1"),

@@ -165,6 +165,11 @@ def test_options_of_another_type(options, message):
         xj.fit_path(X, Y, **options)
 
 
+def test_a_seed_beyond_its_range():
+    with pytest.raises(ValueError, match="fit_path: seed must be from 0 to"):
+        xj.fit_path(X, Y, folds=3, seed=2**70)
+
+
 @pytest.mark.parametrize("function", [xj.fit_path, xj.lambda_max])
 def test_errors_name_the_function_that_was_called(function):
     for y, message in ((Y[:-1], "y has shape"), (0 * Y, "class 1 has no row"), (2 * Y - 1, "y.* is -1")):

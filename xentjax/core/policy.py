@@ -24,9 +24,11 @@ def as_array(function: str, name: str, value: Any, convert: Callable[[Any], Any]
     try:
         if isinstance(value, str):
             raise TypeError("a string")
-        if isinstance(value, np.ndarray) and value.dtype.kind in "OSUMm":
-            raise TypeError(f"dtype {value.dtype}; convert it to numbers first")
-        array = convert(value)
+        is_foreign = hasattr(value, "__array__") and not isinstance(value, (jax.Array, np.ndarray))  # a table, say
+        known = np.asarray(value) if is_foreign else value
+        if isinstance(known, np.ndarray) and known.dtype.kind in "OSUMm":
+            raise TypeError(f"dtype {known.dtype}; convert it to numbers first")
+        array = convert(known)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TypeError(f"{function}: {name} must be a real array, got {type(value).__name__} ({error})") from error
     dtype = array.dtype

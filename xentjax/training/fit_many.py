@@ -272,7 +272,7 @@ class _Groups:
                 needed = ", ".join(("n > 0", *map(str, d)))
                 raise ValueError(f"fit_many: x[{i}] has shape {group.shape}, but needs [{needed}]")
             for name, groups in self.columns.items():
-                if groups[i].shape[:1] != group.shape[:1]:
+                if groups[i].shape[:1] != group.shape[:1] or (name == "weights" and groups[i].ndim != 1):
                     raise ValueError(f"fit_many: {name}[{i}] has shape {groups[i].shape}, but x[{i}] {group.shape}")
 
     def fitted(self, l2: Any, l1: Any, num_classes: Any, progress: Any, options: dict[str, Any]) -> LogisticFit:

@@ -200,6 +200,9 @@ class LogisticFit:
           restriction: R ``[q, p]`` or ``[p]``.
           value: r, a number or ``[q]``.
           robust: whether to use the robust covariance.
+
+        Raises:
+          ValueError: R or r have another shape, or a row of R follows from the others.
         """
         covariance = self._required(self.robust_covariance if robust else self.covariance)
         rows = jnp.atleast_2d(jnp.asarray(restriction, covariance.dtype))
@@ -208,6 +211,10 @@ class LogisticFit:
             raise ValueError(
                 f"wald_test: restriction has shape {rows.shape}, but needs [q, {parameters.size}], a column a parameter"
             )
+        if np.shape(value) not in ((), rows.shape[:1]):
+            raise ValueError(f"wald_test: value has shape {np.shape(value)}, but needs () or {rows.shape[:1]}")
+        if not isinstance(rows, jax.core.Tracer) and np.linalg.matrix_rank(np.asarray(rows)) < rows.shape[0]:
+            raise ValueError("wald_test: a row of restriction follows from the others: leave it out")
         # What no row asks about may be undetermined.
         asked = jnp.any(rows != 0, axis=0)
         covariance = jnp.where(asked[:, None] & asked, covariance, 0)
@@ -220,11 +227,17 @@ class LogisticFit:
         """Statistic and p-value of a smaller model, fitted to the same rows, against this one.
 
         By default the smaller one is that without features. For fits without a penalty.
+
+        Raises:
+          ValueError: it has as many parameters as this one, or more.
         """
         other = self.null_log_likelihood if smaller is None else smaller.log_likelihood
         fewer = (self._biases - (self._biases > 1)) if smaller is None else smaller.degrees_of_freedom
         statistic = 2 * (self.log_likelihood - other)
-        return statistic, inference.chi_squared_tail(statistic, self.degrees_of_freedom - fewer)
+        more = self.degrees_of_freedom - fewer
+        if smaller is not None and not isinstance(more, jax.core.Tracer) and np.any(np.asarray(more) <= 0):
+            raise ValueError("likelihood_ratio_test: the smaller model needs fewer parameters than this one")
+        return statistic, inference.chi_squared_tail(statistic, more)
 
     @property
     @_as_the_fit

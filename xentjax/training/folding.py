@@ -32,8 +32,11 @@ def dealt(objective: LogisticObjective, folds: Any, seed: int) -> tuple[jax.Arra
         if not 2 <= number <= n:
             raise ValueError(f"fit_path: folds must be from 2 to {n}, the number of rows, got {number}")
         label = objective.y if objective.y.ndim == 1 else jnp.argmax(objective.y, axis=1)
+        seed = policy.whole_number("fit_path", "seed", seed)
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"fit_path: seed must be from 0 to 2**32 - 1, got {seed}")
         # Rows in random order, those of a class together, are dealt like cards.
-        shuffled = jax.random.permutation(jax.random.key(policy.whole_number("fit_path", "seed", seed)), n)
+        shuffled = jax.random.permutation(jax.random.key(seed), n)
         order = shuffled[jnp.argsort(label[shuffled], stable=True)]
         return jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n, dtype=jnp.int32) % number), number
     if isinstance(folds, jax.core.Tracer):
