@@ -27,8 +27,8 @@ AIMS = {
     "spambase": Aim(
         2.4,
         "nine Hessians of 58 columns are nearly all of the time, and peers make as many. Tried: their products in "
-        "float32 (kept), the last step with the Hessian before it (one less, kept), the optimum of every 4th or 8th row "
-        "to start from (two steps less, or none, for the same time)",
+        "float32 (kept), the last step with the Hessian before it (one less, kept), the optimum of every 4th or 8th "
+        "row to start from (two steps less, or none, for the same time)",
     ),
     "breast cancer": Aim(
         5.0,
@@ -39,8 +39,8 @@ AIMS = {
     ),
     "digits": Aim(
         1.0,
-        "610 parameters are too many for Hessians, and what conjugate gradients need in products optax's L-BFGS makes up "
-        "for in steps. Tried: L-BFGS with the diagonal or blocks of the Hessian as metric (as fast as Newton-CG), "
+        "610 parameters are too many for Hessians, and optax's L-BFGS takes fewer passes than conjugate gradients take "
+        "products. Tried: L-BFGS with the diagonal or blocks of the Hessian as metric (as fast as Newton-CG), "
         "tighter and looser systems (looser kept), products in float32 (a fifth faster each, as ten classes are few), "
         "logits with the classes first (no faster)",
     ),
