@@ -20,29 +20,29 @@ AIMS = {
     "magic": Aim(
         2.8,
         "its few columns make every pass over the rows one of memory and exponentials, of which there are six: for the "
-        "scaling, the start, two steps, and the last one; a fifth of the time goes by outside of the program, in "
-        "checks. Tried: the optimum of every 8th row to start from (three steps less, kept), of every 4th (no better), "
+        "scaling, the start, two steps, and the last one; part of the time goes by outside of the program, in "
+        "checks. Tried: the optimum of every 8th row to start from (fewer steps, kept), of every 4th (no better), "
         "a Hessian in float32 (no faster below 32 columns), one pass for the scaling in the place of two (kept)",
     ),
     "spambase": Aim(
         2.4,
         "nine Hessians of 58 columns are nearly all of the time, and peers make as many. Tried: their products in "
         "float32 (kept), the last step with the Hessian before it (one less, kept), the optimum of every 4th or 8th "
-        "row to start from (two steps less, or none, for the same time)",
+        "row to start from (fewer steps at best, for the same time)",
     ),
     "breast cancer": Aim(
         5.0,
         "a call checks its arguments, pads them to the size of a program that fits of like size share, and places its "
         "result, which takes longer than the fit itself; inside of jax.jit (its own line on the page of all methods) "
-        "none of that happens. Tried: NumPy for all that is done outside of the program (kept, a third of the time), "
-        "arrays handed to the program as they are (kept), no padding (a fifth faster, but compiled for each n)",
+        "none of that happens. Tried: NumPy for all that is done outside of the program (kept), "
+        "arrays handed to the program as they are (kept), no padding (somewhat faster, but compiled for each n)",
     ),
     "digits": Aim(
         1.0,
-        "610 parameters are too many for Hessians, and optax's L-BFGS takes fewer passes than conjugate gradients take "
-        "products. Tried: L-BFGS with the diagonal or blocks of the Hessian as metric (as fast as Newton-CG), "
-        "tighter and looser systems (looser kept), products in float32 (a fifth faster each, as ten classes are few), "
-        "logits with the classes first (no faster)",
+        "610 parameters are too many for Hessians, and each of ten blocks of it says nothing of the other classes. "
+        "Tried: Newton-CG, with tighter and looser systems (slower), L-BFGS with the diagonal of the Hessian, or with "
+        "its blocks, as metric (slower), or with blocks that are taken again after 8 to 64 steps (32 kept), products "
+        "in float32 (hardly faster, as ten classes are few), logits with the classes first (no faster)",
     ),
     "satimage": Aim(1.9),
     "L1 spambase": Aim(1.0),

@@ -32,6 +32,7 @@ SOLVERS = {
     "lbfgs, identity": LBFGS(memory=5, metric="identity"),
     "lbfgs, subsample": LBFGS(metric="hessian", subsample=3),
     "lbfgs, subsampled blocks": LBFGS(metric="blocks", subsample=2),
+    "lbfgs, refreshed": LBFGS(metric="blocks", refresh=3),
 }
 #: One of each, where how they precondition does not matter.
 EACH = ("newton", "newton-cg", "lbfgs")
@@ -97,6 +98,7 @@ def table(params):
         ("lbfgs, identity", 1),
         ("lbfgs, subsample", 1),
         ("lbfgs, subsampled blocks", 3),
+        ("lbfgs, refreshed", 1),
     ],
 )
 def test_the_minimum_is_found(solver, classes):
@@ -221,6 +223,7 @@ def test_switches_are_static_and_solvers_are_pytrees_without_numbers():
     [
         (lambda: LBFGS(memory=0), "memory must be at least 1, got 0"),
         (lambda: LBFGS(subsample=0), "LBFGS: subsample must be None or at least 1, got 0"),
+        (lambda: LBFGS(refresh=0), "LBFGS: refresh must be None or at least 1, got 0"),
         (lambda: Newton(subsample=0), "Newton: subsample must be None or at least 1, got 0"),
         (lambda: LBFGS(metric="diag"), "metric must be one of 'identity', .*, got 'diag'"),
         (lambda: NewtonCG("full"), "metric must be one of 'identity', .*, got 'full'"),
@@ -429,8 +432,36 @@ def test_the_choice_of_a_solver_says_why():
     assert choice(569, 30, 1) == ("newton", Newton())
     assert choice(5_000, 57, 1) == ("newton", Newton("float32"))
     assert choice(300_000, 54, 1) == ("newton", Newton("float32", subsample=8))
-    assert choice(100_000, 400, 1) == ("lbfgs", LBFGS(metric="hessian", subsample=8))
+    assert choice(1_000_000, 400, 1) == ("lbfgs", LBFGS(metric="hessian", subsample=8))
+    assert choice(100_000, 400, 1) == ("lbfgs", LBFGS(metric="blocks", refresh=16))
+    assert choice(5_000, 200, 1, sparse=True) == ("newton", Newton("float32"))
     assert choice(6435, 36, 6) == ("lbfgs", LBFGS(metric="hessian", subsample=8))
     assert choice(300_000, 54, 1, sparse=True) == ("newton-cg", NewtonCG("blocks"))
-    assert choice(1797, 64, 10) == ("newton-cg", NewtonCG("blocks"))
+    assert choice(1797, 64, 10) == ("lbfgs", LBFGS(metric="blocks", refresh=32))
     assert choice(2000, 10_000, 1) == ("newton-cg", NewtonCG("diagonal"))
+
+
+def test_within_a_program_no_metric_is_taken_again():
+    names = []
+
+    def fit(x, y):
+        fit = xj.fit_logistic(x, y, l2=0.1, num_classes=3, inference=False)
+        names.append(fit.solver)
+        return fit.params.weights
+
+    x, y = problem(3, d=8)
+    traced = jax.jit(fit)(x, y)
+    np.testing.assert_allclose(traced, fit(x, y), atol=1e-9)
+    assert names == ["newton-cg", "lbfgs"]
+
+
+def test_a_metric_is_taken_again_where_it_is_out_of_date():
+    rng = np.random.default_rng(0)
+    x = np.exp(rng.standard_normal((400, 12)))  # logits far apart: the Hessian is that of few rows in the end
+    y = rng.random(400) < 1 / (1 + np.exp(40 - 4 * x.sum(axis=1)))
+    objective = LogisticObjective(jnp.asarray(x), jnp.asarray(y, int), 1e-3)
+    run = lambda refresh: minimize(objective, objective.init(), LBFGS(metric="blocks", refresh=refresh), tol=1e-10)
+    old, new = run(None), run(8)
+    assert [str(s.status) for s in (old, new)] == ["converged", "converged"]
+    assert int(new.steps) < 0.7 * int(old.steps)
+    np.testing.assert_allclose(new.params.weights, old.params.weights, rtol=1e-5)

@@ -18,6 +18,7 @@ from xentjax.models.logistic import LogisticParams, logistic_derivative
 from xentjax.models.loss import check_arguments, logistic_loss
 from xentjax.models.scaling import Scaling
 from xentjax.models.sparse import as_features, is_sparse
+from xentjax.models.strided import StridedRows
 
 #: The penalty that a subsample has for each of its rows, beside the square of the farthest row: 1/10².
 _PRIOR = 0.01
@@ -216,10 +217,12 @@ class LogisticObjective:
         if is_sparse(self.x):
             raise TypeError("LogisticObjective.subsample: x is sparse, but needs to be dense")
         cut: Any = lambda rows: None if rows is None else rows[::stride]
-        x = cut(self.x)
-        size = jnp.max(jnp.abs(x - (0 if self.scaling is None else self.scaling.center)), axis=0, initial=0)
-        l2 = self.l2 + _PRIOR * size**2 / max(x.shape[0], 1)
-        return dataclasses.replace(self, x=x, y=cut(self.y), l2=l2, weights=cut(self.weights), offset=cut(self.offset))
+        few = dataclasses.replace(self, y=cut(self.y), weights=cut(self.weights), offset=cut(self.offset))
+        x = StridedRows(self.x, stride)
+        size = one_pass.largest_magnitudes(one_pass.Data(x, few.y, few.weights, scaling=self.scaling))
+        if self.scaling is not None:
+            size = jnp.where(self.scaling.inverse == 0, 0, size / _rows.one_for_zero(self.scaling.inverse))
+        return dataclasses.replace(few, x=x, l2=self.l2 + _PRIOR * size**2 / max(x.shape[0], 1))
 
     def _l2(self) -> Any:
         return self.l2 if self.scaling is None else self.scaling.penalty(self.l2)

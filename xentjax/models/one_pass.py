@@ -22,6 +22,7 @@ from xentjax.models import _rows
 from xentjax.models.logistic import LogisticParams, logistic_derivative
 from xentjax.models.scaling import Scaling
 from xentjax.models.sparse import SparseRows
+from xentjax.models.strided import StridedRows
 
 #: Bytes of features in a block: it stays in the cache of one core. On an accelerator a block fills the device.
 _CACHED, _LARGE = 2**19, 2**27
@@ -231,6 +232,14 @@ def scaling_of(x: Any, weights: Any = None, dtype: Any = None, *, centered: bool
     return Scaling(center, inverse)
 
 
+def largest_magnitudes(data: Data) -> Any:
+    """The largest magnitude of each column, as it is scaled, over the rows that have a weight."""
+    d, dtype = data.x.shape[1], policy.compute_dtype(policy.result_dtype((data.x,)))
+    nothing = LogisticParams(jnp.zeros(d, dtype), jnp.zeros((), dtype))
+    of_block = lambda block: jnp.max(jnp.abs(block.x[:, :-1]), axis=0, initial=0)
+    return over_blocks(of_block, nothing, data, combine=jnp.maximum)
+
+
 def _careful_inverse(center: Any, nothing: LogisticParams, data: Data, mean: Any, *, centered: bool) -> Any:
     """The inverse deviations from the centre, 0 for columns that do not vary, of numbers of any size."""
 
@@ -259,8 +268,13 @@ def _counted(block: Block, rows: Any) -> Any:
 def _slice(data: Data, start: Any, size: int) -> Data:
     cut = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size)
     y, weights, offset = jax.tree.map(cut, (data.y, data.weights, data.offset))
-    x = data.x.dense(start) if isinstance(data.x, SparseRows) else cut(data.x)
-    return Data(x, y, weights, offset, data.scaling)
+    return Data(_rows_of(data.x, start, size), y, weights, offset, data.scaling)
+
+
+def _rows_of(x: Any, start: Any, size: int) -> Any:
+    if isinstance(x, SparseRows):
+        return x.dense(start)
+    return x.block(start, size) if isinstance(x, StridedRows) else jax.lax.dynamic_slice_in_dim(x, start, size)
 
 
 def _blocks(function: Callable[[Block], Any], params: LogisticParams, data: Data) -> tuple[int, Callable[..., Any]]:
@@ -288,7 +302,13 @@ def _blocks(function: Callable[[Block], Any], params: LogisticParams, data: Data
         outer = (x[:, :, None] * x[:, None, :]).reshape(x.shape[0], -1) if data.shared else None
         return function(Block(x, y, share, z, outer))
 
-    return data.x.block if isinstance(data.x, SparseRows) else block_rows(d, coefficients.dtype), made
+    return data.x.block if isinstance(data.x, SparseRows) else _even(n, block_rows(d, coefficients.dtype)), made
+
+
+def _even(n: int, most: int) -> int:
+    """How many rows a block has where n rows make the fewest blocks of at most so many, and these overlap the least."""
+    count = max(-(-n // most), 1)
+    return min(-(-n // count // 16) * 16, most)
 
 
 def back(block: Block, residual: Any) -> Any:

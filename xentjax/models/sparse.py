@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentjax.core import policy
+from xentjax.models.strided import StridedRows
 
 
 @jax.tree_util.register_dataclass
@@ -105,5 +106,5 @@ def is_sparse(x: Any) -> bool:
 
 
 def as_features(function: str, x: Any) -> Any:
-    """A :class:`SparseRows` as it is, and anything else as an array."""
-    return x if isinstance(x, SparseRows) else policy.as_array(function, "x", x)
+    """A :class:`SparseRows` or :class:`StridedRows` as it is, and anything else as an array."""
+    return x if isinstance(x, SparseRows | StridedRows) else policy.as_array(function, "x", x)

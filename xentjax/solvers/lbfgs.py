@@ -32,6 +32,7 @@ class LBFGSState(NamedTuple):
 
     memory: Memory
     metric: Metric
+    age: Any  # steps since the metric was taken
     direction: Any
     slope: Any  # ⟨gradient, direction⟩
     best: Point  # of the smallest gradient since the value has been flat
@@ -58,9 +59,12 @@ class LBFGS:
         objective does not offer them (``hessian_diagonal``, ``hessian_blocks``).
       subsample: a stride: M is taken of every row of that many, at the optimum of these rows, which is also where the
         first step leads. The objective needs ``subsample(stride)``. None: of all rows, at the initial parameters.
+      refresh: after so many steps M is taken again, of all rows, and the memory is given up. Far from the initial
+        parameters their Hessian says little: a run that is not done by then is done soon after. (Under ``vmap`` M is
+        computed at every step, and mostly not used.) None: never.
 
     Raises:
-      ValueError: memory or subsample are below 1, or there is no metric of that name.
+      ValueError: memory, subsample or refresh are below 1, or there is no metric of that name.
 
     Source: Liu and Nocedal, Math. Programming 45 (1989), 503-528; the line search is that of Hager and Zhang (2005).
 
@@ -75,12 +79,15 @@ class LBFGS:
     memory: int = dataclasses.field(default=10, metadata={"static": True})
     metric: str = dataclasses.field(default="diagonal", metadata={"static": True})
     subsample: int | None = dataclasses.field(default=None, metadata={"static": True})
+    refresh: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self) -> None:
         require_kind("LBFGS", self.metric)
         if self.memory < 1:
             raise ValueError(f"LBFGS: memory must be at least 1, got {self.memory}")
         require_stride("LBFGS", self.subsample)
+        if self.refresh is not None and self.refresh < 1:
+            raise ValueError(f"LBFGS: refresh must be None or at least 1, got {self.refresh}")
 
     def init(self, objective: Any, point: Point) -> LBFGSState:
         gradient = raveled(point.gradient)
@@ -99,7 +106,7 @@ class LBFGS:
         scale = 1 / jnp.where(length > 0, length, 1) if metric.scale is None else one
         memory = Memory(rows, rows, jnp.zeros(self.memory, dtype), scale)
         none = jnp.zeros((), jnp.int32)
-        state = LBFGSState(memory, metric, gradient, jnp.zeros((), dtype), point, none, jnp.zeros((), bool))
+        state = LBFGSState(memory, metric, none, gradient, jnp.zeros((), dtype), point, none, jnp.zeros((), bool))
         return _aimed(state, point, raveled(center) - raveled(point.params))
 
     def exhausted(self, state: LBFGSState) -> jax.Array:
@@ -118,8 +125,17 @@ class LBFGS:
         waited = jnp.where(smaller | ~flat, 0, state.waited + 1)
         spent = (~found & ~had_memory) | (waited >= _PATIENCE)
         new = select(spent & flat, best, new)
-        state = state._replace(memory=memory, best=best, waited=waited, spent=spent)
+        state = state._replace(memory=memory, age=state.age + 1, best=best, waited=waited, spent=spent)
+        state = state if self.refresh is None else self._refreshed(objective, new, state)
         return new, _aimed(state, new, jnp.zeros_like(state.direction))
+
+    def _refreshed(self, objective: Any, point: Point, state: LBFGSState) -> LBFGSState:
+        """The state with a metric of this point, if it is time for one."""
+        due = state.age >= self.refresh
+        metric = jax.lax.cond(due, lambda: metric_at(objective, point.params, self.metric), lambda: state.metric)
+        blank = _forgotten(state.memory)._replace(scale=jnp.ones_like(state.memory.scale))
+        memory, age = select(due, (blank, jnp.zeros_like(state.age)), (state.memory, state.age))
+        return state._replace(metric=metric, memory=memory, age=age)
 
 
 def _aimed(state: LBFGSState, point: Point, wanted: Any) -> LBFGSState:

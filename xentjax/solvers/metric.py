@@ -22,7 +22,7 @@ class Metric(NamedTuple):
     - ``factor`` None: :math:`\operatorname{diag}(s)^{-2}`.
     - ``factor`` ``[p, p]``: :math:`\operatorname{diag}(s)^{-1} L L^T \operatorname{diag}(s)^{-1}`.
     - ``inverse`` ``[K, m, m]``: the inverses of K blocks, block k of every K-th parameter from number k on. (Products
-      with them take a fifth of the time of solutions by their factors.)
+      with them take less time than solutions by their factors.)
     """
 
     scale: Any = None

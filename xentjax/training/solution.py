@@ -280,14 +280,17 @@ def tolerance_at(tol: Any, null_loss: Any, held: Any) -> Any:
 
 def null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[LogisticParams, Any]:
     """The parameters of the model without features (and without offset), and the share of each class."""
-    dtype, n = shapes.bias.dtype, max(inner.y.shape[0], 1)
-    share = _rows.shares(inner.weights)
-    share = jnp.full(inner.y.shape[0], 1 / n, dtype) if share is None else share
-    y = inner.y if inner.weights is None else _rows.only(inner.weights != 0, inner.y)
-    if y.ndim == 1 and shapes.bias.ndim == 1:
-        frequencies = jnp.zeros(shapes.bias.shape, dtype).at[y].add(share)
-    else:
-        frequencies = jnp.matmul(share, y.astype(dtype), precision=_rows.PRECISION)
+    rows = inner.y.shape[0]
+    dtype, n = shapes.bias.dtype, max(rows, 1)
+    blank = jax.tree.map(jnp.zeros_like, LogisticParams(shapes.weights[:0], shapes.bias))
+
+    def counted(block: one_pass.Block) -> Any:
+        if block.y.ndim == 1 and blank.bias.ndim == 1:
+            return blank.bias.at[block.y].add(block.share)
+        return jnp.matmul(block.share, block.y.astype(dtype), precision=_rows.PRECISION)
+
+    columns = jnp.zeros((rows, 0), dtype)
+    frequencies = one_pass.over_blocks(counted, blank, one_pass.Data(columns, inner.y, inner.weights))
     # A class that no row has would have an infinite bias.
     least = 1e-3 / n
     inside = jnp.clip(frequencies, least, None if shapes.bias.ndim else 1 - least)

@@ -35,22 +35,23 @@ _PROXIMAL = 4096
 #: Up to this many numbers (32 MiB in float64) the metric is the Hessian's blocks; beyond, its diagonal.
 _BLOCKS = 2**22
 
-#: A Hessian is made at every step up to this many parameters; K classes take K² as much time, and other ways less.
-_NEWTON, _NEWTON_CLASSES = 500, 12
+#: A Hessian is made at every step up to this many parameters, of all rows up to the second number, as that takes
+#: little more time than their gradient. K classes take K² as much time, and other ways less.
+_NEWTON, _SMALL, _NEWTON_CLASSES = 500, 128, 12
+
+#: Steps of L-BFGS after which its metric is taken again: the Hessian, or for K classes only blocks of it.
+_REFRESH, _REFRESH_CLASSES = 16, 32
 
 #: On an accelerator the Hessian is the last thing to take time.
 _NEWTON_ACCELERATED = 2000
 
-#: Rows from which on a subsample is worth its optimum, how many of them it has for each parameter, and its stride. For
-#: K classes, whose Hessian takes K² as much time, it is sooner.
-_MANY_ROWS, _ROWS_EACH, _STRIDE = 10_000, 10, 8
+#: Rows from which on a subsample is worth its optimum, how many of them it has for each parameter (more of them where
+#: it is to give the metric, too), and its stride. For K classes, whose Hessian takes K² as much time, it is sooner.
+_MANY_ROWS, _ROWS_EACH, _ROWS_EACH_METRIC, _STRIDE = 10_000, 10, 80, 8
 _MANY_ROWS_CLASSES, _ROWS_EACH_CLASSES = 4_000, 3
 
 #: From this many parameters on products take most of a Hessian's time, half of it in float32.
 _PRODUCTS = 32
-
-#: Up to this many parameters the Hessian of all rows takes little more time than their gradient.
-_SMALL = 128
 
 
 def chosen_solver(
@@ -66,7 +67,8 @@ def chosen_solver(
         if solver == "auto" and objective.l1 is not None:
             return _with_l1((d + 1) * k)
         if solver == "auto":
-            return _automatic(n, d, k, is_dense=not is_sparse(objective.x), has_init=has_init)
+            is_alone = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(objective))
+            return _automatic(n, d, k, is_dense=not is_sparse(objective.x), has_init=has_init, is_alone=is_alone)
         kind = SOLVERS[solver]
         if kind is Newton:
             return solver, _newton((d + 1) * k), "as asked for"
@@ -83,26 +85,39 @@ def require_solver(function: str, solver: Any) -> None:
         raise ValueError(f"{function}: solver must be one of {', '.join(map(repr, names))} or a Solver, got {solver!r}")
 
 
-def _automatic(n: int, d: int, k: int, *, is_dense: bool, has_init: bool) -> tuple[str, Any, str]:
-    """By the shape of the problem: which was the fastest to a gradient of 1e-8 on data of such shapes."""
+def _automatic(n: int, d: int, k: int, *, is_dense: bool, has_init: bool, is_alone: bool) -> tuple[str, Any, str]:
+    """By the shape of the problem: which was the fastest to a gradient of 1e-8 on data of such shapes.
+
+    Under ``vmap``, and what is traced (not ``is_alone``) may be, a metric that is not always taken always takes time.
+    """
     size = (d + 1) * k
     if jax.default_backend() != "cpu":
         if size <= _NEWTON_ACCELERATED:
             return "newton", _newton(size), f"with few enough parameters ({size}) for their Hessian"
         return _by_products(d, k)
     rows, each = (_MANY_ROWS, _ROWS_EACH) if k == 1 else (_MANY_ROWS_CLASSES, _ROWS_EACH_CLASSES)
+    is_small, has_metric = k == 1 and size <= _SMALL, is_dense and is_alone and _metric(d, k) == "blocks"
+    if not is_small and has_metric:
+        each = max(each, _ROWS_EACH_METRIC if k == 1 else 0)
     if n >= rows and size <= _NEWTON and n >= _STRIDE * each * size:
         if not is_dense:  # of which there is no subsample
             why = f"as the Hessian of {size} parameters takes longer than products with it over many sparse rows ({n})"
             return "newton-cg", NewtonCG(metric=_metric(d, k)), why
-        if k == 1 and size <= _SMALL:
+        if is_small:
             start = "the parameters given" if has_init else f"the optimum of every {_STRIDE}th of many rows ({n})"
             return "newton", _newton(size, None if has_init else _STRIDE), f"with few parameters ({size}), from {start}"
         why = f"as many rows ({n}) for {size} parameters make the Hessian of every {_STRIDE}th row a good metric"
         return "lbfgs", LBFGS(metric="hessian", subsample=_STRIDE), why
-    if size <= (_NEWTON if k == 1 else _NEWTON_CLASSES):
+    if size <= (_SMALL if k == 1 else _NEWTON_CLASSES) or (k == 1 and size <= _NEWTON and not has_metric):
         return "newton", _newton(size), f"with few enough parameters ({size}) for their Hessian"
-    return _by_products(d, k)
+    return _with_metric(d, k) if has_metric else _by_products(d, k)
+
+
+def _with_metric(d: int, k: int) -> tuple[str, Any, str]:
+    size, refresh = (d + 1) * k, _REFRESH if k == 1 else _REFRESH_CLASSES
+    what = "their Hessian" if k == 1 else "blocks of their Hessian"
+    why = f"with too many parameters ({size}) for more than {what} once in {refresh} steps, as a metric"
+    return "lbfgs", LBFGS(metric="blocks", refresh=refresh), why
 
 
 def _newton(size: int, subsample: int | None = None) -> Newton:
