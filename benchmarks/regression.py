@@ -18,6 +18,7 @@ from benchmarks import data, many, regression_peers, starts
 from benchmarks.certificate import gradient_norm
 from benchmarks.certified import Contender, Limits, race
 from benchmarks.data import MissingPackage, Problem
+from xentjax.training.solvers_by_name import chosen_solver
 
 #: Sizes of the plots over n, at 20 features, and over d, at 20,000 rows.
 GROWING = {"n": [(n, 20) for n in (1000, 10_000, 100_000, 1_000_000)], "d": [(20_000, d) for d in (10, 30, 100, 300)]}
@@ -100,9 +101,12 @@ def growing_row(letter: str, n: int, d: int, within: Limits) -> dict[str, Any]:
 
 def temporary_bytes(problem: Problem, solver: str) -> int:
     """What the compiled fit stores beside its arguments and its result."""
-    fit = lambda x, y: xj.fit_logistic(x, y, l2=problem.l2, tol=1e-8, inference=False, solver=solver)
-    lowered = jax.jit(fit).lower(jnp.asarray(problem.x), jnp.asarray(problem.y))
-    memory = lowered.compile().memory_analysis()
+    x, y = jnp.asarray(problem.x), jnp.asarray(problem.y)
+    objective = xj.LogisticObjective(x, y)
+    # What is chosen for arrays, not for the tracers below.
+    made = chosen_solver("temporary_bytes", solver, objective, objective.shapes())[1]
+    fit = lambda x, y: xj.fit_logistic(x, y, l2=problem.l2, tol=1e-8, inference=False, solver=made)
+    memory = jax.jit(fit).lower(x, y).compile().memory_analysis()
     return 0 if memory is None else int(memory.temp_size_in_bytes)
 
 
