@@ -7,9 +7,12 @@ logits.
 import functools
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import xentjax as xj
 from benchmarks import core, peers
 from xentjax.core.domains import Labels, Probabilities
 from xentjax.core.op import ops
@@ -67,3 +70,14 @@ def test_integer_labels_never_scatter(classes, dtype):
     over_classes = re.compile(rf"\[\d+,{classes}\]\S* scatter\(")
     assert not over_classes.search(programs["xentjax"].as_text())
     assert over_classes.search(programs["optax"].as_text())
+
+
+@pytest.mark.parametrize("solver", [xj.Newton("float32", subsample=8), xj.LBFGS(metric="blocks", refresh=16)])
+def test_a_fit_stores_not_one_number_for_each_row(solver):
+    fit = lambda x, y: xj.fit_logistic(x, y, l2=1e-3, tol=1e-4, solver=solver, inference=False)
+
+    def temporary(n):
+        rows = jax.ShapeDtypeStruct((n, 20), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.int32)
+        return jax.jit(fit).lower(*rows).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(800_000) - temporary(400_000) < 4 * 400_000

@@ -306,8 +306,13 @@ def test_a_subsample_is_every_so_many_rows():
     # A prior by which the logit of the farthest row is known to ±10.
     l2 = objective.l2 + np.max(np.abs(objective.x[::7]), axis=0) ** 2 / (100 * few.x.shape[0])
     expected = dataclasses.replace(objective, weights=mask, l2=l2).value_and_gradient(params)
-    for a, b in zip(jax.tree.leaves(few.value_and_gradient(params)), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-15)
+    for gradient in ("hand", "auto"):
+        few = dataclasses.replace(objective, gradient=gradient).subsample(7)
+        for a, b in zip(jax.tree.leaves(few.value_and_gradient(params)), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(few.value(params), expected[0], rtol=1e-13)
+    assert float(few.lipschitz()) > 0
+    np.testing.assert_array_equal(few.subsample(3).x.dense(), objective.x[::21])
 
 
 def test_linearized_takes_what_an_objective_offers():

@@ -123,7 +123,7 @@ class LogisticObjective:
     def value(self, params: LogisticParams) -> jax.Array:
         """The loss; JAX differentiates it as ``gradient`` says."""
         loss = logistic_loss if self.gradient == "hand" else logistic_loss.record.oracle
-        x = self.x if self.scaling is None else self.scaling.apply(policy.up(jnp.asarray(self.x)))
+        x = self._array() if self.scaling is None else self.scaling.apply(policy.up(self._array()))
         return loss(self._held(params), x, self.y, l2=self._l2(), weights=self.weights, offset=self.offset)
 
     def value_and_gradient(self, params: LogisticParams) -> tuple[jax.Array, LogisticParams]:
@@ -218,11 +218,15 @@ class LogisticObjective:
             raise TypeError("LogisticObjective.subsample: x is sparse, but needs to be dense")
         cut: Any = lambda rows: None if rows is None else rows[::stride]
         few = dataclasses.replace(self, y=cut(self.y), weights=cut(self.weights), offset=cut(self.offset))
-        x = StridedRows(self.x, stride)
+        x = StridedRows.of(self.x, stride)
         size = one_pass.largest_magnitudes(one_pass.Data(x, few.y, few.weights, scaling=self.scaling))
         if self.scaling is not None:
             size = jnp.where(self.scaling.inverse == 0, 0, size / _rows.one_for_zero(self.scaling.inverse))
         return dataclasses.replace(few, x=x, l2=self.l2 + _PRIOR * size**2 / max(x.shape[0], 1))
+
+    def _array(self) -> Any:
+        """The features as one array."""
+        return self.x.dense() if isinstance(self.x, StridedRows) else jnp.asarray(self.x)
 
     def _l2(self) -> Any:
         return self.l2 if self.scaling is None else self.scaling.penalty(self.l2)
@@ -261,7 +265,7 @@ class LogisticObjective:
         by :func:`xentjax.models.spectrum.largest_eigenvalue_bound`.
         """
         params = self.init()
-        x = policy.up(jnp.asarray(self.x)).astype(params.bias.dtype)
+        x = policy.up(self._array()).astype(params.bias.dtype)
         x = x if self.scaling is None else self.scaling.apply(x)
         weights = None if self.weights is None else jnp.asarray(self.weights).astype(x.dtype)
         share = _rows.shares(weights)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 @jax.tree_util.register_dataclass
@@ -21,6 +22,11 @@ class StridedRows:
     x: Any
     stride: int = dataclasses.field(metadata={"static": True})
 
+    @classmethod
+    def of(cls, x: Any, stride: int) -> StridedRows:
+        """Every stride-th row of an array, or of such rows of one."""
+        return cls(x.x, x.stride * stride) if isinstance(x, StridedRows) else cls(jnp.asarray(x), stride)
+
     @property
     def shape(self) -> tuple[int, int]:
         n, d = self.x.shape
@@ -33,6 +39,10 @@ class StridedRows:
     @property
     def dtype(self) -> Any:
         return self.x.dtype
+
+    def dense(self) -> Any:
+        """A copy of them."""
+        return self.x[:: self.stride]
 
     def block(self, start: Any, size: int) -> Any:
         """So many rows ``[size, d]`` from number ``start`` on."""

@@ -95,10 +95,13 @@ def _automatic(n: int, d: int, k: int, *, is_dense: bool, has_init: bool, is_alo
         if size <= _NEWTON_ACCELERATED:
             return "newton", _newton(size), f"with few enough parameters ({size}) for their Hessian"
         return _by_products(d, k)
-    rows, each = (_MANY_ROWS, _ROWS_EACH) if k == 1 else (_MANY_ROWS_CLASSES, _ROWS_EACH_CLASSES)
-    is_small, has_metric = k == 1 and size <= _SMALL, is_dense and is_alone and _metric(d, k) == "blocks"
-    if not is_small and has_metric:
-        each = max(each, _ROWS_EACH_METRIC if k == 1 else 0)
+    has_metric = is_dense and is_alone and _metric(d, k) == "blocks"
+    is_small = k == 1 and size <= _SMALL
+    rows, each, most = _MANY_ROWS_CLASSES, _ROWS_EACH_CLASSES, _NEWTON_CLASSES
+    if k == 1:
+        rows, each, most = _MANY_ROWS, _ROWS_EACH, _NEWTON
+        if has_metric:
+            each, most = _ROWS_EACH if is_small else _ROWS_EACH_METRIC, _SMALL
     if n >= rows and size <= _NEWTON and n >= _STRIDE * each * size:
         if not is_dense:  # of which there is no subsample
             why = f"as the Hessian of {size} parameters takes longer than products with it over many sparse rows ({n})"
@@ -108,7 +111,7 @@ def _automatic(n: int, d: int, k: int, *, is_dense: bool, has_init: bool, is_alo
             return "newton", _newton(size, None if has_init else _STRIDE), f"with few parameters ({size}), from {start}"
         why = f"as many rows ({n}) for {size} parameters make the Hessian of every {_STRIDE}th row a good metric"
         return "lbfgs", LBFGS(metric="hessian", subsample=_STRIDE), why
-    if size <= (_SMALL if k == 1 else _NEWTON_CLASSES) or (k == 1 and size <= _NEWTON and not has_metric):
+    if size <= most:
         return "newton", _newton(size), f"with few enough parameters ({size}) for their Hessian"
     return _with_metric(d, k) if has_metric else _by_products(d, k)
 
