@@ -259,7 +259,7 @@ def test_ctrl_c_leaves_a_usable_run_folder(call, pictures, monkeypatch, extra):
 
 def test_ctrl_c_leaves_a_usable_grid(call, pictures, monkeypatch):
     monkeypatch.setattr(steps, "_CHUNK_WORK", 2 * 2 * 120 * 4 * 3 * 10)
-    fit_grid = many.fit_grid
+    fit_grid, handler = many.fit_grid, signal.getsignal(signal.SIGINT)
 
     def interrupted(config, progress):
         def tell(step):
@@ -282,7 +282,7 @@ def test_ctrl_c_leaves_a_usable_grid(call, pictures, monkeypatch):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [(row["status"], row["steps"]) for row in rows] == [("interrupted", 20)] * 4
     assert load_file(folder / "params.safetensors")["weights"].shape == (2, 2, 4, 3)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_ctrl_c_before_the_first_step_or_after_the_last(call, monkeypatch):
