@@ -1,11 +1,10 @@
-"""Linear cross-entropy against the dense formula in float64: shapes, options, outputs, labels, edges, every derivative."""
+"""Linear cross-entropy against the dense formula in float64: shapes, options, outputs, labels, edges, derivatives."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import xentjax as xj
 from xentjax.losses.linear import Plan, linear_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")

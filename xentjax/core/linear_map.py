@@ -47,9 +47,9 @@ def linear_map(forward: Linear, backward: Linear, config: Hashable, residuals: A
     return jax.tree.unflatten(pair.outputs, _primitive().bind(*of_residuals, *of_arguments, pair=pair))
 
 
-def vary_like(array: Any, *others: Any) -> Any:
-    """The array, said to vary over each mesh axis of a ``shard_map`` that one of the others varies over."""
-    missing = frozenset().union(*map(_varying, others)) - _varying(array)
+def vary_like(array: Any, *others: Any, but: str | None = None) -> Any:
+    """The array, said to vary over each mesh axis of a ``shard_map`` that one of the others varies over, but one."""
+    missing = frozenset().union(*map(_varying, others)) - _varying(array) - {but}
     return jax.lax.pcast(array, tuple(sorted(missing)), to="varying") if missing else array
 
 

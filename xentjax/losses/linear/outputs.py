@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +12,14 @@ import jax.numpy as jnp
 
 from xentjax.core import policy
 from xentjax.losses.linear.arguments import Problem, top_of
+from xentjax.losses.linear.in_forward import loss_in_forward
 from xentjax.losses.linear.plan import Plan
 from xentjax.losses.linear.rule import statistics
 from xentjax.losses.linear.statistics import State
 from xentjax.losses.linear.vocabulary import Arrays, Walk
+
+#: The numbers of a loss, by name.
+Numbers = Mapping[str, Any]
 
 
 class TopClasses(NamedTuple):
@@ -25,24 +30,25 @@ class TopClasses(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def outputs_of_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: dict[str, Any]) -> dict[str, Any]:
+def outputs_of_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers) -> dict[str, Any]:
     """Every output that is asked for, by name, for the rows of x; the loss as its reduction says."""
     if problem.rows == 0:
         return _of_no_rows(problem, plan, arrays, numbers)
     if "labels" in arrays:
         labels = arrays["labels"]
         arrays = {**arrays, "is_class": (labels >= 0) & (labels < problem.classes)}
+    if plan.strategy == "gradient_in_forward":
+        return {"loss": _in_forward(problem, plan, arrays, numbers)}
     walk = plan.walk(problem)
     found = statistics(walk, _heads(problem, plan), problem.top, arrays)
-    level = found["maximum"] + found["log_total"]
-    outputs: dict[str, Any] = {"logsumexp": level}
+    outputs: dict[str, Any] = {"logsumexp": found["maximum"] + found["log_total"]}
     for name in problem.outputs:
         if name == "entropy":
             outputs[name] = found["log_total"] + found["depth"]
         elif name == "argmax":
             outputs[name] = found["argmax"]
         elif name == "loss":
-            outputs[name] = _reduced(problem, numbers, _loss(problem, walk, arrays, numbers, found, level))
+            outputs[name] = _reduced(problem.reduction, numbers, _loss(problem, walk, arrays, numbers, found))
         elif name == "log_prob":
             outputs[name] = _kept(numbers, -_surprise(problem, plan, arrays, numbers, found))
         elif name == "correct":
@@ -52,7 +58,7 @@ def outputs_of_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: dict[
     return {name: outputs[name] for name in problem.outputs}
 
 
-def _of_no_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: dict[str, Any]) -> dict[str, Any]:
+def _of_no_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers) -> dict[str, Any]:
     """The outputs of one row of weight 0, without that row."""
     row = lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype)
     of_rows = {n: row(a) for n, a in arrays.items() if n in ("x", "teacher_x", "labels")}
@@ -83,7 +89,7 @@ def _heads(problem: Problem, plan: Plan) -> tuple[str, ...]:
     return tuple(heads)
 
 
-def _loss(problem: Problem, walk: Walk, arrays: Arrays, numbers: dict[str, Any], found: State, level: Any) -> Any:
+def _loss(problem: Problem, walk: Walk, arrays: Arrays, numbers: Numbers, found: State) -> Any:
     r"""Each row's :math:`(1-\varepsilon)\sum t_i v_i (-\log p_i) + \frac{\varepsilon T}{V}\sum_j v_j (-\log p_j)
     + \zeta\,\mathrm{lse}^2`."""
     smoothing = numbers.get("label_smoothing")
@@ -102,7 +108,7 @@ def _loss(problem: Problem, walk: Walk, arrays: Arrays, numbers: dict[str, Any],
     if smoothing is not None:
         loss = (1 - smoothing) * loss + smoothing / problem.classes * mass * found["uniform"]
     if (z_loss := numbers.get("z_loss")) is not None:
-        loss = loss + z_loss * jnp.square(level)
+        loss = loss + z_loss * jnp.square(found["maximum"] + found["log_total"])
     return loss
 
 
@@ -115,18 +121,44 @@ def _class_weights_of_labels(walk: Walk, arrays: Arrays) -> Any:
     return jnp.where(arrays["is_class"], own, jnp.nan)
 
 
-def _reduced(problem: Problem, numbers: dict[str, Any], loss: Any) -> Any:
-    shared = {"weights": numbers["weights"], "reduction": problem.reduction}
+def _reduced(reduction: str, numbers: Numbers, loss: Any) -> Any:
+    shared = {"weights": numbers["weights"], "reduction": reduction}
     return policy.weigh_and_reduce(loss, (numbers["counted"], numbers["kept"]), shared)
 
 
-def _kept(numbers: dict[str, Any], values: Any) -> Any:
+def _in_forward(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers) -> Any:
+    """The loss, reduced, with its gradient computed as it is: a sum over examples, each of its share."""
+    walk = plan.walk(problem)
+    given = {n: v for n, v in numbers.items() if v is not None}
+    missing = dict.fromkeys(n for n, v in numbers.items() if v is None)
+
+    def loss(values: Any, found: State) -> Any:
+        own = {**missing, **{n: values[n] for n in values if n not in arrays}}
+        return _reduced("sum", own, _loss(problem, walk, {n: values[n] for n in arrays}, own, found))
+
+    values = {**arrays, **given, "weights": _shares(problem, numbers)}
+    return loss_in_forward(walk, _heads(problem, plan), loss, plan.chunk, tuple(arrays), values)
+
+
+def _shares(problem: Problem, numbers: Numbers) -> Any:
+    """What each example counts for in the reduced loss."""
+    weights = numbers["weights"]
+    shares = jnp.ones(problem.rows, problem.dtype) if weights is None else weights
+    if (counted := numbers["counted"]) is not None:
+        shares = jnp.where(counted, shares, 0)
+    if problem.reduction == "sum":
+        return shares
+    total = jnp.sum(shares)
+    return jnp.where(total == 0, 0, shares / jnp.where(total == 0, 1, total))
+
+
+def _kept(numbers: Numbers, values: Any) -> Any:
     """The values, and 0 for examples that are left out."""
     kept = numbers["kept"]
     return values if kept is None else jnp.where(kept, values, jnp.zeros_like(values))
 
 
-def _surprise(problem: Problem, plan: Plan, arrays: Arrays, numbers: dict[str, Any], found: State) -> Any:
+def _surprise(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers, found: State) -> Any:
     """Σ t_i (-log p_i), without any option of the loss."""
     if problem.labels == "teacher":
         if "class_weights" not in arrays:
@@ -140,7 +172,7 @@ def _surprise(problem: Problem, plan: Plan, arrays: Arrays, numbers: dict[str, A
     return jnp.sum(jnp.where((masses == 0) & (gap == jnp.inf), 0, masses * gap), axis=1)
 
 
-def _label(problem: Problem, arrays: Arrays, numbers: dict[str, Any], found: State) -> Any:
+def _label(problem: Problem, arrays: Arrays, numbers: Numbers, found: State) -> Any:
     """The label of each row, the most probable one."""
     if problem.labels == "teacher":
         return found["teacher_argmax"]

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from xentjax.losses.linear.arguments import NAME, Problem
 from xentjax.losses.linear.vocabulary import Walk
 
-Strategy = Literal["recompute", "dense"]
+Strategy = Literal["recompute", "gradient_in_forward", "dense"]
 STRATEGIES = get_args(Strategy)
 
 #: Up to so many bytes of logits are stored: less than a copy of w and its gradient takes at most sizes.
@@ -24,8 +24,10 @@ class Plan:
 
     Attributes:
       strategy: ``"recompute"``: logits in blocks, computed again for the gradient, none of which is stored (four
-        products over the vocabulary); ``"dense"``: all logits, stored for the gradient (three).
+        products over the vocabulary); ``"gradient_in_forward"``: a scalar loss by chunks of examples, each with its
+        gradient (three products); ``"dense"``: all logits, stored for the gradient (three).
       block: columns of the vocabulary at a time.
+      chunk: examples at a time, with ``"gradient_in_forward"``.
       why: the reason, in words.
       forward_flop, backward_flop: operations of the matrix products of the loss, and of its gradient by x and w.
       temporary_bytes: what is stored beside arguments and gradients, about.
@@ -33,6 +35,7 @@ class Plan:
 
     strategy: Strategy
     block: int
+    chunk: int = 0
     why: str = "asked for"
     forward_flop: int = 0
     backward_flop: int = 0

@@ -13,6 +13,7 @@ there is none):
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,11 +53,21 @@ def statistics(walk: Walk, heads: tuple[str, ...], top: int, arrays: Arrays) -> 
 def _rule(walk: Walk, heads: tuple[str, ...], top: int, primals: Any, tangents: Any) -> tuple[State, State]:
     (arrays,), (tangents,) = primals, tangents
     moving = {n: t for n, t in tangents.items() if policy.is_float(arrays[n]) and not isinstance(t, SymbolicZero)}
-    moving.pop("known", None)
     found = statistics(walk, heads, top, arrays)
-    residuals = {n: found[n] for n in _NEEDED if n in found}
+    residuals, tangents_of, _ = linearized(walk, arrays, found)
     known = {**arrays, "known": found["known"]} if "known" in found else arrays
-    of_gaps = {"gap": arrays.get("labels"), "top_gap": found.get("top")}
+    sums = linear_map(slopes.forward, slopes.backward, (walk, tuple(moving)), (known, residuals), moving)
+    if walk.axis_name is not None:
+        sums = jax.lax.psum(sums, walk.axis_name)
+    along = tangents_of(sums)
+    return found, {n: along.get(n, _zero(value)) for n, value in found.items()}
+
+
+def linearized(walk: Walk, arrays: Arrays, found: State) -> tuple[State, Callable[[State], State], State]:
+    """What the sums need of the statistics that have been found; the tangents of these, a linear function of the sums;
+    and zeros in the sums' shapes."""
+    residuals = {n: found[n] for n in _NEEDED if n in found}
+    of_gaps: dict[str, Any] = {"gap": arrays.get("labels"), "top_gap": found.get("top")}
     chosen = [(name, columns) for name, columns in of_gaps.items() if name in found]
     if chosen:
         columns = jnp.concatenate([columns for _, columns in chosen], axis=1)
@@ -64,33 +75,34 @@ def _rule(walk: Walk, heads: tuple[str, ...], top: int, primals: Any, tangents: 
         p, is_left_out = _left_out(gap)
         left_out = jnp.max(jnp.where(is_left_out, columns, -1), axis=1)
         residuals |= {"columns": columns, "left_out": left_out}
-    sums = linear_map(slopes.forward, slopes.backward, (walk, tuple(moving)), (known, residuals), moving)
-    if walk.axis_name is not None:
-        sums = jax.lax.psum(sums, walk.axis_name)
 
-    along: State = {}
-    level = sums["mean"]
-    if chosen:
-        label = lambda values: jnp.sum(jnp.where(is_left_out, values, 0), axis=1)
-        step = label(sums["at"])
-        level = sums["mean"] + label(p) * step
-        apart = sums["mean"] + label(jnp.expm1(-gap)) * step
-        is_same = (columns == left_out[:, None]) & (left_out >= 0)[:, None]
-        of_gap = jnp.where(is_same, apart[:, None], level[:, None] - sums["at"])
-        for name, own in chosen:
-            along[name], of_gap = of_gap[:, : own.shape[1]], of_gap[:, own.shape[1] :]
-    if "gap" in found:
-        # Where there is no such class the slope is NaN: a factor, so that no cotangent meets it anywhere else.
-        along["gap"] = along["gap"] * jnp.where(arrays["is_class"], jnp.ones_like(along["gap"]), jnp.nan)
-    along["log_total"] = level
-    if "depth" in found:
-        along["depth"] = sums["depth"]
-    if "uniform" in found:
-        along["uniform"] = class_mass(walk, arrays) * level - sums["uniform"] + sums["weights"]
-    if "teacher" in found:
-        along["teacher"] = found["teacher_mass"] * level - sums["teacher"] + sums["taught"]
-        along["teacher_mass"], along["teacher_log_total"] = sums["mass"], sums["level"]
-    return found, {n: along.get(n, _zero(value)) for n, value in found.items()}
+    def tangents(sums: State) -> State:
+        along: State = {}
+        level = sums["mean"]
+        if chosen:
+            label = lambda values: jnp.sum(jnp.where(is_left_out, values, 0), axis=1)
+            step = label(sums["at"])
+            level = sums["mean"] + label(p) * step
+            apart = sums["mean"] + label(jnp.expm1(-gap)) * step
+            is_same = (columns == left_out[:, None]) & (left_out >= 0)[:, None]
+            of_gap = jnp.where(is_same, apart[:, None], level[:, None] - sums["at"])
+            for name, own in chosen:
+                along[name], of_gap = of_gap[:, : own.shape[1]], of_gap[:, own.shape[1] :]
+        if "gap" in found:
+            # Where there is no such class the slope is NaN: a factor, so that no cotangent meets it anywhere else.
+            along["gap"] = along["gap"] * jnp.where(arrays["is_class"], jnp.ones_like(along["gap"]), jnp.nan)
+        along["log_total"] = level
+        if "depth" in found:
+            along["depth"] = sums["depth"]
+        if "uniform" in found:
+            along["uniform"] = class_mass(walk, arrays) * level - sums["uniform"] + sums["weights"]
+        if "teacher" in found:
+            along["teacher"] = found["teacher_mass"] * level - sums["teacher"] + sums["taught"]
+            along["teacher_mass"], along["teacher_log_total"] = sums["mass"], sums["level"]
+        return along
+
+    shapes = slopes.sums_of(arrays, residuals)
+    return residuals, tangents, {n: jnp.zeros(shape, found["log_total"].dtype) for n, shape in shapes.items()}
 
 
 statistics.defjvp(_rule, symbolic_zeros=True)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from xentjax.core.linear_map import vary_like
-from xentjax.logit_rows import Rows, depths, exponentials, rows_of
+from xentjax.logit_rows import COLUMNWISE_INDICES, Rows, depths, exponentials, rows_of
 from xentjax.losses.linear.vocabulary import Arrays, Block, Walk, zeros
 
 State = dict[str, Any]
@@ -52,28 +52,32 @@ def statistics(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int = 0)
 
 def _rows(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int, of: str = "") -> State:
     def step(block: Block, state: State) -> State:
-        logits = walk.logits(arrays, block, of)
-        rows = rows_of(logits, -1, columnwise=0)
+        products = walk.products_of(arrays, block, of)
+        logits = walk.logits(arrays, block, products, of)
+        rows = rows_of(logits, -1, columnwise=COLUMNWISE_INDICES)
         if "reference" in state:
             # Sums of logits are measured from the maximum of the first block that has a finite one.
             finite = jnp.where(jnp.abs(rows.maximum) < jnp.inf, rows.maximum, 0)
             state = {**state, "reference": jnp.where(state["maximum"] > -jnp.inf, state["reference"], finite)}
         part = _of_block(walk, arrays, block, logits, rows, state.get("reference"), heads, top)
-        return _merged(state, part, heads, top)
+        merged = _merged(state, part, heads, top)
+        if "known" in heads:
+            merged["known"] = products
+            if walk.blocks > 1:
+                place = (0, block.start)
+                merged["known"] = jax.lax.dynamic_update_slice(state["known"], products, place)
+        return merged
 
-    state = walk.over(arrays, step, _nothing(arrays, heads, top))
+    state = walk.over(arrays, step, _nothing(walk, arrays, heads, top))
     if walk.axis_name is not None:
-        state = _across_devices(walk, arrays, state, heads, top)
-    found = _finished(walk, arrays, state, heads)
-    if "known" in heads:
-        found["known"] = walk.products(arrays["x"], arrays["w"])
-    return found
+        state |= _across_devices(walk, arrays, state, heads, top)
+    return _finished(walk, arrays, state, heads)
 
 
 # -- one block ---------------------------------------------------------------------------------------------------------
 
 
-def _nothing(arrays: Arrays, heads: tuple[str, ...], top: int) -> State:
+def _nothing(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int) -> State:
     """The statistics of no columns."""
     n = arrays["x"].shape[0]
     none = zeros((n,), arrays)
@@ -90,6 +94,8 @@ def _nothing(arrays: Arrays, heads: tuple[str, ...], top: int) -> State:
         state["argmax"] = zeros((n,), arrays, jnp.int32)
     if "top" in heads:
         state |= {"top_logits": zeros((n, top), arrays) - jnp.inf, "top": zeros((n, top), arrays, jnp.int32)}
+    if "known" in heads:
+        state["known"] = zeros((n, walk.width), arrays)
     return state
 
 
@@ -144,7 +150,7 @@ def is_in(labels: Any, block: Block, size: int) -> Any:
 
 def teacher_probabilities(walk: Walk, arrays: Arrays, block: Block) -> Any:
     """The teacher's distribution, in a block."""
-    logits = walk.logits(arrays, block, "teacher_")
+    logits = walk.logits(arrays, block, walk.products_of(arrays, block, "teacher_"), "teacher_")
     return jnp.exp((logits - arrays["teacher_maximum"][:, None]) - arrays["teacher_log_total"][:, None])
 
 
@@ -266,7 +272,7 @@ def _finished(walk: Walk, arrays: Arrays, state: State, heads: tuple[str, ...]) 
         found["teacher_mass"] = state["teacher_mass"]
     if "top" in heads:
         found["top_gap"] = _gap(maximum, log_total, state["top_logits"])
-    return found | {n: state[n] for n in ("argmax", "top") if n in heads}
+    return found | {n: state[n] for n in ("argmax", "top", "known") if n in heads}
 
 
 def _gap(maximum: Any, log_total: Any, logits: Any) -> Any:

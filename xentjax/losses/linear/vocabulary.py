@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from xentjax.activations import soft_cap
+from xentjax.care import as_bits, of_bits
 from xentjax.core import policy
-from xentjax.core.linear_map import vary_like
+from xentjax.core.linear_map import linear_map, vary_like
+from xentjax.core.widening import rounded_to_bfloat16
 
 #: Arrays by name: x [N, D], w [D, V] or [V, D], bias [V], class_weights [V], softcap [], temperature [], of the teacher
 #: teacher_x, teacher_w, teacher_bias, teacher_softcap; labels [N, k] and is_class [N, k], whether they are any class;
@@ -102,18 +104,22 @@ class Walk:
         part = vector if self.blocks == 1 else jax.lax.dynamic_slice_in_dim(vector, block.start, self.block)
         return part if block.fresh is None else jnp.where(block.fresh, part, 0)
 
-    def put_columns(self, w: Any, part: Any, block: Block) -> Any:
-        """w with the columns of a block in their place. The part has zeros where columns are not fresh."""
-        part = part.astype(w.dtype)
-        if self.blocks == 1:
-            return part
-        if self.width % self.block:
-            part = part + jax.lax.dynamic_slice_in_dim(w, block.start, self.block, axis=self.axis)
-        return jax.lax.dynamic_update_slice_in_dim(w, part, block.start, axis=self.axis)
+    def add_columns(self, w: Any, part: Any, block: Block, *, to_zeros: bool) -> Any:
+        """w with the columns of a block added in their place; the part has zeros where columns are not fresh.
 
-    def put_entries(self, vector: Any, part: Any, block: Block) -> Any:
+        ``to_zeros`` says that what is fresh is still 0 in w: then nothing is read but where blocks overlap."""
+        if self.blocks == 1:
+            return part.astype(w.dtype) if to_zeros else w + part
+        adds = not to_zeros or self.width % self.block > 0
+        if jnp.finfo(w.dtype).bits > 16:
+            if adds:
+                part = part + jax.lax.dynamic_slice_in_dim(w, block.start, self.block, axis=self.axis)
+            return jax.lax.dynamic_update_slice_in_dim(w, part, block.start, axis=self.axis)
+        return linear_map(_placed, _taken, (self.axis, self.block, adds), block.start, (w, part))
+
+    def add_entries(self, vector: Any, part: Any, block: Block, *, to_zeros: bool) -> Any:
         """The same for a vector over the vocabulary."""
-        return dataclasses.replace(self, layout="vd").put_columns(vector, part, block)
+        return dataclasses.replace(self, layout="vd").add_columns(vector, part, block, to_zeros=to_zeros)
 
     # -- products ------------------------------------------------------------------------------------------------------
 
@@ -125,19 +131,19 @@ class Walk:
         """g @ wᵀ, [N, D]."""
         return product(g, w, 1, self.axis)
 
-    def back_to_w(self, x: Any, g: Any) -> Any:
+    def back_to_w(self, x_transposed: Any, g: Any) -> Any:
         """xᵀ @ g, or its transpose in the layout ``"vd"``."""
-        return product(x, g, 0, 0) if self.layout == "dv" else product(g, x, 0, 0)
+        back = product(x_transposed, g, 1, 0)
+        return back if self.layout == "dv" else back.T
 
     # -- logits --------------------------------------------------------------------------------------------------------
 
     def products_of(self, arrays: Arrays, block: Block, of: str = "") -> Any:
-        """x @ w + bias of a block; ``of`` is ``"teacher_"`` for the teacher's."""
+        """x @ w of a block; ``of`` is ``"teacher_"`` for the teacher's."""
         w = self.columns_of(arrays[f"{of}w"], block)
-        z = self.products(arrays[f"{of}x"], w) if of or "known" not in arrays else self._known(arrays, w)
-        return z if (bias := arrays.get(f"{of}bias")) is None else z + self.entries_of(bias, block)
+        return self.products(arrays[f"{of}x"], w) if of or "known" not in arrays else self._known(arrays, w, block)
 
-    def _known(self, arrays: Arrays, w: Any) -> Any:
+    def _known(self, arrays: Arrays, w: Any, block: Block) -> Any:
         """The products, which have been stored: their derivative is that of what they are."""
 
         @jax.custom_jvp
@@ -149,7 +155,10 @@ class Walk:
             (products, x, w), (_, dx, dw) = primals, tangents
             return known(products, x, w), self.products(dx, w) + self.products(x, dw)
 
-        return known(arrays["known"], arrays["x"], w)
+        stored = arrays["known"]
+        if self.blocks > 1:
+            stored = jax.lax.dynamic_slice_in_dim(stored, block.start, self.block, axis=1)
+        return known(stored, arrays["x"], w)
 
     def shaping(self, arrays: Arrays, block: Block, of: str = "") -> Callable[[Any, dict[str, Any]], Any]:
         """From x @ w + bias and the numbers of :func:`shapers` to the logits: the cap, the temperature, -inf for what
@@ -164,9 +173,35 @@ class Walk:
 
         return shaped
 
-    def logits(self, arrays: Arrays, block: Block, of: str = "") -> Any:
-        """The logits of a block."""
-        return self.shaping(arrays, block, of)(self.products_of(arrays, block, of), shapers(arrays, of))
+    def with_bias(self, arrays: Arrays, block: Block, products: Any, of: str = "") -> Any:
+        """x @ w + bias."""
+        bias = arrays.get(f"{of}bias")
+        return products if bias is None else products + self.entries_of(bias, block)
+
+    def logits(self, arrays: Arrays, block: Block, products: Any, of: str = "") -> Any:
+        """The logits of a block, from its products."""
+        return self.shaping(arrays, block, of)(self.with_bias(arrays, block, products, of), shapers(arrays, of))
+
+
+def _placed(config: tuple[int, int, bool], start: Any, arguments: tuple[Any, Any]) -> Any:
+    """A 16-bit array with a part of it replaced, or added to, by bits: XLA:CPU would widen all of it otherwise."""
+    (axis, size, adds), (w, part) = config, arguments
+    bits = as_bits(w)
+    if adds:
+        old = jax.lax.dynamic_slice_in_dim(bits, start, size, axis=axis)
+        part = part + of_bits(old, w.dtype).astype(part.dtype)
+    narrow = rounded_to_bfloat16(part) if w.dtype == jnp.bfloat16 else part.astype(w.dtype)
+    return of_bits(jax.lax.dynamic_update_slice_in_dim(bits, as_bits(narrow), start, axis=axis), w.dtype)
+
+
+def _taken(config: tuple[int, int, bool], start: Any, cotangent: Any) -> tuple[Any, Any]:
+    """The transpose: the cotangents of the array and of the part."""
+    axis, size, adds = config
+    part = jax.lax.dynamic_slice_in_dim(cotangent, start, size, axis=axis)
+    rest = cotangent
+    if not adds:
+        rest = jax.lax.dynamic_update_slice_in_dim(cotangent, jnp.zeros_like(part), start, axis=axis)
+    return rest, part.astype(jnp.float32)
 
 
 def shapers(arrays: Arrays, of: str = "") -> dict[str, Any]:
