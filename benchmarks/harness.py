@@ -58,7 +58,7 @@ class Implementation:
     place: Callable[[Any], Any] = place_in_jax
     wait: Callable[[Any], Any] = jax.block_until_ready
     arrange: Callable[[tuple[Any, ...]], tuple[Any, ...]] = as_given
-    """The arguments in the layout that it takes, before they are placed; not timed."""
+    """The arguments in the layout that it takes, once they are placed; not timed."""
     check: Callable[[Any], dict[str, float]] | None = None
     """Its errors, from its result."""
     may_fail: bool = False
@@ -102,15 +102,17 @@ def run_all(task: Task, cache: int, seconds: float, seed: int = 0) -> dict[str, 
     """Every implementation after its rounds, or why it has none, by name; the first always runs."""
     bytes_in = sum(leaf.nbytes for leaf in jax.tree.leaves(task.arguments))
     copies = min(MOST_COPIES, max(1, math.ceil(2 * cache / max(bytes_in, 1))))
-    buffers: dict[Any, list[tuple[Any, ...]]] = {}
+    placed: dict[Any, list[tuple[Any, ...]]] = {}
+    arranged: dict[Any, list[tuple[Any, ...]]] = {}
     found: dict[str, Run | str] = {}
     for implementation in task.implementations:
-        key = implementation.place, implementation.arrange
-        if key not in buffers:
-            arranged = [implementation.arrange(_shifted(task.arguments, i)) for i in range(copies)]
-            buffers[key] = [tuple(map(implementation.place, arguments)) for arguments in arranged]
+        place, key = implementation.place, (implementation.place, implementation.arrange)
         try:
-            found[implementation.name] = Run(implementation, buffers[key], task.moved)
+            if place not in placed:
+                placed[place] = [tuple(map(place, _shifted(task.arguments, i))) for i in range(copies)]
+            if key not in arranged:
+                arranged[key] = [implementation.arrange(arguments) for arguments in placed[place]]
+            found[implementation.name] = Run(implementation, arranged[key], task.moved)
         except Exception as error:
             if not implementation.may_fail:
                 raise
@@ -119,8 +121,8 @@ def run_all(task: Task, cache: int, seconds: float, seed: int = 0) -> dict[str, 
     return found
 
 
-def row_of(task: Task, found: dict[str, Run | str], machine: Machine) -> dict[str, Any]:
-    """The row of a task whose implementations have run."""
+def row_of(task: Task, found: dict[str, Run | str], machine: Machine, ratio: str = "ours_over_this") -> dict[str, Any]:
+    """The row of a task whose implementations have run; ``ratio`` names the time of the first over another's."""
     first = next(iter(found.values()))
     assert isinstance(first, Run), "the first implementation may not fail"
     ours = np.array(first.times)
@@ -131,7 +133,7 @@ def row_of(task: Task, found: dict[str, Run | str], machine: Machine) -> dict[st
             continue
         rows[name] = run.row(first.moved, task.flop, machine, task.labels["dtype"])
         if run is not first:
-            rows[name]["ours_over_this"] = digits(np.median(ours / np.array(run.times)))
+            rows[name][ratio] = digits(np.median(ours / np.array(run.times)))
     row = {"kind": "row", **task.labels, "bytes": first.moved, "rounds": len(ours), "copies": len(first.buffers)}
     return {**row, "implementations": rows}
 
@@ -199,7 +201,7 @@ def interleave(runs: Sequence[Repeatable], seconds: float, seed: int, most: int 
 
 def _shifted(arguments: tuple[Any, ...], by: int) -> tuple[Any, ...]:
     """The same numbers in fresh memory, rows moved along together, so that no two copies are equal."""
-    return jax.tree.map(lambda leaf: np.roll(leaf, by, axis=0) if np.ndim(leaf) else leaf, arguments)
+    return jax.tree.map(lambda leaf: np.roll(leaf, by, axis=0) if by and np.ndim(leaf) else leaf, arguments)
 
 
 def digits(value: float) -> float:

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from benchmarks.harness import Implementation, as_given, jax_implementation
@@ -48,18 +47,22 @@ def methods(dtype: str) -> Iterator[Method]:
     yield Method("optax", _dense)
     if dtype != "float32":
         yield Method("optax, float32 logits", functools.partial(_dense, logits="float32"))
-    if importlib.util.find_spec("tokamax") and "chunked_xla" in _tokamax_implementations():
+    if is_installed("tokamax") and "chunked_xla" in _tokamax_implementations():
         yield Method("tokamax chunked_xla", _tokamax, twice=False)
-    if importlib.util.find_spec("jax_cce"):
+    if is_installed("jax_cce"):
         yield Method("jax-cce", _jax_cce, layout="vd", twice=False)
 
 
 def absent() -> dict[str, str]:
     """Why a peer in JAX takes no part."""
-    found = {name: f"pip install {name}" for module, name in PACKAGES.items() if not importlib.util.find_spec(module)}
+    found = {name: f"pip install {name}" for module, name in PACKAGES.items() if not is_installed(module)}
     if "tokamax" not in found and "chunked_xla" not in _tokamax_implementations():
         found["tokamax"] = "this version has no chunked_xla: version 0.0.13 does, on Python 3.12 or later"
     return found
+
+
+def is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def _dense(x: jax.Array, w: jax.Array, labels: jax.Array, logits: str | None = None) -> jax.Array:
@@ -81,7 +84,7 @@ def _jax_cce(x: jax.Array, w: jax.Array, labels: jax.Array) -> jax.Array:
 @functools.cache
 def _tokamax_package() -> Any:
     """tokamax; without xprof, which it imports for its own profiles alone, its name stands for it."""
-    if not importlib.util.find_spec("xprof"):
+    if not is_installed("xprof"):
         for name in ("xprof", "xprof.cli", "xprof.cli.tools"):
             sys.modules[name] = types.ModuleType(name)
         sys.modules["xprof.cli.tools"].get_kernel_stats_tool = None  # type: ignore[attr-defined]
@@ -112,9 +115,9 @@ def implementation(method: Method, mode: str, true: Truth | None) -> Implementat
 
 
 def transposed(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """x, w [V, D], labels: contiguous, as a method with rows of classes would be given it."""
+    """x, w [V, D], labels: in memory of its own, as a method with rows of classes would be given it."""
     x, w, labels = arguments
-    return x, np.ascontiguousarray(w.T), labels
+    return x, jnp.array(w.T), labels
 
 
 def _gradient(loss: Callable[..., jax.Array], x: Any, w: Any, labels: Any) -> tuple[jax.Array, jax.Array]:

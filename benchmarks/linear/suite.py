@@ -77,16 +77,3 @@ def implementations(dtype: str, mode: str, true: Truth) -> Iterator[Implementati
     if plain:
         yield from torch_methods.implementations(mode, true, on_gpu=False)
         yield methods.products(mode, ROWS)
-
-
-def one_line(row: dict[str, Any]) -> str:
-    """A row for the eye: our time, and ours over each other's; the error of the worst; temporary memory."""
-    if row["kind"] == "skipped":
-        return f"{row['name']}: left out, {row['why']}"
-    ours, *others = row["implementations"].items()
-    text = f"({', '.join(str(size) for size in row['sizes'].values())}), {row['dtype']}, {row['mode']}: "
-    text += f"{ours[1]['run_s'] * 1e3:.1f} ms, {ours[1]['matmul_share']:.0%} of products"
-    for other, found in others:
-        text += f", {other}: failed" if "failed" in found else f", {found['ours_over_this']:.2f}x {other}"
-    memory = {n: i["temp_bytes"] for n, i in row["implementations"].items() if "temp_bytes" in i}
-    return text + "; MiB " + "/".join(f"{b / 2**20:.1f}" for b in memory.values())

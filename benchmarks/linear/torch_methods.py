@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks import in_torch
 from benchmarks.harness import Implementation, Program
-from benchmarks.linear.methods import PRODUCTS, transposed
+from benchmarks.linear.methods import PRODUCTS
 from benchmarks.linear.truth import Picked, Truth, errors
 
 Loss = Callable[..., Any]
@@ -55,7 +55,7 @@ def losses(on_gpu: bool, compiled: bool) -> dict[str, Loss]:
 
 
 def implementations(mode: str, true: Truth, on_gpu: bool, compiled: bool = False) -> Iterator[Implementation]:
-    """Every method of torch that is installed, and on a GPU the products alone; none without torch."""
+    """Every method of torch that is installed; none without torch. ``compiled``: torch.compile's too."""
     if not importlib.util.find_spec("torch"):
         return
     place = in_torch.tensor_on_gpu if on_gpu else in_torch.tensor
@@ -63,11 +63,24 @@ def implementations(mode: str, true: Truth, on_gpu: bool, compiled: bool = False
     for name, loss in losses(on_gpu, compiled).items():
         run = _with_gradients(loss) if mode == "value_and_grad" else _alone(loss)
         yield Implementation(
-            name, _prepared(run, on_gpu), place, in_torch.waiting(on_gpu), transposed, check, may_fail=True
+            name, _prepared(run, on_gpu), place, in_torch.waiting(on_gpu), _transposed, check, may_fail=True
         )
-    if on_gpu:
-        products = Implementation(PRODUCTS, _prepared(_products(mode), on_gpu), place, in_torch.waiting(on_gpu))
-        yield products
+
+
+def products(mode: str, on_gpu: bool) -> Implementation:
+    """The products alone, as :func:`benchmarks.linear.methods.products` has them all at once."""
+
+    def run(x: Any, w: Any, labels: Any) -> Any:
+        logits = x @ w
+        return logits if mode == "value" else (logits @ w.T, x.T @ logits)
+
+    place = in_torch.tensor_on_gpu if on_gpu else in_torch.tensor
+    return Implementation(PRODUCTS, _prepared(run, on_gpu), place, in_torch.waiting(on_gpu))
+
+
+def _transposed(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    x, w, labels = arguments
+    return x, w.T.contiguous(), labels
 
 
 def _functional() -> Any:
@@ -99,16 +112,6 @@ def _with_gradients(loss: Loss) -> Loss:
         x, w = (tensor.detach().requires_grad_() for tensor in (x, w))
         value = loss(x, w, labels)
         return value, torch.autograd.grad(value, (x, w))
-
-    return run
-
-
-def _products(mode: str) -> Loss:
-    """The products of :func:`benchmarks.linear.methods.products`, for x, w [D, V]."""
-
-    def run(x: Any, w: Any, labels: Any) -> Any:
-        logits = x @ w
-        return logits if mode == "value" else (logits @ w.T, x.T @ logits)
 
     return run
 

@@ -1,0 +1,307 @@
+"""What is made of linear.jsonl: a Markdown page with every method, a plot, and the README's tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from benchmarks.aims import LINEAR_AIMS, LinearAim
+from benchmarks.linear.methods import PRODUCTS
+from benchmarks.tables import machine_line, mebibytes, milliseconds, table
+
+Row = dict[str, Any]
+
+#: Columns of errors, as the rows name them.
+ERRORS = {
+    "loss_error": "loss",
+    "dx_max_error": "by x, entry",
+    "dx_error": "by x, norm",
+    "dw_max_error": "by w, entry",
+    "dw_error": "by w, norm",
+    "class_error": "by w, class",
+}
+
+EXPLANATION = (
+    "Time: median (20th to 80th percentile) over interleaved rounds, and in brackets the first method's over it (below "
+    "1: the first is faster). Memory: temporary, beside arguments and results. Floor: the share that the least FLOP or "
+    "bytes at the machine's rates have of the time. `products alone` is no method: the products of x and w, without a "
+    "softmax between them. Errors against float64: of the loss, relative; of each gradient, the largest of an entry "
+    "over the largest entry, and in the Euclidean norm; of the worst class, the norm of its column of w's gradient, "
+    "relative. How they are counted and drawn: benchmarks/linear/__init__.py."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """One device's results: the name of their folder, the machine's line, then rows of each kind."""
+
+    folder: str
+    machine: dict[str, Any]
+    rows: tuple[Row, ...]
+
+    def of(self, kind: str, suite: str | None = None) -> list[Row]:
+        return [row for row in self.rows if row["kind"] == kind and suite in (None, row.get("suite"))]
+
+
+def result_files(results: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(results.glob("*/linear.jsonl"))
+
+
+def load(path: pathlib.Path) -> Results:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return Results(path.parent.name, lines[0], tuple(lines[1:]))
+
+
+def write(path: pathlib.Path) -> list[str]:
+    """The page and the plot beside a result; their names."""
+    results = load(path)
+    (path.parent / "linear.md").write_text(document(results))
+    plot(results, path.parent)
+    return ["linear.md", "linear.png"]
+
+
+# -- reading rows ------------------------------------------------------------------------------------------------------
+
+
+def sizes(row: Row) -> str:
+    return ", ".join(f"{letter} = {size:,}" for letter, size in row["sizes"].items())
+
+
+def methods(row: Row) -> dict[str, Row]:
+    """What was measured of each method, without those that failed and the products alone."""
+    return {n: m for n, m in row["implementations"].items() if "failed" not in m and n != PRODUCTS}
+
+
+def best_peer(row: Row) -> tuple[str, Row] | None:
+    """The fastest that is not ours."""
+    others = [(name, method) for name, method in methods(row).items() if not name.startswith("xentjax")]
+    return min(others, key=lambda item: item[1]["run_s"], default=None)
+
+
+def joined(results: Results) -> list[Row]:
+    """The rows of the suite, each with what was measured of the same place in torch's own process.
+
+    Their ratios are of times in different rounds: each method's over the products alone beside it.
+    """
+    of_torch = {_place(row): row for row in results.of("row", "linear, torch")}
+    found = []
+    for row in results.of("row", "linear"):
+        other = of_torch.get(_place(row))
+        found.append(row if other is None else row | {"implementations": _joined(row, other)})
+    return found
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    return tuple(row["sizes"].values()), row["dtype"], row["mode"]
+
+
+def _joined(row: Row, other: Row) -> dict[str, Row]:
+    mine, theirs = row["implementations"], dict(other["implementations"])
+    alone = theirs.pop(PRODUCTS)
+    found = {**mine, **theirs, f"{PRODUCTS}, torch": alone}
+    ours = mine[next(iter(mine))].get("run_s")
+    of_ours = ours / mine[PRODUCTS]["run_s"] if "run_s" in mine.get(PRODUCTS, {}) else None
+    for name in theirs:
+        if "products_over_this" in found[name] and of_ours is not None:
+            found[name] = found[name] | {"ours_over_this": of_ours * found[name]["products_over_this"]}
+    return found
+
+
+def figure(row: Row, aim: LinearAim) -> float | None:
+    """What an aim is about, where the row says it."""
+    place = (aim.sizes, aim.dtype, aim.mode)
+    if any(wanted not in (None, got) for wanted, got in zip(place, _place(row), strict=True)):
+        return None
+    of, against = (row["implementations"].get(name, {}) for name in (aim.method, aim.against))
+    if aim.against == "MiB":
+        return of["temp_bytes"] / 2**20 if "temp_bytes" in of else None
+    if aim.against == "copies":
+        return 1 / of["copy_share"]
+    if aim.method == next(iter(row["implementations"])):
+        return against.get("ours_over_this")
+    return of["run_s"] / against["run_s"] if "run_s" in of and "run_s" in against else None
+
+
+def missed(results: Results) -> Iterator[str]:
+    """A line for each aim that is missed by more than its last digit, and what stands in its way."""
+    for row in (*joined(results), *results.of("row", "given logits")):
+        for aim in LINEAR_AIMS:
+            found = figure(row, aim)
+            if found is not None and round(found, 2) > round(aim.at_most, 2):
+                unit = " MiB" if aim.against == "MiB" else f" of {aim.against}"
+                yield (
+                    f"- {sizes(row)}, {row['dtype']}, {row['mode']}, {aim.method}: {found:.2f}{unit}, "
+                    f"aim {aim.at_most:.2f}: {aim.obstacle}"
+                )
+
+
+# -- Markdown ----------------------------------------------------------------------------------------------------------
+
+
+def document(results: Results) -> str:
+    """Everything that was measured on one device."""
+    parts = [f"# Linear cross-entropy on {results.folder}", machine_line(results.machine), EXPLANATION]
+    for row in joined(results):
+        parts += [f"## {sizes(row)}, {row['dtype']}, {row['mode']}", methods_table(row, results.machine)]
+    parts.append("![time and memory](linear.png)")
+    if results.of("row", "given logits"):
+        parts += ["## Softmax cross-entropy on given logits", given_table(results.of("row", "given logits"))]
+    if results.of("check"):
+        parts += ["## Checks before timing", CHECKS, checks_table(results.of("check"))]
+    if results.of("block"):
+        parts += ["## Block sizes, value and gradients", blocks_table(results.of("block"))]
+    skipped = [f"- {row['name']}: {row['why']}" for row in results.of("skipped")]
+    if skipped:
+        parts += ["## Left out", "\n".join(skipped)]
+    return "\n\n".join(parts) + "\n"
+
+
+def methods_table(row: Row, machine: dict[str, Any]) -> str:
+    has_errors = any("loss_error" in method for method in row["implementations"].values())
+    columns = list(ERRORS) if row["mode"] == "value_and_grad" else list(ERRORS)[:1]
+    columns = columns if has_errors else []
+    lines = []
+    for name, method in row["implementations"].items():
+        if "failed" in method:
+            why = method["failed"].replace("|", "\\|")
+            lines.append([name, f"failed: {why}", *["–"] * (2 + len(columns))])
+            continue
+        spread = f" ({milliseconds(method['p20_s'])}–{milliseconds(method['p80_s'])})"
+        ratio = f" ({method['ours_over_this']:.2f})" if "ours_over_this" in method else ""
+        floor = max(method["matmul_share"], method["copy_share"])
+        lines.append(
+            [name, milliseconds(method["run_s"]) + spread + ratio, memory(method), f"{floor:.0%}"]
+            + [f"{method[column]:.1e}" if column in method else "–" for column in columns]
+        )
+    return table(["method", "time, ms", "memory, MiB", "floor", *(ERRORS[column] for column in columns)], lines)
+
+
+def memory(method: Row) -> str:
+    return mebibytes(method["temp_bytes"]) if "temp_bytes" in method else "–"
+
+
+def given_table(rows: list[Row]) -> str:
+    """The share of copies: the bytes that must move over the time."""
+    lines = [
+        [sizes(row), row["dtype"], row["mode"], name, milliseconds(m["run_s"]), f"{m['copy_share']:.0%}", memory(m)]
+        for row in rows
+        for name, m in methods(row).items()
+    ]
+    return table(["sizes", "dtype", "mode", "method", "time, ms", "of copies", "memory, MiB"], lines)
+
+
+#: What :func:`checks_table` shows.
+CHECKS = (
+    "Errors of value and gradients against float64 beside those of the dense formula in the same dtype, which they may "
+    "exceed by a factor of 2 and one rounding; and the largest difference between runs on the same arguments, which "
+    "must be 0."
+)
+
+
+def checks_table(rows: list[Row]) -> str:
+    lines = []
+    for row in rows:
+        pairs = [f"{row['errors'][key]:.1e} ({row['errors_of_dense'][key]:.1e})" for key in ERRORS]
+        lines.append([row["name"], "yes" if row["passed"] else "**no**", *pairs, f"{row['moving']:g}"])
+    return table(["case", "passed", *ERRORS.values(), "between runs"], lines)
+
+
+def blocks_table(rows: list[Row]) -> str:
+    size = lambda number: "–" if number is None else f"{number:,}"
+    lines = []
+    for row in rows:
+        shape, blocks = ([size(row[name]) for name in names] for names in (("n", "d", "v"), ("block", "chunk")))
+        lines.append([*shape, row["dtype"], row["strategy"], *blocks, f"{row['milliseconds']:g}", memory(row)])
+    header = ["N", "D", "V", "dtype", "strategy", "classes at a time", "tokens at a time", "time, ms", "memory, MiB"]
+    return table(header, lines)
+
+
+def readme_section(results: Results) -> str:
+    """One line for each shape and dtype, ours beside the dense formula and the fastest peer; then the aims missed."""
+    modes = ("value", "value_and_grad")
+    lines = [_readme_line(row) for row in joined(results) if row["mode"] in modes]
+    header = ["N, D, V", "dtype", "mode", "ours, ms", "optax, ms", "fastest peer, ms", "ours over it"]
+    header += ["MiB, ours / optax", "error by w, ours / optax"]
+    not_reached = list(missed(results))
+    page = f"benchmarks/results/{results.folder}"
+    parts = [
+        f"**{results.folder}**: {machine_line(results.machine)}",
+        table(header, lines),
+        *(["Where an aim is missed, and why:\n\n" + "\n".join(not_reached)] if not_reached else []),
+        f"Every method, with errors, floors and memory: [{page}/linear.md]({page}/linear.md).",
+        f"![time and memory of every method]({page}/linear.png)",
+    ]
+    return "\n\n".join(parts)
+
+
+def _readme_line(row: Row) -> list[str]:
+    ours, dense, peer = methods(row)["xentjax"], methods(row).get("optax", {}), best_peer(row)
+    show = lambda key, form: " / ".join(form(m[key]) if key in m else "–" for m in (ours, dense))
+    return [
+        ", ".join(f"{size:,}" for size in row["sizes"].values()),
+        row["dtype"],
+        row["mode"],
+        milliseconds(ours["run_s"]),
+        milliseconds(dense["run_s"]) if "run_s" in dense else "–",
+        "–" if peer is None else f"{peer[0]}, {milliseconds(peer[1]['run_s'])}",
+        "–" if peer is None or "ours_over_this" not in peer[1] else f"{peer[1]['ours_over_this']:.2f}",
+        show("temp_bytes", mebibytes),
+        show("dw_error", lambda error: f"{error:.1e}"),
+    ]
+
+
+def sections(paths: Iterable[pathlib.Path]) -> str:
+    """The README's part, one section for each device."""
+    return "\n\n".join(readme_section(load(path)) for path in paths)
+
+
+# -- the plot ----------------------------------------------------------------------------------------------------------
+
+
+def plot(results: Results, folder: pathlib.Path) -> None:
+    """``linear.png``: of every method that states its memory, time of value and gradients over temporary memory."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in joined(results) if row["mode"] == "value_and_grad"]
+    across = min(4, max(1, len(rows)))
+    down = max(1, -(-len(rows) // across))
+    figure, axes = pyplot.subplots(
+        down, across, figsize=(3.2 * across, 2.6 * down + 0.8), squeeze=False, layout="constrained"
+    )
+    names = list(dict.fromkeys(name for row in rows for name, method in methods(row).items() if "temp_bytes" in method))
+    for axis, row in zip(axes.flat, rows, strict=False):
+        _draw(axis, row, names)
+    for axis in list(axes.flat)[len(rows) :]:
+        axis.set_axis_off()
+    handles: dict[str, Any] = {}
+    for axis in axes.flat:
+        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=8)
+    figure.savefig(folder / "linear.png", dpi=110)
+    pyplot.close(figure)
+
+
+def _draw(axis: Any, row: Row, names: list[str]) -> None:
+    found = methods(row)
+    style: Callable[[str], str] = lambda name: "o" if name.startswith("xentjax") else "s"
+    for place, name in enumerate(names):
+        if "temp_bytes" in found.get(name, {}):
+            at = max(found[name]["temp_bytes"] / 2**20, 0.01), found[name]["run_s"] * 1e3
+            axis.plot(*at, style(name), color=f"C{place % 10}", label=name, alpha=0.8)
+    products = row["implementations"].get(PRODUCTS, {})
+    if "run_s" in products:
+        axis.axhline(products["run_s"] * 1e3, color="0.6", linestyle="--", label=PRODUCTS)
+    axis.set_title(f"{', '.join(f'{size:,}' for size in row['sizes'].values())}\n{row['dtype']}", fontsize=8)
+    axis.set_xscale("log")
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("temporary memory, MiB", fontsize=8)
+    axis.set_ylabel("value and gradients, ms", fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.grid(alpha=0.3)
