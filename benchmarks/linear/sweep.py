@@ -14,7 +14,7 @@ from benchmarks.harness import Implementation, Run, Task, digits, jax_implementa
 from benchmarks.linear import methods
 from benchmarks.linear.problems import Shape, draw
 from benchmarks.machine import cache_bytes
-from xentjax.losses.linear import linear_cross_entropy, using
+from xentjax.losses.linear import STRATEGIES, Plan, linear_cross_entropy
 
 Row = dict[str, Any]
 
@@ -32,14 +32,21 @@ class Candidate:
     block: int | None = None
     chunk: int | None = None
 
+    @property
+    def plan(self) -> str | Plan:
+        """What the function is asked for."""
+        sizes = {name: size for name, size in (("block", self.block), ("chunk", self.chunk)) if size is not None}
+        return Plan(self.strategy, **sizes) if sizes else self.strategy  # type: ignore[arg-type]
+
 
 def candidates(shape: Shape, on_cpu: bool, tiny: bool = False) -> list[Candidate]:
-    """Blocks of fewer classes than there are, chunks of no more tokens than there are."""
+    """Blocks of fewer classes than there are, chunks of no more tokens than there are; other strategies as they are."""
     blocks, chunks = (TINY, TINY) if tiny else (BLOCKS[on_cpu], CHUNKS[on_cpu])
-    found = [Candidate("dense")]
-    found += [Candidate("recompute", block=block) for block in blocks if block < shape.v]
-    found += [Candidate("gradient_in_forward", chunk=chunk) for chunk in chunks if chunk <= shape.n]
-    return found
+    of = {
+        "recompute": [Candidate("recompute", block=block) for block in blocks if block < shape.v],
+        "gradient_in_forward": [Candidate("gradient_in_forward", chunk=chunk) for chunk in chunks if chunk <= shape.n],
+    }
+    return [candidate for strategy in STRATEGIES for candidate in of.get(strategy, [Candidate(strategy)])]
 
 
 def rows(
@@ -72,11 +79,5 @@ def measured(run: Run) -> dict[str, float]:
 
 
 def _implementation(name: str, candidate: Candidate) -> Implementation:
-    loss = functools.partial(linear_cross_entropy, reduction="mean", implementation=candidate.strategy)
-    made = jax_implementation(name, methods.MODES["value_and_grad"](loss), may_fail=True)
-
-    def compile_(arguments: Any) -> Any:
-        with using(candidate.strategy, candidate.block, candidate.chunk):
-            return made.compile(arguments)
-
-    return dataclasses.replace(made, compile=compile_)
+    loss = functools.partial(linear_cross_entropy, reduction="mean", implementation=candidate.plan)
+    return jax_implementation(name, methods.MODES["value_and_grad"](loss), may_fail=True)
