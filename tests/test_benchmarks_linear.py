@@ -200,7 +200,7 @@ def test_a_wrong_gradient_and_a_moving_one_fail_their_check(monkeypatch):
     right = lambda x, w, labels: optax.softmax_cross_entropy_with_integer_labels(x @ w, labels).mean()
     listed = [methods.Method(n, loss, is_ours=n != "optax") for n, loss in
               (("wrong", wrong), ("moving", moving), ("right", right), ("optax", right))]  # fmt: skip
-    monkeypatch.setattr(checks.methods, "methods", lambda dtype: listed)
+    monkeypatch.setattr(checks.methods, "methods", lambda dtype, in_stages: listed)
     monkeypatch.setattr(checks, "TINY_CASES", ((Shape(9, 5, 33), "float32"),))
     found = {row["name"].split(", ")[-1]: row for row in checks.rows(tiny=True)}
     assert {name: row["passed"] for name, row in found.items()} == {"wrong": False, "moving": False, "right": True}

@@ -39,7 +39,7 @@ def rows(tiny: bool) -> Iterator[dict[str, Any]]:
         true = truth(*arguments)
         found = {
             method.name: method
-            for method in methods.methods(dtype)
+            for method in methods.methods(dtype, in_stages=True)
             if (method.is_ours and method.name != "xentjax") or method.name == "optax"
         }
         dense = found.pop("optax")

@@ -38,18 +38,21 @@ class Method:
     """It can be differentiated forward and twice."""
 
 
-def methods(dtype: str) -> Iterator[Method]:
-    """Ours as it chooses, which all others are compared with, then each strategy, then the peers that are installed."""
+def methods(dtype: str, in_stages: bool = False) -> Iterator[Method]:
+    """Ours as it chooses, which all others are compared with, then each strategy, then the peers that are installed.
+
+    ``in_stages``: without those that an accelerator's stages have no time for, as another of their kind is faster.
+    """
     yield Method("xentjax", functools.partial(linear_cross_entropy, reduction="mean"), is_ours=True)
     for strategy in STRATEGIES:
         loss = functools.partial(linear_cross_entropy, reduction="mean", implementation=strategy)
         yield Method(f"xentjax {strategy}", loss, is_ours=True)
     yield Method("optax", _dense)
-    if dtype != "float32":
+    if dtype != "float32" and not in_stages:
         yield Method("optax, float32 logits", functools.partial(_dense, logits="float32"))
     if is_installed("tokamax") and "chunked_xla" in _tokamax_implementations():
         yield Method("tokamax chunked_xla", _tokamax, twice=False)
-    if is_installed("jax_cce"):
+    if is_installed("jax_cce") and not in_stages:
         yield Method("jax-cce", _jax_cce, layout="vd", twice=False)
 
 

@@ -33,12 +33,11 @@ def absent(on_gpu: bool) -> dict[str, str]:
 
 
 def losses(on_gpu: bool, compiled: bool) -> dict[str, Loss]:
-    """The mean loss of x [N, D], w [V, D], labels [N], by name; ``compiled``: with torch.compile's among them."""
+    """The mean loss of x [N, D], w [V, D], labels [N], by name; ``compiled``: the dense one by torch.compile."""
     import torch
 
-    found: dict[str, Loss] = {"torch": _dense}
-    if compiled:
-        found["torch.compile"] = torch.compile(_dense, dynamic=False)
+    dense = {"torch.compile": torch.compile(_dense, dynamic=False)} if compiled else {"torch": _dense}
+    found: dict[str, Loss] = {**dense}
     if hasattr(_functional(), "linear_cross_entropy"):
         options = torch.nn.LinearCrossEntropyOptions()
         found["torch chunked"] = lambda x, w, labels: _functional().linear_cross_entropy(x, w, labels, options=options)
@@ -55,7 +54,7 @@ def losses(on_gpu: bool, compiled: bool) -> dict[str, Loss]:
 
 
 def implementations(mode: str, true: Truth, on_gpu: bool, compiled: bool = False) -> Iterator[Implementation]:
-    """Every method of torch that is installed; none without torch. ``compiled``: torch.compile's too."""
+    """Every method of torch that is installed; none without torch. ``compiled``: as for the losses."""
     if not importlib.util.find_spec("torch"):
         return
     place = in_torch.tensor_on_gpu if on_gpu else in_torch.tensor

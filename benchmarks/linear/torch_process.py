@@ -78,7 +78,7 @@ def main() -> None:
             line = {"kind": "skipped", "name": f"torch, {shape}, {mode}", "why": "no time was left"}
         else:
             if (shape, dtype) not in arguments:
-                arguments = {(shape, dtype): draw(shape, dtype)}
+                arguments[shape, dtype] = draw(shape, dtype)
             with np.load(pathlib.Path(asked["folder"]) / f"{shape}.npz") as stored:
                 true = Truth(**stored)
             line = _row(shape, dtype, mode, arguments[shape, dtype], true, machine, asked["seconds"])
