@@ -161,20 +161,31 @@ def small(monkeypatch):
     monkeypatch.setattr(sweep, "TINY", (16,))
 
 
-def test_all_stages_at_toy_size_and_their_report(small, tmp_path):
-    rows = list(stages.rows(MACHINE, time.perf_counter(), tiny=True))
-    kinds = {row["kind"] for row in rows}
-    assert kinds == {"skipped", "check", "row", "block"}
-    assert all(row["passed"] for row in rows if row["kind"] == "check")
-    path = tmp_path / "nvidia-h200" / "linear.jsonl"
-    path.parent.mkdir()
-    path.write_text("\n".join(map(json.dumps, (MACHINE.to_json(), *rows))))
-    assert report.write(path) == ["linear.md", "linear.png"]
-    page = (path.parent / "linear.md").read_text()
-    for heading in ("given logits", "Checks before timing", "Block sizes", "Left out"):
-        assert f"## {heading}" in page or heading in page
+def test_all_stages_at_toy_size_and_their_report(small, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "settle", lambda device: None)
+    folder = tmp_path / "nvidia-h200"
+    assert command.main(["linear", "--tiny", "--out", str(folder)]) == 0
+    loaded = report.load(folder / "linear.jsonl")
+    assert {row["kind"] for row in loaded.rows} == {"skipped", "check", "row", "block"}
+    assert all(row["passed"] for row in loaded.of("check"))
+    printed = capsys.readouterr().out
+    assert printed.count(": passed; ") == len(loaded.of("check"))
+    assert report.write(folder / "linear.jsonl") == ["linear.md", "linear.png"]
+    page = (folder / "linear.md").read_text()
+    for heading in ("Softmax cross-entropy on given logits", "Checks before timing", "Block sizes", "Left out"):
+        assert f"## {heading}" in page
     assert "## N = 20, D = 16, V = 100, bfloat16, value_and_grad" in page
-    assert "| 20, 16, 100 | bfloat16 | value_and_grad |" in report.readme_section(report.load(path))
+    assert "| 20, 16, 100 | bfloat16 | value_and_grad |" in report.readme_section(loaded)
+
+
+def test_a_failed_check_fails_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(command, "settle", lambda device: None)
+    monkeypatch.setattr("benchmarks.machine.measure_machine", lambda *_, **__: MACHINE)
+    failed = {"kind": "check", "name": "a case", "passed": False, "moving": 0.5, "errors": {"dx_error": 0.1}}
+    failed["errors_of_dense"] = {"dx_error": 0.01}
+    monkeypatch.setattr(stages, "rows", lambda *_: iter([failed]))
+    assert command.main(["linear", "--tiny"]) == 1
+    assert "a case: FAILED; dx_error 1.0e-01, of the dense formula 1.0e-02; moves by 0.5" in capsys.readouterr().out
 
 
 def test_a_stage_ends_with_its_time():
