@@ -72,13 +72,7 @@ def sizes(row: Row) -> str:
 
 def methods(row: Row) -> dict[str, Row]:
     """What was measured of each method, without those that failed and the products alone."""
-    return {n: m for n, m in row["implementations"].items() if "failed" not in m and n != PRODUCTS}
-
-
-def best_peer(row: Row) -> tuple[str, Row] | None:
-    """The fastest that is not ours."""
-    others = [(name, method) for name, method in methods(row).items() if not name.startswith("xentjax")]
-    return min(others, key=lambda item: item[1]["run_s"], default=None)
+    return {n: m for n, m in row["implementations"].items() if "failed" not in m and not n.startswith(PRODUCTS)}
 
 
 def joined(results: Results) -> list[Row]:
@@ -221,14 +215,14 @@ def blocks_table(rows: list[Row]) -> str:
 
 def readme_section(results: Results) -> str:
     """One line for each shape and dtype, ours beside the dense formula and the fastest peer; then the aims missed."""
-    modes = ("value", "value_and_grad")
-    lines = [_readme_line(row) for row in joined(results) if row["mode"] in modes]
-    header = ["N, D, V", "dtype", "mode", "ours, ms", "optax, ms", "fastest peer, ms", "ours over it"]
-    header += ["MiB, ours / optax", "error by w, ours / optax"]
+    lines = [_readme_line(list(group)) for group in _by_place(joined(results))]
+    header = ["N, D, V", "dtype", "ours, ms", "optax, ms", "ours over optax", "fastest other, ours over it"]
+    header += ["MiB, ours", "MiB, optax", "error by w, ours", "optax"]
     not_reached = list(missed(results))
     page = f"benchmarks/results/{results.folder}"
     parts = [
         f"**{results.folder}**: {machine_line(results.machine)}",
+        "The mean loss / with the gradients by x and w; the error of w's gradient against float64, in the norm.",
         table(header, lines),
         *(["Where an aim is missed, and why:\n\n" + "\n".join(not_reached)] if not_reached else []),
         f"Every method, with errors, floors and memory: [{page}/linear.md]({page}/linear.md).",
@@ -237,20 +231,45 @@ def readme_section(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def _readme_line(row: Row) -> list[str]:
-    ours, dense, peer = methods(row)["xentjax"], methods(row).get("optax", {}), best_peer(row)
-    show = lambda key, form: " / ".join(form(m[key]) if key in m else "–" for m in (ours, dense))
+#: The modes that the README shows, in the order of its cells.
+README_MODES = ("value", "value_and_grad")
+
+
+def _by_place(rows: Iterable[Row]) -> Iterator[Iterable[Row]]:
+    """The rows of each shape and dtype that the README shows, in the order of its modes."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in sorted((row for row in rows if row["mode"] in README_MODES), key=lambda row: row["mode"]):
+        groups.setdefault(_place(row)[:2], []).append(row)
+    order = list(dict.fromkeys(_place(row)[:2] for row in rows))
+    return (groups[place] for place in order if place in groups)
+
+
+def _readme_line(rows: list[Row]) -> list[str]:
+    first, last = rows[0], rows[-1]
+    cells = lambda name, key, form: " / ".join(_cell(row, name, key, form) for row in rows)
     return [
-        ", ".join(f"{size:,}" for size in row["sizes"].values()),
-        row["dtype"],
-        row["mode"],
-        milliseconds(ours["run_s"]),
-        milliseconds(dense["run_s"]) if "run_s" in dense else "–",
-        "–" if peer is None else f"{peer[0]}, {milliseconds(peer[1]['run_s'])}",
-        "–" if peer is None or "ours_over_this" not in peer[1] else f"{peer[1]['ours_over_this']:.2f}",
-        show("temp_bytes", mebibytes),
-        show("dw_error", lambda error: f"{error:.1e}"),
+        ", ".join(f"{size:,}" for size in first["sizes"].values()),
+        first["dtype"],
+        cells("xentjax", "run_s", milliseconds),
+        cells("optax", "run_s", milliseconds),
+        cells("optax", "ours_over_this", "{:.2f}".format),
+        " / ".join(map(_fastest, rows)),
+        cells("xentjax", "temp_bytes", mebibytes),
+        cells("optax", "temp_bytes", mebibytes),
+        *(_cell(last, name, "dw_error", "{:.1e}".format) for name in ("xentjax", "optax")),
     ]
+
+
+def _cell(row: Row, name: str, key: str, form: Callable[[float], str]) -> str:
+    found = row["implementations"].get(name, {})
+    return form(found[key]) if key in found else "–"
+
+
+def _fastest(row: Row) -> str:
+    """The fastest peer but for the dense formula of optax, and our time over its."""
+    others = {n: m for n, m in methods(row).items() if not n.startswith(("xentjax", "optax"))}
+    name = min(others, key=lambda name: others[name]["run_s"], default=None)
+    return "–" if name is None else f"{name} {_cell(row, name, 'ours_over_this', '{:.2f}'.format)}"
 
 
 def sections(paths: Iterable[pathlib.Path]) -> str:
@@ -283,7 +302,7 @@ def plot(results: Results, folder: pathlib.Path) -> None:
     for axis in axes.flat:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=8)
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, fontsize=7)
     figure.savefig(folder / "linear.png", dpi=110)
     pyplot.close(figure)
 
@@ -300,6 +319,8 @@ def _draw(axis: Any, row: Row, names: list[str]) -> None:
         axis.axhline(products["run_s"] * 1e3, color="0.6", linestyle="--", label=PRODUCTS)
     axis.set_title(f"{', '.join(f'{size:,}' for size in row['sizes'].values())}\n{row['dtype']}", fontsize=8)
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("")
     axis.set_ylim(bottom=0)
     axis.set_xlabel("temporary memory, MiB", fontsize=8)
     axis.set_ylabel("value and gradients, ms", fontsize=8)
