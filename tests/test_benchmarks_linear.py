@@ -14,6 +14,7 @@ from benchmarks import aims, harness
 from benchmarks.linear import blocks, checks, counts, methods, problems, report, stages, suite, sweep, truth
 from benchmarks.linear.problems import Shape
 from benchmarks.machine import Machine
+from xentjax.losses.linear import STRATEGIES, Plan
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
@@ -254,7 +255,9 @@ def test_what_is_tried():
     assert sweep.Candidate("recompute", block=2048) in found
     assert sweep.Candidate("recompute", block=4096) not in found
     assert sweep.Candidate("gradient_in_forward", chunk=512) not in found
-    assert {candidate.strategy for candidate in found} == {"dense", "recompute", "gradient_in_forward"}
+    assert {candidate.strategy for candidate in found} == set(STRATEGIES)
+    assert sweep.Candidate("recompute", block=2048).plan == Plan("recompute", block=2048)
+    assert sweep.Candidate("dense").plan == "dense"
 
 
 # -- the report --------------------------------------------------------------------------------------------------------
