@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import xentjax as xj
 from xentjax.losses.linear import Plan, linear_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")

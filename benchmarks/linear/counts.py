@@ -1,4 +1,4 @@
-"""How many products each mode takes, what they cost, and the time that no method goes below."""
+"""How many products each mode takes at least, what they cost, and the bytes that must move."""
 
 from __future__ import annotations
 
@@ -24,8 +24,3 @@ def least_bytes(shape: Shape, mode: str, itemsize: int) -> int:
     arguments = itemsize * (shape.n * shape.d + shape.d * shape.v)
     passes = {"value": 1, "value_and_grad": 2, "jvp": 2, "hvp": 3}[mode]
     return passes * arguments + 4 * shape.n
-
-
-def floor_seconds(shape: Shape, mode: str, itemsize: int, flop_per_s: float, bytes_per_s: float) -> float:
-    """The larger of the two times that arithmetic and memory take at the machine's rates."""
-    return max(least_flop(shape, mode) / flop_per_s, least_bytes(shape, mode, itemsize) / bytes_per_s)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from benchmarks.aims import LINEAR_AIMS, LinearAim
-from benchmarks.linear.methods import PRODUCTS
+from benchmarks.linear.plot import plot
+from benchmarks.linear.reading import Results, Row, joined, load, methods, place, result_files, sizes
 from benchmarks.tables import machine_line, mebibytes, milliseconds, table
 
-Row = dict[str, Any]
+__all__ = ["Results", "joined", "load", "missed", "readme_section", "result_files", "sections", "write"]
 
 #: Columns of errors, as the rows name them.
 ERRORS = {
@@ -34,80 +33,21 @@ EXPLANATION = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """One device's results: the name of their folder, the machine's line, then rows of each kind."""
-
-    folder: str
-    machine: dict[str, Any]
-    rows: tuple[Row, ...]
-
-    def of(self, kind: str, suite: str | None = None) -> list[Row]:
-        return [row for row in self.rows if row["kind"] == kind and suite in (None, row.get("suite"))]
-
-
-def result_files(results: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(results.glob("*/linear.jsonl"))
-
-
-def load(path: pathlib.Path) -> Results:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return Results(path.parent.name, lines[0], tuple(lines[1:]))
-
-
 def write(path: pathlib.Path) -> list[str]:
     """The page and the plot beside a result; their names."""
     results = load(path)
     (path.parent / "linear.md").write_text(document(results))
-    plot(results, path.parent)
+    plot(joined(results), path.parent)
     return ["linear.md", "linear.png"]
 
 
-# -- reading rows ------------------------------------------------------------------------------------------------------
-
-
-def sizes(row: Row) -> str:
-    return ", ".join(f"{letter} = {size:,}" for letter, size in row["sizes"].items())
-
-
-def methods(row: Row) -> dict[str, Row]:
-    """What was measured of each method, without those that failed and the products alone."""
-    return {n: m for n, m in row["implementations"].items() if "failed" not in m and not n.startswith(PRODUCTS)}
-
-
-def joined(results: Results) -> list[Row]:
-    """The rows of the suite, each with what was measured of the same place in torch's own process.
-
-    Their ratios are of times in different rounds: each method's over the products alone beside it.
-    """
-    of_torch = {_place(row): row for row in results.of("row", "linear, torch")}
-    found = []
-    for row in results.of("row", "linear"):
-        other = of_torch.get(_place(row))
-        found.append(row if other is None else row | {"implementations": _joined(row, other)})
-    return found
-
-
-def _place(row: Row) -> tuple[Any, ...]:
-    return tuple(row["sizes"].values()), row["dtype"], row["mode"]
-
-
-def _joined(row: Row, other: Row) -> dict[str, Row]:
-    mine, theirs = row["implementations"], dict(other["implementations"])
-    alone = theirs.pop(PRODUCTS)
-    found = {**mine, **theirs, f"{PRODUCTS}, torch": alone}
-    ours = mine[next(iter(mine))].get("run_s")
-    of_ours = ours / mine[PRODUCTS]["run_s"] if "run_s" in mine.get(PRODUCTS, {}) else None
-    for name in theirs:
-        if "products_over_this" in found[name] and of_ours is not None:
-            found[name] = found[name] | {"ours_over_this": of_ours * found[name]["products_over_this"]}
-    return found
+# -- aims -------------------------------------------------------------------------------------------------------------
 
 
 def figure(row: Row, aim: LinearAim) -> float | None:
     """What an aim is about, where the row says it."""
-    place = (aim.sizes, aim.dtype, aim.mode)
-    if any(wanted not in (None, got) for wanted, got in zip(place, _place(row), strict=True)):
+    wanted_at = (aim.sizes, aim.dtype, aim.mode)
+    if any(wanted not in (None, got) for wanted, got in zip(wanted_at, place(row), strict=True)):
         return None
     of, against = (row["implementations"].get(name, {}) for name in (aim.method, aim.against))
     if aim.against == "MiB":
@@ -239,9 +179,9 @@ def _by_place(rows: Iterable[Row]) -> Iterator[Iterable[Row]]:
     """The rows of each shape and dtype that the README shows, in the order of its modes."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in sorted((row for row in rows if row["mode"] in README_MODES), key=lambda row: row["mode"]):
-        groups.setdefault(_place(row)[:2], []).append(row)
-    order = list(dict.fromkeys(_place(row)[:2] for row in rows))
-    return (groups[place] for place in order if place in groups)
+        groups.setdefault(place(row)[:2], []).append(row)
+    order = list(dict.fromkeys(place(row)[:2] for row in rows))
+    return (groups[at] for at in order if at in groups)
 
 
 def _readme_line(rows: list[Row]) -> list[str]:
@@ -275,54 +215,3 @@ def _fastest(row: Row) -> str:
 def sections(paths: Iterable[pathlib.Path]) -> str:
     """The README's part, one section for each device."""
     return "\n\n".join(readme_section(load(path)) for path in paths)
-
-
-# -- the plot ----------------------------------------------------------------------------------------------------------
-
-
-def plot(results: Results, folder: pathlib.Path) -> None:
-    """``linear.png``: of every method that states its memory, time of value and gradients over temporary memory."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = [row for row in joined(results) if row["mode"] == "value_and_grad"]
-    across = min(4, max(1, len(rows)))
-    down = max(1, -(-len(rows) // across))
-    figure, axes = pyplot.subplots(
-        down, across, figsize=(3.2 * across, 2.6 * down + 0.8), squeeze=False, layout="constrained"
-    )
-    names = list(dict.fromkeys(name for row in rows for name, method in methods(row).items() if "temp_bytes" in method))
-    for axis, row in zip(axes.flat, rows, strict=False):
-        _draw(axis, row, names)
-    for axis in list(axes.flat)[len(rows) :]:
-        axis.set_axis_off()
-    handles: dict[str, Any] = {}
-    for axis in axes.flat:
-        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, fontsize=7)
-    figure.savefig(folder / "linear.png", dpi=110)
-    pyplot.close(figure)
-
-
-def _draw(axis: Any, row: Row, names: list[str]) -> None:
-    found = methods(row)
-    style: Callable[[str], str] = lambda name: "o" if name.startswith("xentjax") else "s"
-    for place, name in enumerate(names):
-        if "temp_bytes" in found.get(name, {}):
-            at = max(found[name]["temp_bytes"] / 2**20, 0.01), found[name]["run_s"] * 1e3
-            axis.plot(*at, style(name), color=f"C{place % 10}", label=name, alpha=0.8)
-    products = row["implementations"].get(PRODUCTS, {})
-    if "run_s" in products:
-        axis.axhline(products["run_s"] * 1e3, color="0.6", linestyle="--", label=PRODUCTS)
-    axis.set_title(f"{', '.join(f'{size:,}' for size in row['sizes'].values())}\n{row['dtype']}", fontsize=8)
-    axis.set_xscale("log")
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter("")
-    axis.set_ylim(bottom=0)
-    axis.set_xlabel("temporary memory, MiB", fontsize=8)
-    axis.set_ylabel("value and gradients, ms", fontsize=8)
-    axis.tick_params(labelsize=7)
-    axis.grid(alpha=0.3)
