@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
-.PHONY: digits test thorough sklearn check accuracy bench lint types clean
+.PHONY: digits test thorough sklearn check accuracy bench language lint types clean
 
 digits: $(VENV)/.installed  ## the main job: softmax regression on handwritten digits
 	$(BIN)/xentjax fit configs/digits.toml --force
@@ -34,6 +34,13 @@ bench: $(VENV)/.installed  ## every function's and every regression's time besid
 	$(BIN)/python -m pip install --quiet -e '.[bench,peers]'
 	$(BIN)/python -m benchmarks core
 	$(BIN)/python -m benchmarks regression
+	$(BIN)/python -m benchmarks report
+
+RESULTS := import jax, benchmarks.machine as m; print("benchmarks/results/" + m.device_name(jax.devices()[0]))
+
+language: $(VENV)/.installed  ## the language model on Python's own source, for the README
+	$(BIN)/xentjax fit configs/bytes_lm.toml --force
+	cp runs/bytes_lm/summary.json "$$($(BIN)/python -c '$(RESULTS)')/bytes_lm.json"
 	$(BIN)/python -m benchmarks report
 
 lint: $(VENV)/.installed

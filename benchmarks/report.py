@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from benchmarks import readme, regression_report
+from benchmarks import language_report, readme, regression_report
 from benchmarks.machine import ROOT
 from benchmarks.tables import made_with, mebibytes, table
 from xentjax.core.op import ops
@@ -50,6 +50,9 @@ def main(results: pathlib.Path) -> int:
         print(f"written: {path.parent}/{', '.join(regression_report.write(path))}")
     if of_regressions:
         parts["regression"] = regression_report.sections(of_regressions)
+    of_language = language_report.result_files(results)
+    if of_language:
+        parts["language"] = language_report.sections(of_language)
     readme.refresh(readme.README, parts)
     print(f"refreshed: {readme.README.name}")
     return 0

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import readme, regression_report, report
+from benchmarks import language_report, readme, regression_report, report
 from xentjax.core.op import ops
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -46,6 +46,11 @@ def test_speed_tables_are_up_to_date():
 def test_regression_tables_are_up_to_date():
     paths = regression_report.result_files(report.RESULTS)
     assert readme.part(TEXT, "regression") == regression_report.sections(paths), "run `python -m benchmarks report`"
+
+
+def test_language_model_is_up_to_date():
+    paths = language_report.result_files(report.RESULTS)
+    assert readme.part(TEXT, "language") == language_report.sections(paths), "run `python -m benchmarks report`"
 
 
 def test_paths_and_targets_exist():

@@ -151,11 +151,11 @@ def _problem(problem: Any, kind: type[Table], key: str, raw: Mapping[str, Any]) 
             siblings, elsewhere = _keys(kind, parent)
             if kind is LanguageConfig and any(name in _keys(other, parent)[0] for other in _SOLVERS):
                 return "does not go with a table text: a language model has no such key"
-            if kind in _SOLVERS and name in _keys(LanguageConfig, parent)[0]:
-                return "only goes with a table text: it is for language models"
             for other, solvers in _SOLVERS.items():
                 if kind in _SOLVERS and kind is not other and name in _keys(other, parent)[0]:
                     return f"does not go with solver.name {_solver_name(raw)!r}, only with {listed(solvers)}"
+            if kind in _SOLVERS and name in _keys(LanguageConfig, parent)[0]:
+                return "only goes with a table text: it is for language models"
             return f"is an unknown key{did_you_mean(name, siblings) or did_you_mean(name, elsewhere)}"
         case "missing":
             return "is missing, but required"

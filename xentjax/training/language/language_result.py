@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from xentjax.training.language.baselines import Baselines
 from xentjax.training.language.network import LanguageParams, context
 from xentjax.training.language.tokenized import Tokenized
 from xentjax.training.language_config import LanguageConfig
-from xentjax.training.machine import Cost
+from xentjax.training.machine import Cost, versions
 
 Array = np.ndarray[Any, Any]
 
@@ -97,6 +98,7 @@ class LanguageRun:
             },
             "held_out": self.held_out(),
             **self.cost.summary(),
+            "versions": {"python": platform.python_version(), **versions("xentjax", "jax", "jaxlib", "optax", "numpy")},
         }
 
     def table(self) -> str:
