@@ -75,7 +75,7 @@ def test_a_run_is_whole_and_its_numbers_are_right(call, pictures, capsys):
     assert tuple(piece.encode("latin-1") for piece in pieces) == text.tokenizer.pieces
     arrays = load_file(folder / "params.safetensors")
     layer = Layer(*(arrays[f"layers.0.{name}"] for name in Layer._fields))
-    params = LanguageParams(arrays["embedding"], arrays["bias"], (layer,), arrays["scale"])
+    params = LanguageParams(arrays["embedding"], arrays["bias"], (layer,), arrays["projection"])
     window = np.concatenate([np.full(3, 256, np.int32), text.test.tokens])
     nats = float(np.sum(np.asarray(losses(params, window[None]), np.float64)))
     assert told["parameters"] == sum(array.size for array in arrays.values())

@@ -29,10 +29,11 @@ from xentjax.training.language_config import LanguageConfig
 from xentjax.training.many import fit_grid
 from xentjax.training.predict import write_predictions
 from xentjax.training.program_cache import keep_programs
-from xentjax.training.regression import Stage, regress
+from xentjax.training.regression import regress
 from xentjax.training.regression_config import RegressionConfig
 from xentjax.training.regression_result import Regression
 from xentjax.training.run_folder import reserve, whole_folder
+from xentjax.training.steps import Stage
 
 app = typer.Typer(
     help="Cross-entropy for JAX: exact, with every derivative derived by hand and proved.",

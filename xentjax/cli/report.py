@@ -22,9 +22,9 @@ from xentjax.training.evaluation import Evaluation
 from xentjax.training.job import Fitted
 from xentjax.training.language.language_result import LanguageRun
 from xentjax.training.many import Grid
-from xentjax.training.regression import Stage
 from xentjax.training.regression_result import Regression
 from xentjax.training.steps import Progress as Step
+from xentjax.training.steps import Stage
 
 
 def say(text: str) -> None:
@@ -124,8 +124,11 @@ def print_regression(made: Regression, folder: Path) -> None:
 
 
 def print_language(made: LanguageRun, folder: Path) -> None:
-    """What held-out text costs, then how the model was trained."""
+    """What held-out text costs, the beginning of a file as the model writes it, and how long it took."""
     say(f"{made.table()}\n")
+    if made.sample:
+        lines = "\n".join(f"  │ {line}" for line in made.sample.strip("\n").split("\n"))
+        say(f"The model begins a file:\n{lines}\n")
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     facts.add_row("compile time", _seconds(made.cost.compile_seconds))
     facts.add_row("run time", _seconds(made.cost.run_seconds))

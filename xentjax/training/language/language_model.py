@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,16 @@ from xentjax.solvers import status as codes
 from xentjax.solvers.status import Status
 from xentjax.training.checkpoint import load_checkpoint, save_checkpoint
 from xentjax.training.language.baselines import Baselines
+from xentjax.training.language.completion import complete
 from xentjax.training.language.language_result import LanguageRun
 from xentjax.training.language.language_steps import State, Training
 from xentjax.training.language.tokenized import Tokenized, tokenize
 from xentjax.training.language_config import LanguageConfig
 from xentjax.training.machine import device_name, timed, versions
-from xentjax.training.regression import Stage
-from xentjax.training.steps import ended, follow
+from xentjax.training.steps import Stage, ended, follow
+
+#: How much of a file the model writes at the end.
+_TOKENS_OF_A_SAMPLE = 100
 
 
 def train_language_model(
@@ -52,6 +56,8 @@ def train_language_model(
         with timed() as watch:
             state = _followed(training, state, progress, checkpoint)
         cost = watch.cost()
+        with contextlib.suppress(KeyboardInterrupt):  # what is trained is evaluated
+            progress(Stage("predicting the held-out text"))
         nats, _ = training.held_out(state.params)
         return LanguageRun(
             config=config,
@@ -63,8 +69,17 @@ def train_language_model(
             looks=np.asarray(state.looks)[~np.isnan(state.looks)],
             held_out_nats=nats,
             baselines=baselines,
+            sample=_sample(training, state) if np.isfinite(nats) else "",
             cost=cost._replace(run_seconds=seconds_before + cost.run_seconds),
         )
+
+
+def _sample(training: Training, state: State) -> str:
+    """The beginning of a file as the model writes it, with a sign for what cannot be printed."""
+    options: dict[str, Any] = {"context": training.context, "seed": training.config.seed}
+    written = complete(state.params, training.text.tokenizer, b"", tokens=_TOKENS_OF_A_SAMPLE, **options)
+    text = written.decode("utf-8", "replace")
+    return "".join(sign if sign.isprintable() or sign in "\t\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def _identity(config: LanguageConfig, text: Tokenized) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class LanguageRun:
     held_out_nats: float
     """The cross-entropy of the held-out text, the sum over its tokens."""
     baselines: Baselines
+    sample: str
+    """The beginning of a file as the model writes it."""
     cost: Cost
 
     @property
@@ -97,6 +99,7 @@ class LanguageRun:
                 for name, bits in own._asdict().items()
             },
             "held_out": self.held_out(),
+            "sample": self.sample,
             **self.cost.summary(),
             "versions": {"python": platform.python_version(), **versions("xentjax", "jax", "jaxlib", "optax", "numpy")},
         }

@@ -131,9 +131,11 @@ def _step(
     transformation: optax.GradientTransformation, params: LanguageParams, optimizer: Any, windows: Any
 ) -> tuple[LanguageParams, Any, jax.Array]:
     """Parameters and state of the optimizer after a step, and the mean loss of its batch before."""
-    loss, gradient = jax.value_and_grad(lambda p: losses(p, windows, reduction="mean"))(params)
+    of = lambda p: losses(p, windows, reduction="mean")
+    loss, gradient = jax.value_and_grad(of)(params)
+    update = optax.with_extra_args_support(transformation).update
     with jax.numpy_dtype_promotion("standard"):  # optax counts on it
-        updates, optimizer = transformation.update(gradient, optimizer, params)
+        updates, optimizer = update(gradient, optimizer, params, value=loss, grad=gradient, value_fn=of)
         params = optax.apply_updates(params, updates)
     return params, optimizer, loss
 

@@ -17,8 +17,6 @@ Array = np.ndarray[Any, Any]
 class Layer(NamedTuple):
     """What a layer learns, for a width of D and H hidden units."""
 
-    scale: Any
-    """``[D]``, of the normalized input."""
     taps: Any
     """``[kernel, D]``, the weights of the positions that it sees, the last for the present one."""
     gate: Any
@@ -37,8 +35,8 @@ class LanguageParams(NamedTuple):
     bias: Any
     """``[V]``, of the head."""
     layers: tuple[Layer, ...]
-    scale: Any
-    """``[D]``, of the normalized output."""
+    projection: Any
+    """``[D, D]``, of the normalized output before the head."""
 
 
 def context(config: LanguageModelConfig) -> int:
@@ -56,7 +54,6 @@ def initial_params(config: LanguageModelConfig, counts: Array, seed: int, dtype:
 
     layers = tuple(
         Layer(
-            scale=np.ones(d, dtype),
             taps=normal(config.kernel, d, deviation=0.2) + np.eye(config.kernel, dtype=dtype)[-1][:, None],
             gate=normal(d, h, deviation=d**-0.5),
             value=normal(d, h, deviation=d**-0.5),
@@ -69,7 +66,7 @@ def initial_params(config: LanguageModelConfig, counts: Array, seed: int, dtype:
         embedding=normal(len(counts), d, deviation=d**-0.5),
         bias=np.log(frequency).astype(dtype),
         layers=layers,
-        scale=np.ones(d, dtype),
+        projection=normal(d, d, deviation=0.3 * d**-0.5),
     )
     return jax.device_put(params)
 
@@ -82,23 +79,24 @@ def outputs(params: LanguageParams, tokens: Any) -> jax.Array:
     .. math:: x \leftarrow x + (\mathrm{silu}(u G) \circ u V)\,O, \qquad
               u_t = \sum_j a_j \circ \mathrm{norm}(x)_{t - (K-1-j) K^i}
 
-    with gate G, value V, out O and taps a of K positions; :math:`\mathrm{norm}(x) = s \circ x / \sqrt{\overline{x^2}}`.
-    Each layer leaves out the positions that lack what they should see, so that all that is left has seen as much.
+    with gate G, value V, out O and taps a of K positions, and :math:`\mathrm{norm}(x) = x / \sqrt{\overline{x^2}}`.
+    What comes out of the last layer is normalized and projected. Each layer leaves out the positions that lack what
+    they should see, so that all that is left has seen as much.
     """
     d = params.embedding.shape[1]
     x = params.embedding[tokens] * d**0.5
     step = 1
     for layer in params.layers:
-        u, taps = _normalized(x, layer.scale), layer.taps.shape[0]
+        u, taps = _normalized(x), layer.taps.shape[0]
         left = x.shape[1] - (taps - 1) * step
         u = sum(layer.taps[j] * jax.lax.slice_in_dim(u, j * step, j * step + left, axis=1) for j in range(taps))
         x = x[:, -left:] + (jax.nn.silu(u @ layer.gate) * (u @ layer.value)) @ layer.out
         step *= taps
-    return _normalized(x, params.scale)
+    return _normalized(x) @ params.projection
 
 
-def _normalized(x: Any, scale: Any) -> jax.Array:
-    return scale * x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+def _normalized(x: Any) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
 def losses(params: LanguageParams, windows: Any, **options: Any) -> jax.Array:
