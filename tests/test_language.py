@@ -16,7 +16,7 @@ from words import write_words
 
 from xentjax.plots.languages import bits_curve
 from xentjax.plots.style import save
-from xentjax.training.checkpoint import load_checkpoint, named_leaves, save_checkpoint
+from xentjax.training.checkpoint import Checkpoint, named_leaves
 from xentjax.training.config_file import read_run
 from xentjax.training.errors import UserError
 from xentjax.training.language.baselines import Counts, compressed, entropies
@@ -368,13 +368,11 @@ def test_it_learns_what_bigrams_cannot(words):
 def test_a_killed_run_goes_on_with_the_same_bits(words, tmp_path):
     config = words("stop.max_steps=9")
     training = Training(config, tokenize(config))
-    path = tmp_path / "runs" / "words.checkpoint"
-    identity = {"config": 1}
+    keep = Checkpoint(tmp_path / "runs" / "words.checkpoint", {"config": 1})
     whole = list(training.states(training.initial_state()))
     for killed in (0, 4, 8):
-        save_checkpoint(path, whole[killed], identity)
-        loaded = load_checkpoint(path, training.initial_state(), identity)
-        states = list(training.states(loaded))
+        keep.save(whole[killed])
+        states = list(training.states(keep.load(training.initial_state())))
         assert len(states) == 10 - killed
         for name, leaf in named_leaves(states[-1]._replace(seconds=0)).items():
             np.testing.assert_array_equal(leaf, named_leaves(whole[-1]._replace(seconds=0))[name], strict=True)
@@ -384,11 +382,13 @@ def test_a_killed_run_goes_on_with_the_same_bits(words, tmp_path):
 
 def test_what_is_wrong_with_a_checkpoint(tmp_path):
     path, state = tmp_path / "x.checkpoint", {"a": np.arange(3.0), "b": (np.int32(1),)}
-    assert load_checkpoint(path, state, {}) is None
-    save_checkpoint(path, state, {"text": "abc", "config": {"x": 1}})
-    loaded = load_checkpoint(path, state, {"config": {"x": 1}, "text": "abc"})
+    keep = Checkpoint(path, {"text": "abc", "config": {"x": 1, "y": [1, 2]}})
+    assert keep.load(state) is None
+    keep.save(state)
+    loaded = Checkpoint(path, {"config": {"y": [1, 2], "x": 1}, "text": "abc"}).load(state)
     assert loaded["b"] == (1,)
-    load = lambda *arguments: told(load_checkpoint, path, *arguments)
+    np.testing.assert_array_equal(loaded["a"], state["a"], strict=True)
+    load = lambda state, identity: told(Checkpoint(path, identity).load, state)
     anew = "delete it to start anew, or choose another --out"
     assert load(state, {"text": "abd"}) == f"{path}: is the checkpoint of a run with another text: {anew}"
     assert load({"a": np.arange(4.0), "b": (1,)}, {}) == f"{path}: is damaged: {anew}"

@@ -130,15 +130,15 @@ def test_a_killed_process_is_gone_on_from_with_the_same_bits(call, tmp_path):
     killed = """
         import os, signal, sys
         from xentjax.cli import main
-        from xentjax.training.language import language_model
-        save = language_model.save_checkpoint
+        from xentjax.training.checkpoint import Checkpoint
+        save = Checkpoint.save
 
-        def killed(path, state, identity):
-            save(path, state, identity)
+        def killed(self, state):
+            save(self, state)
             if int(state.step) == 7:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        language_model.save_checkpoint = killed
+        Checkpoint.save = killed
         sys.exit(main(["fit", "words.toml", "--set", "stop.max_steps=12"]))
     """
     command = [sys.executable, "-c", textwrap.dedent(killed)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,39 +36,43 @@ def named_leaves(tree: Any) -> dict[str, Array]:
     return {name(path): np.asarray(leaf, order="C") for path, leaf in leaves}
 
 
-def save_checkpoint(path: Path, state: Any, identity: Mapping[str, Any]) -> None:
-    """Write a pytree of arrays; the file changes at once, or not at all.
+@dataclass(frozen=True)
+class Checkpoint:
+    """The file with the state of one run, a pytree of arrays."""
 
-    Args:
-      identity: what the run is made from: config, data, versions, in words or numbers. To another run the state is
-        refused.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {key: json.dumps(value, sort_keys=True) for key, value in identity.items()}
-    with whole_file(path) as temporary:
-        save_file(named_leaves(state), temporary, metadata=metadata)
+    path: Path
+    identity: Mapping[str, Any]
+    """What the run is made from, in words and numbers: config, data, versions. To another run the state is refused."""
 
+    def save(self, state: Any) -> None:
+        """Write the state; the file changes at once, or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(self.path) as temporary:
+            save_file(named_leaves(state), temporary, metadata=self._metadata())
 
-def load_checkpoint(path: Path, like: Any, identity: Mapping[str, Any]) -> Any:
-    """The state that was saved, in the structure of ``like``; None where there is no such file.
+    def load(self, like: Any) -> Any:
+        """The state that was saved, in the structure of ``like``; None where there is no such file.
 
-    Raises:
-      UserError: the file is of a run with another identity, or damaged.
-    """
-    if not path.exists():
-        return None
-    start_anew = "delete it to start anew, or choose another --out"
-    try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            for key, value in identity.items():
-                if metadata.get(key) != json.dumps(value, sort_keys=True):
-                    raise UserError(f"{path}: is the checkpoint of a run with another {key}: {start_anew}")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): {start_anew}") from error
-    wanted = named_leaves(like)
-    kinds = lambda leaves: {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
-    if kinds(arrays) != kinds(wanted):
-        raise UserError(f"{path}: is damaged: {start_anew}")
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
+        Raises:
+          UserError: the file is of a run with another identity, or damaged.
+        """
+        if not self.path.exists():
+            return None
+        start_anew = "delete it to start anew, or choose another --out"
+        try:
+            with safe_open(self.path, "numpy") as file:
+                metadata = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{self.path}: cannot be read ({error}): {start_anew}") from error
+        for key, value in self._metadata().items():
+            if metadata.get(key) != value:
+                raise UserError(f"{self.path}: is the checkpoint of a run with another {key}: {start_anew}")
+        wanted = named_leaves(like)
+        kinds = lambda leaves: {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
+        if kinds(arrays) != kinds(wanted):
+            raise UserError(f"{self.path}: is damaged: {start_anew}")
+        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
+
+    def _metadata(self) -> dict[str, str]:
+        return {key: json.dumps(value, sort_keys=True) for key, value in self.identity.items()}

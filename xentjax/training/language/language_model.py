@@ -13,7 +13,7 @@ import numpy as np
 
 from xentjax.solvers import status as codes
 from xentjax.solvers.status import Status
-from xentjax.training.checkpoint import load_checkpoint, save_checkpoint
+from xentjax.training.checkpoint import Checkpoint
 from xentjax.training.language.baselines import Baselines
 from xentjax.training.language.completion import complete
 from xentjax.training.language.language_result import LanguageRun
@@ -45,16 +45,16 @@ def train_language_model(
         progress(Stage("reading the text"))
         text = tokenize(config)
         training = Training(config, text)
-        state, saved = training.initial_state(), None
+        state, keep = training.initial_state(), None
         if checkpoint is not None:
-            saved = load_checkpoint(checkpoint, state, _identity(config, text))
+            keep = Checkpoint(checkpoint, _identity(config, text))
+            saved = keep.load(state)
+            state = state if saved is None else saved
         progress(Stage("counting tokens, compressing"))
         baselines = Baselines.of(text)
-        if saved is not None:
-            state = saved
         seconds_before = float(state.seconds)
         with timed() as watch:
-            state = _followed(training, state, progress, checkpoint)
+            state = _followed(training, state, progress, keep)
         cost = watch.cost()
         with contextlib.suppress(KeyboardInterrupt):  # what is trained is evaluated
             progress(Stage("predicting the held-out text"))
@@ -92,20 +92,19 @@ def _identity(config: LanguageConfig, text: Tokenized) -> dict[str, Any]:
     }
 
 
-def _followed(training: Training, state: State, progress: Callable[[Stage], None], checkpoint: Path | None) -> State:
+def _followed(training: Training, state: State, progress: Callable[[Stage], None], keep: Checkpoint | None) -> State:
     """The state after all steps, or after those until the user stops it."""
-    identity = _identity(training.config, training.text)
     written = time.monotonic()
 
     def see(state: State) -> None:
         nonlocal written
-        if checkpoint is not None and time.monotonic() - written >= training.config.checkpoint.seconds:
-            save_checkpoint(checkpoint, state, identity)
+        if keep is not None and time.monotonic() - written >= training.config.checkpoint.seconds:
+            keep.save(state)
             written = time.monotonic()
         bits = training.recent_bits(state)
         progress(Stage(f"training, {bits:.3f} bits per byte, step", int(state.step), training.total))
 
     state = follow(training.states(state), see)
-    if checkpoint is not None and state.status == "running":
-        save_checkpoint(checkpoint, state, identity)
+    if keep is not None and state.status == "running":
+        keep.save(state)
     return state

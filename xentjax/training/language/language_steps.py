@@ -78,30 +78,34 @@ class Training:
     def states(self, state: State) -> Iterator[State]:
         """The state, and the one after each step until the run ends.
 
-        Where the loss of a batch is not finite, the last state is the one before the step that has led there.
+        A state is shown when the loss of the next batch is known to be finite. Where it is not, the last one that was
+        shown ends the run.
         """
-        yield state
-        before = state
+        shown = state
         while state.status == "running":
-            started, step = time.perf_counter(), int(state.step)
-            windows = training_windows(
-                self.text.train.tokens, step, self.config.batches, self.context, self.config.seed
-            )
-            params, optimizer, loss = _step(self.transformation, state.params, state.optimizer, windows)
+            after, loss = self._after(state)
             if not np.isfinite(loss):
-                yield before._replace(code=np.asarray(codes.DIVERGED if step else codes.NOT_FINITE))
+                yield shown._replace(code=np.asarray(codes.DIVERGED if state.step else codes.NOT_FINITE))
                 return
-            made = State(
-                params=params,
-                optimizer=optimizer,
-                step=np.asarray(step + 1),
-                code=np.asarray(codes.RUNNING if step + 1 < self.total else codes.COMPLETED),
-                losses=np.where(np.arange(self.total) == step, loss, state.losses),
-                looks=np.where(self.looks == step + 1, self._look(step + 1, params), state.looks),
-                seconds=state.seconds + (time.perf_counter() - started),
-            )
-            before, state = state, made
             yield state
+            shown, state = state, after
+        yield state
+
+    def _after(self, state: State) -> tuple[State, float]:
+        """The state after one more step, and the loss of its batch before."""
+        started, step = time.perf_counter(), int(state.step)
+        windows = training_windows(self.text.train.tokens, step, self.config.batches, self.context, self.config.seed)
+        params, optimizer, loss = _step(self.transformation, state.params, state.optimizer, windows)
+        after = State(
+            params=params,
+            optimizer=optimizer,
+            step=np.asarray(step + 1),
+            code=np.asarray(codes.RUNNING if step + 1 < self.total else codes.COMPLETED),
+            losses=np.where(np.arange(self.total) == step, loss, state.losses),
+            looks=np.where(self.looks == step + 1, self._look(step + 1, params), state.looks),
+            seconds=state.seconds + (time.perf_counter() - started),
+        )
+        return after, float(loss)
 
     def _look(self, step: int, params: LanguageParams) -> float:
         """The mean nats per token of a part of the held-out text, NaN after steps where there is no look."""
