@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from xentjax.activations import logistic, normalized_tanh, softmax
 from xentjax.core.op import ops
+from xentjax.losses.linear import SoftLabels, Teacher, linear_cross_entropy
 from xentjax.losses.sigmoid import sigmoid_cross_entropy
 from xentjax.losses.softmax import softmax_cross_entropy
 from xentjax.measures.counts import entropy_of_counts, entropy_of_labels
@@ -96,9 +97,11 @@ __all__ = [  # noqa: RUF022  (sorted as strings: it would put names of capitals 
     "Optax",
     "ProximalGradient",
     "ProximalNewton",
+    "SoftLabels",
     "Solution",
     "Solver",
     "Status",
+    "Teacher",
     "binary_entropy",
     "binary_entropy_from_logits",
     "check_gradient",
@@ -119,6 +122,7 @@ __all__ = [  # noqa: RUF022  (sorted as strings: it would put names of capitals 
     "kl_divergence",
     "kl_divergence_from_logits",
     "lambda_max",
+    "linear_cross_entropy",
     "logistic",
     "logistic_derivative",
     "logistic_gradient",

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from xentjax.core.op import ops
+from xentjax.core.record import Record
 from xentjax.core.tables import chosen, to_json
 from xentjax.core.tally import Tally
 from xentjax.sweep import Sweep
@@ -86,6 +87,12 @@ class AccuracyTable:
         return "\n".join([*lines, f"{len(self.rows)} rows in {self.seconds:.1f} s"])
 
 
+def measurable() -> dict[str, Record]:
+    """The records whose accuracy is measured, by name: all but those of nothing but matrix products, which round as the
+    device does."""
+    return {r.name: r for r in ops() if r.public and r.wrt and not r.is_whole}
+
+
 def measure(
     only: str | Iterable[str] | None = None,
     dtypes: Sequence[str] = DTYPES,
@@ -106,7 +113,7 @@ def measure(
     Raises:
       ValueError: where ``only`` names no record.
     """
-    records = chosen(only, {record.name: record for record in ops() if record.public and record.wrt})
+    records = chosen(only, measurable())
     start, rows = time.perf_counter(), []
     for record in records:
         worst: dict[tuple[str, str, str], Tally] = {}

@@ -18,7 +18,6 @@ import typer
 from _xentjax_main import INTERRUPTED, leave
 from xentjax.cli import report
 from xentjax.core.check import check_records, checkable
-from xentjax.core.op import ops
 from xentjax.training.checkpoint import checkpoint_of
 from xentjax.training.config import FitConfig, TutorialConfig
 from xentjax.training.config_file import read_config, read_run
@@ -250,11 +249,11 @@ def accuracy(
 
     Ends with status 1 where ours is beyond the accuracy contract.
     """
-    from xentjax.accuracy import measure
+    from xentjax.accuracy import measurable, measure
 
     if as_json and markdown:
         raise UserError("--json --markdown: only one of them at a time")
-    names = _records(only, [record.name for record in ops() if record.public and record.wrt])
+    names = _records(only, list(measurable()))
     with report.counting("measuring", len(names)) as advance:
         table = measure(names, quick=quick, on_rows=lambda rows: advance(rows[0].record if rows else ""))
     print(table.to_json() if as_json else table.to_markdown() if markdown else table)

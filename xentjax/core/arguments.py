@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import operator
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ def converted(record: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       TypeError: for what is no number where one is needed; for an option of another type. Both name the argument.
     """
+    named: Any
     found: dict[str, Any] = {}
     wide: list[str] = []  # integers that JAX would wrap into 32 bits
     for name, value in given.items():
@@ -33,12 +35,16 @@ def converted(record: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         elif value is None and default is None:
             found[name] = None
         elif name in record.trees:
-            named: Any = record.trees[name]
+            named = record.trees[name]
             if not isinstance(value, named):
                 needed = f"{named.__name__}({', '.join(named._fields)})"
                 raise TypeError(f"{record.name}: {name} must be {needed}, got {type(value).__name__}")
             as_array = lambda leaf, name=name: policy.as_array(record.name, name, leaf)
             found[name] = jax.tree.map(as_array, value, is_leaf=lambda leaf: leaf is None)
+        elif name in record.tuples and isinstance(value, tuple):
+            leaves = [None if leaf is None else _array(record, name, leaf) for leaf in value]
+            named = type(value)
+            found[name] = named(*leaves) if hasattr(value, "_fields") else tuple(leaves)
         elif name in (*record.inputs, "where", "weights"):
             found[name] = _array(record, name, value)
         else:
@@ -85,7 +91,10 @@ def _wide_integers(value: Any) -> np.ndarray | None:
 
 
 def is_static(value: Any) -> bool:
-    """Plain Python scalars, strings, None and tuples of them configure a function; all else is data."""
+    """Plain Python scalars, strings, None, tuples of them and frozen dataclasses configure a function; all else is
+    data."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return bool(value.__dataclass_params__.frozen)  # type: ignore[attr-defined]
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
         return all(is_static(v) for v in value)
     return value is None or isinstance(value, (bool, int, float, str))

@@ -62,6 +62,7 @@ class ClosedForms:
     """
 
     underflow = 1.0
+    is_whole = False
 
     def __init__(self, name: str, wrt: str, formula: Callable[..., Any], domain: Domain):
         self.name, self.wrt, self.oracle, self.domain = name, (wrt,), formula, domain

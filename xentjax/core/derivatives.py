@@ -177,7 +177,7 @@ class Group:
                 moving, rest = self.split(case, jnp.dtype(dtype))
                 moving = jax.tree.map(lambda v: np.asarray(v).astype(np.float64), moving)
                 tangents = jax.tree.map(lambda t, v: np.where(np.isfinite(v) & (v != 0), t, 0), self.tangents, moving)
-                wide = {n: v.astype(np.float64) if _is_float(v) else v for n, v in rest.items()}
+                wide = jax.tree.map(lambda v: v.astype(np.float64) if _is_float(v) else v, rest)
                 base = self.run(self.hand["float64"], moving, wide, tangents, "float64")
                 sizes = self.sizes(moving, wide, tangents, base)
                 if dtype == "float64":
@@ -216,7 +216,7 @@ class Group:
                         known = known & np.isfinite(leaf)
                     true = (np.where(known, true[0], np.nan), true[1])
                     place = f"{case.situation}{shown(case.options)}{jax.tree_util.keystr(path)}"
-                    tally.add(place, leaf, true, size, flushed, dtype, steps)
+                    tally.add(place, leaf, true, size, flushed, dtype, steps, products=self.record.is_whole)
 
     def compare_oracles(
         self, case: Case, automatic: Any, truth: Any, sizes: Any, tallies: dict[Any, Derivatives]

@@ -44,6 +44,7 @@ class OpFunction(Protocol, Generic[P, R]):
     second: Callable[[Callable[..., Any]], Callable[..., Any]]
     prepare: Callable[[Callable[..., Any]], Callable[..., Any]]
     pushforward: Callable[[str], Callable[[Callable[..., Any]], Callable[..., Any]]]
+    whole: Callable[[Callable[[dict[str, Any]], Any]], Callable[[dict[str, Any]], Any]]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
 

@@ -52,6 +52,8 @@ class Record:
             if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and n in domain.kinds
         )
         self.trees = {n: named for n in self.inputs if (named := domain.kinds[n].named) is not None}
+        #: Those that are an array or a tuple of arrays.
+        self.tuples = {n for n in self.inputs if any(kind.named for kind in domain.kinds_of(n))} - set(self.trees)
         self.indices = tuple(n for n in self.inputs if any(kind.is_index for kind in domain.kinds_of(n)))
         self._shared = tuple(n for n in SHARED if n in names and n not in own)
         self._axes = axes or (lambda options: options.get("axis", ()))
@@ -59,6 +61,7 @@ class Record:
         self._alone: Callable[..., Any] | None = None
         self._prepare: Callable[..., Any] | None = None
         self._second: Callable[..., Any] | None = None
+        self._whole: Callable[[dict[str, Any]], Any] | None = None
         self._partials: dict[str, Callable[..., Any]] = {}
         self._pushforwards: dict[str, Callable[..., Any]] = {}
         self._through: Record = self if through is None else through.record
@@ -104,6 +107,11 @@ class Record:
         return function
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it is one that computes all by itself, matrix products among it."""
+        return self._whole is not None
+
+    @property
     def has_value_alone(self) -> bool:
         """Whether there is another way to the value for where no derivative is asked for."""
         return self._through._alone is not None
@@ -146,6 +154,13 @@ class Record:
         self._prepare = function
         return function
 
+    def whole(self, function: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
+        """Register all of the function, ``f(arguments) -> value``, with a derivative rule of its own, for what is made
+        of matrix products. It has no other value and no partials, and in 16 bits its gradients are sums of terms that
+        have been rounded to them."""
+        self._whole = function
+        return function
+
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def oracle(self, *args: Any, **kwargs: Any) -> jax.Array:
@@ -160,14 +175,14 @@ class Record:
         value = self.definition(**{**masked, **self._neutral()})
         value = policy.zero_where_nothing_is_left(value, shared.get("where"), axes)
         value = self._finish(value, kept, shared, axes)
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), value)
+        return jax.tree.map(lambda leaf: leaf.astype(dtype) if policy.is_float(leaf) else leaf, value)
 
     def _make_function(self) -> Any:
         @functools.wraps(self.definition)
         def function(*args: Any, **kwargs: Any) -> Any:
             return self.oracle(*args, **kwargs) if rule.PLAIN.get() else self._call(*args, **kwargs)
 
-        for name in ("value", "alone", "partial", "second", "prepare", "pushforward"):
+        for name in ("value", "alone", "partial", "second", "prepare", "pushforward", "whole"):
             setattr(function, name, getattr(self, name))
         function.record = self  # type: ignore[attr-defined]
         return function
@@ -197,6 +212,8 @@ class Record:
         # Integers stand for the same floats, but for class indices.
         numbers = [n for n in self.inputs if n in self.wrt and n not in self.indices]
         bound |= {n: jax.tree.map(lambda v: policy.as_float(v, dtype), bound[n]) for n in numbers}
+        if self._whole is not None:
+            return self._whole(bound)
         shared = {n: bound[n] for n in self._shared}
         axes = self._reduced(bound)
         kept = self._kept(bound, shared, axes)

@@ -29,7 +29,18 @@ class Tally:
         self.compared = self.skipped = 0
         self.problems: list[str] = []
 
-    def add(self, place: str, got: Any, truth: Any, size: Any, flushed: float, dtype: Any, steps: int = 1) -> None:
+    def add(
+        self,
+        place: str,
+        got: Any,
+        truth: Any,
+        size: Any,
+        flushed: float,
+        dtype: Any,
+        steps: int = 1,
+        *,
+        products: bool = False,
+    ) -> None:
         """Compare an array elementwise.
 
         Args:
@@ -40,6 +51,7 @@ class Tally:
           flushed: how many of the smallest normal numbers underflow may cost.
           dtype: what ``got`` was computed in.
           steps: how many times the contract's tolerance is allowed.
+          products: whether it is a matrix product of 16-bit operands where the dtype has 16 bits.
         """
         high, low = truth
         got = np.asarray(got, np.float64)
@@ -48,7 +60,7 @@ class Tally:
             return
         error = ulp.deviation(got, high, low, dtype)
         size = np.maximum(np.abs(high), np.where(np.isfinite(size), size, 0))
-        limit = steps * ulp.tolerance(high, size, flushed, dtype)
+        limit = steps * ulp.tolerance(high, size, flushed, dtype, products)
         unit = ulp.spacing(high if jnp.finfo(dtype).bits == 16 else size, dtype)
         known = np.isfinite(high) | ((error == 0) & ~np.isnan(high))
         self.compared += int(np.sum(known))

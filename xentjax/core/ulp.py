@@ -16,6 +16,10 @@ import numpy as np
 #: ULP allowed where a 16-bit result is a float32 result, rounded.
 ROUNDED_ONCE = 0.51
 
+#: What a matrix product of 16-bit operands may be off, in ULP of the size of its terms: each has been rounded, by half
+#: an ULP, and their size is known from some patterns of signs to about half.
+OF_PRODUCTS = 2.0
+
 
 def spacing(size: Any, dtype: Any) -> np.ndarray:
     """The distance between neighbouring numbers of ``dtype`` at ``size``, as float64: one ULP.
@@ -35,7 +39,7 @@ def allowed(size: Any) -> np.ndarray:
     return 4 + np.maximum(0, -np.log(np.where(np.isfinite(size), size, 1)))
 
 
-def tolerance(truth: Any, size: Any, flushed: float, dtype: Any) -> np.ndarray:
+def tolerance(truth: Any, size: Any, flushed: float, dtype: Any, products: bool = False) -> np.ndarray:
     """The error allowed for each element, absolute.
 
     Args:
@@ -43,11 +47,14 @@ def tolerance(truth: Any, size: Any, flushed: float, dtype: Any) -> np.ndarray:
       size: their sizes: the truth's own, or that of the terms whose difference it is.
       flushed: how many of the smallest normal numbers may be missing: ``underflow`` for each entry of a sum.
       dtype: what the results are given in.
+      products: whether they are matrix products of operands of that dtype.
     """
     narrow = jnp.finfo(dtype).bits == 16
     compute = jnp.float32 if narrow else dtype
     wide = allowed(truth) * spacing(size, compute) + flushed * float(jnp.finfo(compute).tiny)
-    return wide + ROUNDED_ONCE * spacing(truth, dtype) if narrow else wide
+    if not narrow:
+        return wide
+    return wide + ROUNDED_ONCE * spacing(truth, dtype) + (OF_PRODUCTS * spacing(size, dtype) if products else 0)
 
 
 def deviation(got: Any, high: Any, low: Any, dtype: Any) -> np.ndarray:

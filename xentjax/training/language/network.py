@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentjax.losses.softmax import softmax_cross_entropy
+from xentjax.losses.linear import linear_cross_entropy
 from xentjax.training.language_config import LanguageModelConfig
 
 Array = np.ndarray[Any, Any]
@@ -104,4 +104,4 @@ def losses(params: LanguageParams, windows: Any, **options: Any) -> jax.Array:
     ``[B, length]``, or what :func:`linear_cross_entropy` makes of them by its ``options``."""
     x = outputs(params, windows[:, :-1])
     labels = windows[:, -x.shape[1] :]
-    return softmax_cross_entropy(x @ params.embedding.T + params.bias, labels, **options)
+    return linear_cross_entropy(x, params.embedding, labels, bias=params.bias, w_layout="vd", **options)

@@ -1,0 +1,150 @@
+"""What a linear cross-entropy gives, from statistics of rows of logits: plain arithmetic, which JAX differentiates."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from xentjax.core import policy
+from xentjax.losses.linear.arguments import Problem, top_of
+from xentjax.losses.linear.plan import Plan
+from xentjax.losses.linear.rule import statistics
+from xentjax.losses.linear.statistics import State
+from xentjax.losses.linear.vocabulary import Arrays, Walk
+
+
+class TopClasses(NamedTuple):
+    """The most probable classes of each example, in order: log-probabilities and class indices, ``[..., k]``."""
+
+    log_probs: Any
+    indices: Any
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def outputs_of_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: dict[str, Any]) -> dict[str, Any]:
+    """Every output that is asked for, by name, for the rows of x; the loss as its reduction says."""
+    if problem.rows == 0:
+        return _of_no_rows(problem, plan, arrays, numbers)
+    if "labels" in arrays:
+        labels = arrays["labels"]
+        arrays = {**arrays, "is_class": (labels >= 0) & (labels < problem.classes)}
+    walk = plan.walk(problem)
+    found = statistics(walk, _heads(problem, plan), problem.top, arrays)
+    level = found["maximum"] + found["log_total"]
+    outputs: dict[str, Any] = {"logsumexp": level}
+    for name in problem.outputs:
+        if name == "entropy":
+            outputs[name] = found["log_total"] + found["depth"]
+        elif name == "argmax":
+            outputs[name] = found["argmax"]
+        elif name == "loss":
+            outputs[name] = _reduced(problem, numbers, _loss(problem, walk, arrays, numbers, found, level))
+        elif name == "log_prob":
+            outputs[name] = _kept(numbers, -_surprise(problem, plan, arrays, numbers, found))
+        elif name == "correct":
+            outputs[name] = _kept(numbers, found["argmax"] == _label(problem, arrays, numbers, found))
+        elif k := top_of(name):
+            outputs[name] = TopClasses(-found["top_gap"][:, :k], found["top"][:, :k])
+    return {name: outputs[name] for name in problem.outputs}
+
+
+def _of_no_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: dict[str, Any]) -> dict[str, Any]:
+    """The outputs of one row of weight 0, without that row."""
+    row = lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype)
+    of_rows = {n: row(a) for n, a in arrays.items() if n in ("x", "teacher_x", "labels")}
+    of_numbers = {n: a if a is None or a.ndim == 0 else row(a) for n, a in numbers.items()}
+    of_numbers |= {"weights": row(arrays["x"][:, 0].astype(problem.dtype)), "kept": jnp.zeros(1, bool)}
+    one = dataclasses.replace(problem, rows=1)
+    outputs = outputs_of_rows(one, plan, {**arrays, **of_rows}, of_numbers)
+    return jax.tree.map(lambda a: a[:0] if a.ndim else a, outputs)
+
+
+def _heads(problem: Problem, plan: Plan) -> tuple[str, ...]:
+    """The statistics that the outputs are made of."""
+    asked, heads = set(problem.outputs), []
+    if asked & {"loss", "log_prob"}:
+        heads.append("teacher" if problem.labels == "teacher" else "gap")
+    if "loss" in asked and "label_smoothing" in problem.options:
+        heads.append("uniform")
+    if "entropy" in asked:
+        heads.append("depth")
+    if asked & {"argmax", "correct"}:
+        heads.append("argmax")
+    if "correct" in asked and problem.labels == "teacher":
+        heads.append("teacher_argmax")
+    if problem.top:
+        heads.append("top")
+    if plan.strategy == "dense":
+        heads.append("known")
+    return tuple(heads)
+
+
+def _loss(problem: Problem, walk: Walk, arrays: Arrays, numbers: dict[str, Any], found: State, level: Any) -> Any:
+    r"""Each row's :math:`(1-\varepsilon)\sum t_i v_i (-\log p_i) + \frac{\varepsilon T}{V}\sum_j v_j (-\log p_j)
+    + \zeta\,\mathrm{lse}^2`."""
+    smoothing = numbers.get("label_smoothing")
+    if problem.labels == "teacher":
+        loss, mass = found["teacher"], 1
+    else:
+        masses = numbers["probabilities"]
+        mass = 1 if masses is None else jnp.sum(masses, axis=1)
+        if "class_weights" in arrays:
+            own = _class_weights_of_labels(walk, arrays)
+            masses = own if masses is None else masses * own
+        gap = found["gap"]
+        # 0·log 0 = 0; elsewhere a mass of 0 still has a derivative.
+        loss = gap if masses is None else jnp.where((masses == 0) & (gap == jnp.inf), 0, masses * gap)
+        loss = jnp.sum(loss, axis=1)
+    if smoothing is not None:
+        loss = (1 - smoothing) * loss + smoothing / problem.classes * mass * found["uniform"]
+    if (z_loss := numbers.get("z_loss")) is not None:
+        loss = loss + z_loss * jnp.square(level)
+    return loss
+
+
+def _class_weights_of_labels(walk: Walk, arrays: Arrays) -> Any:
+    """The class weight of each label, which another device may have; NaN where there is no such class."""
+    places = arrays["labels"] - arrays.get("offset", 0)
+    own = jnp.take(arrays["class_weights"], jnp.clip(places, 0, walk.width - 1))
+    if walk.axis_name is not None:
+        own = jax.lax.psum(jnp.where((places >= 0) & (places < walk.width), own, 0), walk.axis_name)
+    return jnp.where(arrays["is_class"], own, jnp.nan)
+
+
+def _reduced(problem: Problem, numbers: dict[str, Any], loss: Any) -> Any:
+    shared = {"weights": numbers["weights"], "reduction": problem.reduction}
+    return policy.weigh_and_reduce(loss, (numbers["counted"], numbers["kept"]), shared)
+
+
+def _kept(numbers: dict[str, Any], values: Any) -> Any:
+    """The values, and 0 for examples that are left out."""
+    kept = numbers["kept"]
+    return values if kept is None else jnp.where(kept, values, jnp.zeros_like(values))
+
+
+def _surprise(problem: Problem, plan: Plan, arrays: Arrays, numbers: dict[str, Any], found: State) -> Any:
+    """Σ t_i (-log p_i), without any option of the loss."""
+    if problem.labels == "teacher":
+        if "class_weights" not in arrays:
+            return found["teacher"]
+        # The statistics have it with the class weights: another walk.
+        plain = {n: a for n, a in arrays.items() if n != "class_weights"}
+        return statistics(plan.walk(problem), ("teacher",), 0, plain)["teacher"]
+    gap, masses = found["gap"], numbers["probabilities"]
+    if masses is None:
+        return gap[:, 0]
+    return jnp.sum(jnp.where((masses == 0) & (gap == jnp.inf), 0, masses * gap), axis=1)
+
+
+def _label(problem: Problem, arrays: Arrays, numbers: dict[str, Any], found: State) -> Any:
+    """The label of each row, the most probable one."""
+    if problem.labels == "teacher":
+        return found["teacher_argmax"]
+    labels, masses = arrays["labels"], numbers["probabilities"]
+    if masses is None:
+        return labels[:, 0]
+    return jnp.take_along_axis(labels, jnp.argmax(masses, axis=1)[:, None], axis=1)[:, 0]

@@ -1,0 +1,107 @@
+r"""The statistics of rows of logits with their derivative, one linear rule for forward mode, reverse mode and above.
+
+With the sums of :mod:`xentjax.losses.linear.slopes`, p_k = e^{-gap_k}, and e the label with p_e > 1/2 (du_e = 0 where
+there is none):
+
+    d log_total   = mean + p_e du_e             (of m + log_total, m being a constant)
+    d gap_k       = d log_total - du_{y_k}      for k = e: mean - (1 - p_e) du_e, 1 - p_e = -expm1(-gap_e)
+    d uniform     = (Σ c) d log_total - uniform + weights
+    d teacher     = A d log_total - teacher + taught,   d teacher_mass = mass
+    d depth       = depth,  d teacher_log_total = level
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+
+from xentjax.core import policy
+from xentjax.core.linear_map import linear_map
+from xentjax.losses.linear import slopes
+from xentjax.losses.linear.statistics import State, class_mass
+from xentjax.losses.linear.statistics import statistics as undifferentiated
+from xentjax.losses.linear.vocabulary import Arrays, Walk
+
+#: Statistics that the derivative is made of.
+_NEEDED = (
+    "maximum",
+    "log_total",
+    "depth",
+    "uniform",
+    "teacher",
+    "teacher_mass",
+    "teacher_maximum",
+    "teacher_log_total",
+)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def statistics(walk: Walk, heads: tuple[str, ...], top: int, arrays: Arrays) -> State:
+    """What :func:`xentjax.losses.linear.statistics.statistics` gives, differentiable.
+
+    The maximum counts as a constant: its tangent is 0, and that of ``log_total`` is the logsumexp's.
+    """
+    return undifferentiated(walk, arrays, heads, top)
+
+
+def _rule(walk: Walk, heads: tuple[str, ...], top: int, primals: Any, tangents: Any) -> tuple[State, State]:
+    (arrays,), (tangents,) = primals, tangents
+    moving = {n: t for n, t in tangents.items() if policy.is_float(arrays[n]) and not isinstance(t, SymbolicZero)}
+    moving.pop("known", None)
+    found = statistics(walk, heads, top, arrays)
+    residuals = {n: found[n] for n in _NEEDED if n in found}
+    known = {**arrays, "known": found["known"]} if "known" in found else arrays
+    of_gaps = {"gap": arrays.get("labels"), "top_gap": found.get("top")}
+    chosen = [(name, columns) for name, columns in of_gaps.items() if name in found]
+    if chosen:
+        columns = jnp.concatenate([columns for _, columns in chosen], axis=1)
+        gap = jnp.concatenate([found[name] for name, _ in chosen], axis=1)
+        p, is_left_out = _left_out(gap)
+        left_out = jnp.max(jnp.where(is_left_out, columns, -1), axis=1)
+        residuals |= {"columns": columns, "left_out": left_out}
+    sums = linear_map(slopes.forward, slopes.backward, (walk, tuple(moving)), (known, residuals), moving)
+    if walk.axis_name is not None:
+        sums = jax.lax.psum(sums, walk.axis_name)
+
+    along: State = {}
+    level = sums["mean"]
+    if chosen:
+        label = lambda values: jnp.sum(jnp.where(is_left_out, values, 0), axis=1)
+        step = label(sums["at"])
+        level = sums["mean"] + label(p) * step
+        apart = sums["mean"] + label(jnp.expm1(-gap)) * step
+        is_same = (columns == left_out[:, None]) & (left_out >= 0)[:, None]
+        of_gap = jnp.where(is_same, apart[:, None], level[:, None] - sums["at"])
+        for name, own in chosen:
+            along[name], of_gap = of_gap[:, : own.shape[1]], of_gap[:, own.shape[1] :]
+    if "gap" in found:
+        # Where there is no such class the slope is NaN: a factor, so that no cotangent meets it anywhere else.
+        along["gap"] = along["gap"] * jnp.where(arrays["is_class"], jnp.ones_like(along["gap"]), jnp.nan)
+    along["log_total"] = level
+    if "depth" in found:
+        along["depth"] = sums["depth"]
+    if "uniform" in found:
+        along["uniform"] = class_mass(walk, arrays) * level - sums["uniform"] + sums["weights"]
+    if "teacher" in found:
+        along["teacher"] = found["teacher_mass"] * level - sums["teacher"] + sums["taught"]
+        along["teacher_mass"], along["teacher_log_total"] = sums["mass"], sums["level"]
+    return found, {n: along.get(n, _zero(value)) for n, value in found.items()}
+
+
+statistics.defjvp(_rule, symbolic_zeros=True)
+
+
+def _left_out(gap: Any) -> tuple[Any, Any]:
+    """The labels' probabilities, and which label of a row has more than half: the first where it is named twice."""
+    p = jnp.exp(-gap)
+    is_large = jax.lax.stop_gradient(p) > 0.5
+    return p, is_large & (jnp.cumsum(is_large, axis=1) == 1)
+
+
+def _zero(value: Any) -> Any:
+    return jnp.zeros_like(value) if policy.is_float(value) else np.zeros(value.shape, jax.dtypes.float0)

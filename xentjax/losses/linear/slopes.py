@@ -1,0 +1,236 @@
+r"""The derivative of the statistics of rows of logits, as a linear function and its transpose, block by block.
+
+For logits u = shape(x w + b) and their tangents du, with p = softmax(u), D = Σ p (m - u) and columns y_k (labels):
+
+    mean      Σ_{j≠e} p_j du_j      e: the label with more than half of the probability, if there is one
+    at        du_{y_k}
+    depth     Σ_j p_j (m - u_j - D - 1) du_j
+    uniform   Σ_j c_j du_j
+    weights   Σ_j dc_j (-log p_j)
+    teacher   Σ_j t_j c_j du_j
+    level     Σ_j t_j da_j          a: the teacher's logits
+    taught    Σ_j t_j (c_j (-log p_j) - Q) da_j + Σ_j t_j dc_j (-log p_j)
+    mass      Σ_j t_j (c_j - A) da_j + Σ_j t_j dc_j
+
+with Q = Σ t c (-log p) and A = Σ t c.  :mod:`xentjax.losses.linear.rule` makes the statistics' tangents of these.
+Leaving e out of the mean is what keeps the digits of a confident prediction: its tangent is mean - (1 - p_e) du_e.
+
+The transpose has one matrix G for each block, dlogits, whatever the number of outputs: G wᵀ goes to x and xᵀ G to w.
+It is computed in float32 and rounded to the inputs' 16-bit type just before these products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from xentjax.logit_rows import finite, huge
+from xentjax.losses.linear.statistics import at_labels, is_in, teacher_probabilities
+from xentjax.losses.linear.vocabulary import Arrays, Block, Walk, shapers, zeros
+
+#: How the vocabulary is walked over, and which arrays move.
+Config = tuple[Walk, tuple[str, ...]]
+Residuals = tuple[Arrays, Mapping[str, Any]]
+
+#: Up to so many labels an example are found by comparing columns with them, more by their places.
+COMPARED = 4
+#: The arrays that products with x or the teacher's are made of.
+_SOURCES = ("", "teacher_")
+
+
+def forward(config: Config, residuals: Residuals, moving: Arrays) -> dict[str, Any]:
+    """The linear function: sums over this device's columns, by name, from the tangents of the arrays that move."""
+    (walk, _), (arrays, heads) = config, residuals
+
+    def step(block: Block, sums: dict[str, Any]) -> dict[str, Any]:
+        moved = {n: moving[n] for n in moving if n.removeprefix("teacher_") in ("softcap", "temperature")}
+        for of in _SOURCES:
+            parts = []
+            if f"{of}x" in moving:
+                parts.append(walk.products(moving[f"{of}x"], walk.columns_of(arrays[f"{of}w"], block)))
+            if f"{of}w" in moving:
+                parts.append(walk.products(arrays[f"{of}x"], walk.columns_of(moving[f"{of}w"], block)))
+            if f"{of}bias" in moving:
+                parts.append(jnp.broadcast_to(walk.entries_of(moving[f"{of}bias"], block), _shape(arrays, walk)))
+            if parts:
+                moved[f"{of}z"] = sum(parts[1:], parts[0])
+        if "class_weights" in moving:
+            moved["class_weights"] = walk.entries_of(moving["class_weights"], block)
+        return jax.tree.map(jnp.add, sums, _Terms(walk, arrays, heads, block).sums(moved))
+
+    start = {name: zeros(shape, arrays) for name, shape in _sums_of(arrays, heads).items()}
+    return walk.over(arrays, step, start)
+
+
+def backward(config: Config, residuals: Residuals, cotangents: dict[str, Any]) -> Arrays:
+    """The transpose: from cotangents of the sums to those of the arrays that move."""
+    (walk, names), (arrays, heads) = config, residuals
+    scale = _scale(arrays["x"].dtype, cotangents)
+
+    def narrow(g: Any, of: str) -> Any:
+        dtype = jnp.promote_types(arrays[f"{of}x"].dtype, arrays[f"{of}w"].dtype)
+        return (g if scale is None else g / scale).astype(dtype)
+
+    def wide(product: Any) -> Any:
+        return product if scale is None else product * scale
+
+    def step(block: Block, found: dict[str, Any]) -> dict[str, Any]:
+        terms, new = _Terms(walk, arrays, heads, block), dict(found)
+        moved = {n: arrays[n] for n in names if n.removeprefix("teacher_") in ("softcap", "temperature")}
+        for of in _SOURCES:
+            if {f"{of}x", f"{of}w", f"{of}bias"} & set(names):
+                moved[f"{of}z"] = jnp.zeros(_shape(arrays, walk), terms.dtype)
+        if "class_weights" in names:
+            moved["class_weights"] = walk.entries_of(arrays["class_weights"], block)
+        (g,) = jax.linear_transpose(terms.sums, moved)(cotangents)
+        for of in _SOURCES:
+            if {f"{of}x", f"{of}w"} & set(names):
+                narrowed = narrow(g[f"{of}z"], of)
+            if f"{of}x" in names:
+                back = walk.back_to_x(narrowed, walk.columns_of(arrays[f"{of}w"], block))
+                new[f"{of}x"] = found[f"{of}x"] + wide(back)
+            if f"{of}w" in names:
+                back = wide(walk.back_to_w(arrays[f"{of}x"], narrowed))
+                new[f"{of}w"] = walk.put_columns(found[f"{of}w"], back, block)
+            if f"{of}bias" in names:
+                part = jnp.sum(g[f"{of}z"], axis=0)
+                new[f"{of}bias"] = walk.put_entries(found[f"{of}bias"], part, block)
+        if "class_weights" in names:
+            part = g["class_weights"] if block.fresh is None else jnp.where(block.fresh, g["class_weights"], 0)
+            new["class_weights"] = walk.put_entries(found["class_weights"], part, block)
+        for name in names:
+            if name.removeprefix("teacher_") in ("softcap", "temperature"):
+                new[name] = found[name] + g[name]
+        return new
+
+    # What adds up over the blocks does so in the dtype of computation; columns are put in their place once.
+    summed = {n: zeros(arrays[n].shape, arrays, None if n.endswith("x") else arrays[n].dtype) for n in names}
+    found = walk.over(arrays, step, summed)
+    return {n: found[n].astype(arrays[n].dtype) for n in names}
+
+
+def _shape(arrays: Arrays, walk: Walk) -> tuple[int, int]:
+    return arrays["x"].shape[0], walk.block
+
+
+def _sums_of(arrays: Arrays, heads: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The names of the sums, and their shapes."""
+    n = arrays["x"].shape[:1]
+    found = {"mean": n}
+    if "columns" in heads:
+        found["at"] = heads["columns"].shape
+    if "depth" in heads:
+        found["depth"] = n
+    if "uniform" in heads:
+        found |= {"uniform": n, "weights": n}
+    if "teacher" in heads:
+        found |= {"teacher": n, "level": n, "taught": n, "mass": n}
+    return found
+
+
+def _scale(dtype: Any, cotangents: dict[str, Any]) -> Any:
+    """A power of two that float16 gradients are measured in, as those of a mean over many examples would underflow."""
+    if dtype != jnp.float16:
+        return None
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(c), initial=0) for c in jax.tree.leaves(cotangents)]))
+    largest = jax.lax.stop_gradient(largest)
+    return jnp.where((largest > 0) & (largest < jnp.inf), jnp.exp2(jnp.ceil(jnp.log2(largest))), 1)
+
+
+@jax.custom_jvp
+def _fall(logits: Any, maximum: Any) -> Any:
+    """u - m, where one +inf is the limit of a large logit; at least the most negative number, so that 0 times it is 0.
+    The maximum is a constant to derivatives."""
+    return jnp.maximum(jnp.minimum(logits - finite(maximum), 0), -huge(logits.dtype))
+
+
+@_fall.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    return _fall(*primals), tangents[0]
+
+
+class _Terms:
+    """What the sums of a block are made of."""
+
+    def __init__(self, walk: Walk, arrays: Arrays, heads: Mapping[str, Any], block: Block):
+        self.walk, self.arrays, self.heads, self.block = walk, arrays, heads, block
+        self.products = walk.products_of(arrays, block)
+        self.logits = walk.shaping(arrays, block)(self.products, shapers(arrays))
+        self.dtype = self.logits.dtype
+        self.classes = block.first + jnp.arange(walk.block, dtype=jnp.int32)
+        fall, log_total = _fall(self.logits, heads["maximum"][:, None]), heads["log_total"][:, None]
+        self.p = jnp.exp(fall - log_total)
+        self.depth = -fall
+        self.surprise = log_total - fall
+
+    def sums(self, moved: dict[str, Any]) -> dict[str, Any]:
+        """Linear in ``moved``: tangents of the products z, of the teacher's, of the numbers that shape logits, and of
+        the class weights in this block."""
+        heads, zero = self.heads, jnp.zeros((), self.dtype)
+        shapes = _sums_of(self.arrays, heads)
+        found = dict.fromkeys(shapes, zero)
+        du = self.tangent(moved, "", self.products)
+        if du is not None:
+            found["mean"] = jnp.sum(self.weights_of_mean() * du, axis=1)
+            if "columns" in heads:
+                found["at"] = self.at(du)
+            if "depth" in heads:
+                found["depth"] = jnp.sum(self.p * (self.depth - heads["depth"][:, None] - 1) * du, axis=1)
+            if "uniform" in heads:
+                found["uniform"] = jnp.sum(self.class_weights * du, axis=1)
+            if "teacher" in heads:
+                found["teacher"] = jnp.sum(self.t * self.class_weights * du, axis=1)
+        dc = moved.get("class_weights")
+        if dc is not None and "uniform" in heads:
+            found["weights"] = jnp.sum(self.surprise * dc, axis=1)
+        if "teacher" in heads:
+            if dc is not None:
+                found["taught"] += jnp.sum(self.t * self.surprise * dc, axis=1)
+                found["mass"] += jnp.sum(self.t * dc, axis=1)
+            da = self.tangent(moved, "teacher_", None)
+            if da is not None:
+                value, mass = (heads[n][:, None] for n in ("teacher", "teacher_mass"))
+                found["level"] = jnp.sum(self.t * da, axis=1)
+                found["taught"] += jnp.sum(self.t * (self.class_weights * self.surprise - value) * da, axis=1)
+                found["mass"] += jnp.sum(self.t * (self.class_weights - mass) * da, axis=1)
+        return {name: jnp.broadcast_to(value, shapes[name]) for name, value in found.items()}
+
+    def tangent(self, moved: dict[str, Any], of: str, products: Any) -> Any:
+        """That of the logits; None where nothing of theirs moves."""
+        along = {n: moved[n] for n in (f"{of}softcap", "temperature") if n in moved}
+        if f"{of}z" not in moved and not along:
+            return None
+        if products is None:
+            products = self.walk.products_of(self.arrays, self.block, of)
+        numbers = shapers(self.arrays, of)
+        dz = moved.get(f"{of}z", jnp.zeros_like(products))
+        still = {n: jnp.zeros_like(v) for n, v in numbers.items()}
+        return jax.jvp(self.walk.shaping(self.arrays, self.block, of), (products, numbers), (dz, {**still, **along}))[1]
+
+    def weights_of_mean(self) -> Any:
+        if "columns" not in self.heads:
+            return self.p
+        return jnp.where(self.classes == self.heads["left_out"][:, None], 0, self.p)
+
+    def at(self, du: Any) -> Any:
+        """The entries at the labels, 0 for those in other blocks."""
+        labels = self.heads["columns"]
+        if labels.shape[1] > COMPARED:
+            return at_labels(labels, self.block, du)
+        inside = jnp.where(is_in(labels, self.block, du.shape[1]), labels, -1)
+        return jnp.stack([jnp.sum(jnp.where(self.classes == y[:, None], du, 0), axis=1) for y in inside.T], axis=1)
+
+    @property
+    def t(self) -> Any:
+        return teacher_probabilities(self.walk, {**self.arrays, **self.heads}, self.block)
+
+    @property
+    def class_weights(self) -> Any:
+        """Those of the block's columns, 1 for each where there are none; 0 for what is not fresh."""
+        if "class_weights" in self.arrays:
+            return self.walk.entries_of(self.arrays["class_weights"], self.block)
+        ones = jnp.ones(self.walk.block, self.dtype)
+        return ones if self.block.fresh is None else jnp.where(self.block.fresh, ones, 0)

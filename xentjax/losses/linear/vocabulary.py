@@ -1,0 +1,193 @@
+"""The walk over the vocabulary: logits of one block of columns after the other, none of which is stored.
+
+A vocabulary whose size the blocks do not divide has a last block that reaches back into the one before it; a mask
+leaves out the columns that were there already, so that the matrix is never padded or copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from xentjax.activations import soft_cap
+from xentjax.core import policy
+from xentjax.core.linear_map import vary_like
+
+#: Arrays by name: x [N, D], w [D, V] or [V, D], bias [V], class_weights [V], softcap [], temperature [], of the teacher
+#: teacher_x, teacher_w, teacher_bias, teacher_softcap; labels [N, k] and is_class [N, k], whether they are any class;
+#: offset [], the first class on this device; known [N, V], the products x @ w.
+Arrays = Mapping[str, Any]
+Layout = Literal["dv", "vd"]
+
+
+class Block(NamedTuple):
+    """Some columns of the vocabulary.
+
+    Attributes:
+      start: the first of them on this device.
+      first: its class.
+      fresh: which of them are classes that no block before had; None for all.
+    """
+
+    start: Any
+    first: Any
+    fresh: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """How a vocabulary is walked over; part of the keys of JAX's caches.
+
+    Attributes:
+      width: the columns of w on this device.
+      classes: the columns of w that are classes, on all devices; the others are padding.
+      block: columns at a time.
+      layout: ``"dv"`` or ``"vd"``: which axis of w the vocabulary is along.
+      axis_name: the mesh axis that the vocabulary is split over, or None.
+      shards: over how many devices.
+    """
+
+    width: int
+    classes: int
+    block: int
+    layout: Layout = "dv"
+    axis_name: Any = None
+    shards: int = 1
+
+    @property
+    def axis(self) -> int:
+        """The axis of w that the vocabulary is along."""
+        return 1 if self.layout == "dv" else 0
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.width // self.block)
+
+    def over(self, arrays: Arrays, step: Callable[[Block, Any], Any], carry: Any) -> Any:
+        """``step(block, carry) -> carry`` for each block in turn. What is a sum starts as :func:`zeros`."""
+        if self.blocks == 1:
+            return step(self._block(arrays, 0), carry)
+        # Differentiated in reverse, each step is computed again rather than stored.
+        step = jax.checkpoint(step)
+        return jax.lax.fori_loop(0, self.blocks, lambda j, carry: step(self._block(arrays, j), carry), carry)
+
+    def _block(self, arrays: Arrays, j: Any) -> Block:
+        start = jnp.minimum(j * self.block, self.width - self.block)
+        columns = start + jnp.arange(self.block, dtype=jnp.int32)
+        fresh = columns >= j * self.block if self.width % self.block else None
+        offset = arrays.get("offset", 0)
+        if self.classes < self.width * self.shards:
+            is_class = columns + offset < self.classes
+            fresh = is_class if fresh is None else fresh & is_class
+        return Block(start, start + offset, fresh)
+
+    # -- blocks of arrays ----------------------------------------------------------------------------------------------
+
+    def columns_of(self, w: Any, block: Block) -> Any:
+        """The columns of a block of w, in w's layout."""
+        if self.blocks == 1:
+            return w
+        # Behind a barrier with the start, or XLA:CPU would widen all of a 16-bit matrix before the loop.
+        start = block.start
+        if jnp.finfo(w.dtype).bits == 16:
+            w, start = jax.lax.optimization_barrier((w, start))
+        return jax.lax.dynamic_slice_in_dim(w, start, self.block, axis=self.axis)
+
+    def entries_of(self, vector: Any, block: Block) -> Any:
+        """The entries of a block of a vector over the vocabulary; 0 for a column that is not fresh."""
+        part = vector if self.blocks == 1 else jax.lax.dynamic_slice_in_dim(vector, block.start, self.block)
+        return part if block.fresh is None else jnp.where(block.fresh, part, 0)
+
+    def put_columns(self, w: Any, part: Any, block: Block) -> Any:
+        """w with the columns of a block in their place. The part has zeros where columns are not fresh."""
+        part = part.astype(w.dtype)
+        if self.blocks == 1:
+            return part
+        if self.width % self.block:
+            part = part + jax.lax.dynamic_slice_in_dim(w, block.start, self.block, axis=self.axis)
+        return jax.lax.dynamic_update_slice_in_dim(w, part, block.start, axis=self.axis)
+
+    def put_entries(self, vector: Any, part: Any, block: Block) -> Any:
+        """The same for a vector over the vocabulary."""
+        return dataclasses.replace(self, layout="vd").put_columns(vector, part, block)
+
+    # -- products ------------------------------------------------------------------------------------------------------
+
+    def products(self, x: Any, w: Any) -> Any:
+        """x @ w, [N, block], of a block of w."""
+        return product(x, w, 1, 1 - self.axis)
+
+    def back_to_x(self, g: Any, w: Any) -> Any:
+        """g @ wᵀ, [N, D]."""
+        return product(g, w, 1, self.axis)
+
+    def back_to_w(self, x: Any, g: Any) -> Any:
+        """xᵀ @ g, or its transpose in the layout ``"vd"``."""
+        return product(x, g, 0, 0) if self.layout == "dv" else product(g, x, 0, 0)
+
+    # -- logits --------------------------------------------------------------------------------------------------------
+
+    def products_of(self, arrays: Arrays, block: Block, of: str = "") -> Any:
+        """x @ w + bias of a block; ``of`` is ``"teacher_"`` for the teacher's."""
+        w = self.columns_of(arrays[f"{of}w"], block)
+        z = self.products(arrays[f"{of}x"], w) if of or "known" not in arrays else self._known(arrays, w)
+        return z if (bias := arrays.get(f"{of}bias")) is None else z + self.entries_of(bias, block)
+
+    def _known(self, arrays: Arrays, w: Any) -> Any:
+        """The products, which have been stored: their derivative is that of what they are."""
+
+        @jax.custom_jvp
+        def known(products: Any, x: Any, w: Any) -> Any:
+            return products
+
+        @known.defjvp
+        def _(primals: Any, tangents: Any) -> Any:
+            (products, x, w), (_, dx, dw) = primals, tangents
+            return known(products, x, w), self.products(dx, w) + self.products(x, dw)
+
+        return known(arrays["known"], arrays["x"], w)
+
+    def shaping(self, arrays: Arrays, block: Block, of: str = "") -> Callable[[Any, dict[str, Any]], Any]:
+        """From x @ w + bias and the numbers of :func:`shapers` to the logits: the cap, the temperature, -inf for what
+        is not fresh."""
+
+        def shaped(z: Any, numbers: dict[str, Any]) -> Any:
+            if (cap := numbers.get(f"{of}softcap")) is not None:
+                z = soft_cap(z, jnp.broadcast_to(cap, z.shape))
+            if "temperature" in numbers:
+                z = z / numbers["temperature"]
+            return z if block.fresh is None else jnp.where(block.fresh, z, -jnp.inf)
+
+        return shaped
+
+    def logits(self, arrays: Arrays, block: Block, of: str = "") -> Any:
+        """The logits of a block."""
+        return self.shaping(arrays, block, of)(self.products_of(arrays, block, of), shapers(arrays, of))
+
+
+def shapers(arrays: Arrays, of: str = "") -> dict[str, Any]:
+    """The numbers that shape logits."""
+    return {n: arrays[n] for n in (f"{of}softcap", "temperature") if n in arrays}
+
+
+def zeros(shape: tuple[int, ...], arrays: Arrays, dtype: Any = None) -> Any:
+    """Zeros to add to: in x's dtype of computation unless another is given, varying over the mesh as the arrays do."""
+    x = arrays["x"]
+    return vary_like(jnp.zeros(shape, policy.compute_dtype(x.dtype) if dtype is None else dtype), x)
+
+
+def product(a: Any, b: Any, axis_a: int, axis_b: int) -> Any:
+    """The matrix product along two axes, added in float32 at least: 16-bit operands as they are, others in full."""
+    dtype = jnp.promote_types(a.dtype, b.dtype)
+    narrow = jnp.finfo(dtype).bits == 16
+    return jax.lax.dot_general(
+        a.astype(dtype),
+        b.astype(dtype),
+        (((axis_a,), (axis_b,)), ((), ())),
+        precision=None if narrow else jax.lax.Precision.HIGHEST,
+        preferred_element_type=policy.compute_dtype(dtype),
+    )
