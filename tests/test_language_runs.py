@@ -14,9 +14,12 @@ import pytest
 from safetensors.numpy import load_file
 from words import write_words
 
+from benchmarks import language_report
+from benchmarks.report import RESULTS
 from xentjax import plots
 from xentjax.cli import main
 from xentjax.training.config_file import read_run
+from xentjax.training.language.baselines import Counts, entropies
 from xentjax.training.language.network import LanguageParams, Layer, losses
 from xentjax.training.language.tokenized import tokenize
 
@@ -141,15 +144,16 @@ def test_a_killed_process_is_gone_on_from_with_the_same_bits(call, tmp_path):
         Checkpoint.save = killed
         sys.exit(main(["fit", "words.toml", "--set", "stop.max_steps=12"]))
     """
-    command = [sys.executable, "-c", textwrap.dedent(killed)]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True)
+    # Compiled with less care, as in all tests of this file.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    run = lambda *command: subprocess.run(
+        [sys.executable, *command], env=environment, cwd=tmp_path, capture_output=True
+    )
+    done = run("-c", textwrap.dedent(killed))
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [path.name for path in Path("runs").iterdir()] == ["words.checkpoint"]
-    again = [sys.executable, "-m", "xentjax", "fit", "words.toml", "--set", "stop.max_steps=12"]
     for folder in ("runs/words", "runs/whole"):
-        done = subprocess.run(
-            [*again, "--out", folder], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True
-        )
+        done = run("-m", "xentjax", "fit", "words.toml", "--set", "stop.max_steps=12", "--out", folder)
         assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in Path("runs").iterdir()) == ["whole", "words"]
     assert bits("runs/words") == bits("runs/whole")
@@ -165,3 +169,24 @@ def test_a_text_that_is_not_there_leaves_no_folder(call):
     assert (status, out) == (2, "")
     assert err == f"xentjax: text.path: {Path('elsewhere').resolve()} is not a folder\n"
     assert not Path("runs").exists()
+
+
+def test_the_readme_compares_with_what_is_counted():
+    """What stands beside the model in the README, where this Python has the same standard library."""
+    config = read_run(ROOT / "configs" / "bytes_lm.toml")
+    text = tokenize(config)
+    counts = Counts.of(text.train.tokens, text.tokenizer.size)
+    compared = False
+    for path in language_report.result_files(RESULTS):
+        told = json.loads(path.read_text())
+        assert (told["steps"], told["vocabulary"]) == (config.stop.max_steps, config.vocabulary.size)
+        assert told["held_out"]["model"]["bits_per_byte"] < told["held_out"]["bigram"]["bits_per_byte"]
+        if told["digest"] == text.digest:
+            compared = True
+            for name, nats in {"unigram": counts.unigram_nats, "bigram": counts.bigram_nats}.items():
+                bits = text.test.bits_per_byte(nats(text.test.tokens))
+                assert told["held_out"][name]["bits_per_byte"] == pytest.approx(bits, rel=1e-12)
+            own = told["entropies_of_training_text"]
+            assert [own[name]["bits_per_token"] for name in own] == pytest.approx(entropies(text.train.tokens))
+    if not compared:
+        pytest.skip("the results are of another Python's standard library")
