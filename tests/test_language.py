@@ -6,6 +6,7 @@ import itertools
 import json
 import lzma
 import math
+import tomllib
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from words import write_words
 from xentjax.plots.languages import bits_curve
 from xentjax.plots.style import save
 from xentjax.training.checkpoint import Checkpoint, named_leaves
-from xentjax.training.config_file import read_run
+from xentjax.training.config_file import read_run, to_toml, validate
 from xentjax.training.errors import UserError
 from xentjax.training.language.baselines import Counts, compressed, entropies
 from xentjax.training.language.batches import covering_windows, training_windows
@@ -81,6 +82,12 @@ def test_what_is_wrong_with_a_key(overrides, message):
 def test_the_keys_of_a_language_model_are_for_one_only():
     message = told(read_run, CONFIG.parent / "digits.toml", ["vocabulary={}"])
     assert message == "--set: vocabulary only goes with a table text: it is for language models"
+
+
+def test_the_config_survives_being_written():
+    config = read_run(CONFIG)
+    assert type(config) is LanguageConfig
+    assert validate(tomllib.loads(to_toml(config.model_dump(exclude_none=True))), LanguageConfig, "again") == config
 
 
 def test_a_folder_is_relative_to_the_config(tmp_path, monkeypatch):
