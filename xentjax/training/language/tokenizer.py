@@ -33,12 +33,12 @@ class Tokenizer:
 
     Example:
       >>> from xentjax.training.language.tokenizer import Tokenizer
-      >>> tokenizer = Tokenizer.learn([b"the cat and the hat", b"the end"], size=259)
+      >>> tokenizer = Tokenizer.learn([b"the cat and the hat", b"the end of the day"], size=259)
       >>> tokenizer.pieces
-      (b'the', b' the')
+      (b' the', b'the')
       >>> tokenizer.encode(b"the hat, then").tolist()
-      [257, 32, 104, 97, 116, 44, 258, 110]
-      >>> tokenizer.decode([258, 110])
+      [258, 32, 104, 97, 116, 44, 257, 110]
+      >>> tokenizer.decode([257, 110])
       b' then'
     """
 
