@@ -102,7 +102,7 @@ def add_gradients(
         moved = {n: arrays[n] for n in names if n.removeprefix("teacher_") in ("softcap", "temperature")}
         for of in _SOURCES:
             if {f"{of}x", f"{of}w", f"{of}bias"} & set(names):
-                moved[f"{of}z"] = jnp.zeros(_shape(arrays, walk), terms.dtype)
+                moved[f"{of}z"] = zeros(_shape(arrays, walk), arrays)
         if "class_weights" in names:
             moved["class_weights"] = walk.entries_of(arrays["class_weights"], block)
         (g,) = jax.linear_transpose(terms.sums, moved)(cotangents)
@@ -186,7 +186,7 @@ class _Terms:
     def sums(self, moved: dict[str, Any]) -> dict[str, Any]:
         """Linear in ``moved``: tangents of the products z, of the teacher's, of the numbers that shape logits, and of
         the class weights in this block."""
-        heads, zero = self.heads, jnp.zeros((), self.dtype)
+        heads, zero = self.heads, zeros((), self.arrays)
         shapes = sums_of(self.arrays, heads)
         found = dict.fromkeys(shapes, zero)
         du = self.tangent(moved, "", self.z)

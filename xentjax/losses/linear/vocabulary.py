@@ -66,6 +66,11 @@ class Walk:
         return 1 if self.layout == "dv" else 0
 
     @property
+    def is_padded(self) -> bool:
+        """Whether w has columns that are no classes."""
+        return self.classes < self.width * self.shards
+
+    @property
     def blocks(self) -> int:
         return -(-self.width // self.block)
 
@@ -82,7 +87,7 @@ class Walk:
         columns = start + jnp.arange(self.block, dtype=jnp.int32)
         fresh = columns >= j * self.block if self.width % self.block else None
         offset = arrays.get("offset", 0)
-        if self.classes < self.width * self.shards:
+        if self.is_padded:
             is_class = columns + offset < self.classes
             fresh = is_class if fresh is None else fresh & is_class
         return Block(start, start + offset, fresh)
@@ -90,7 +95,13 @@ class Walk:
     # -- blocks of arrays ----------------------------------------------------------------------------------------------
 
     def columns_of(self, w: Any, block: Block) -> Any:
-        """The columns of a block of w, in w's layout."""
+        """The columns of a block of w, in w's layout; 0 for padding, whatever that holds."""
+        part = self._part_of(w, block)
+        if not self.is_padded:
+            return part
+        return jnp.where(jnp.expand_dims(block.fresh, 1 - self.axis), part, 0)
+
+    def _part_of(self, w: Any, block: Block) -> Any:
         if self.blocks == 1:
             return w
         # Behind a barrier with the start, or XLA:CPU would widen all of a 16-bit matrix before the loop.
