@@ -181,6 +181,34 @@ def test_classes_that_the_devices_do_not_divide():
     np.testing.assert_array_equal(by_w[:, V - 3 :], 0)
 
 
+@pytest.mark.parametrize("classes", [V, V - 3])
+@pytest.mark.parametrize("kind", ["indices", "teacher"])
+def test_a_mesh_that_is_set_in_the_place_of_a_map(kind, classes):
+    given = arguments(kind)
+    of_classes = {"w": (slice(None), slice(classes)), "bias": slice(classes), "class_weights": slice(classes)}
+    given |= {n: given[n][part] for n, part in of_classes.items()}
+    if kind == "teacher":
+        teacher = given["labels"]
+        given["labels"] = Teacher(teacher.x, teacher.w[:, :classes], teacher.bias[:classes], teacher.softcap)
+    else:
+        given["labels"] = given["labels"] % classes
+    moving, rest = split(given)
+    call = functools.partial(linear_cross_entropy, outputs=EVERY, **OPTIONS)
+
+    def derivatives(function, moving):
+        return function(moving), jax.grad(lambda m: total(function(m)))(moving)
+
+    expected = jax.jit(lambda m: derivatives(lambda m: call(**m, **rest), m))(moving)
+    with jax.set_mesh(mesh_of(data=2, model=4)):
+        function = lambda m: call(**m, **rest, axis_name="model", implementation="recompute")
+        same(jax.jit(lambda m: derivatives(function, m))(moving), expected)
+
+
+def test_an_axis_that_is_not_there():
+    with pytest.raises(ValueError, match=r"no axis here: call it under jax\.shard_map"):
+        linear_cross_entropy(**arguments("indices"), axis_name="model")
+
+
 def test_only_numbers_for_each_token_travel():
     x, w, labels = real(0, 64, 16), real(1, 16, 512), jnp.zeros(64, jnp.int32)
     mesh = mesh_of(model=4)

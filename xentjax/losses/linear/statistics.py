@@ -42,7 +42,7 @@ def statistics(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int = 0)
       ``known`` :math:`x w`, ``[N, V]``.
     """
     every = tuple(arrays.values())
-    is_class = arrays.get("is_class")
+    is_class: Any = arrays.get("is_class")
     arrays = {name: vary_like(array, *every) for name, array in arrays.items()}
     found: State = {}
     if {"teacher", "teacher_argmax"} & set(heads):
