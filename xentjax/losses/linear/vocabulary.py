@@ -7,6 +7,7 @@ leaves out the columns that were there already, so that the matrix is never padd
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -110,12 +111,10 @@ class Walk:
         ``to_zeros`` says that what is fresh is still 0 in w: then nothing is read but where blocks overlap."""
         if self.blocks == 1:
             return part.astype(w.dtype) if to_zeros else w + part
-        adds = not to_zeros or self.width % self.block > 0
+        config = (self.axis, self.block, not to_zeros or self.width % self.block > 0)
         if jnp.finfo(w.dtype).bits > 16:
-            if adds:
-                part = part + jax.lax.dynamic_slice_in_dim(w, block.start, self.block, axis=self.axis)
-            return jax.lax.dynamic_update_slice_in_dim(w, part, block.start, axis=self.axis)
-        return linear_map(_placed, _taken, (self.axis, self.block, adds), block.start, (w, part))
+            return _placed(config, block.start, w, part)
+        return linear_map(_placed_16_bit, _taken, config, block.start, (w, part))
 
     def add_entries(self, vector: Any, part: Any, block: Block, *, to_zeros: bool) -> Any:
         """The same for a vector over the vocabulary."""
@@ -183,9 +182,22 @@ class Walk:
         return self.shaping(arrays, block, of)(self.with_bias(arrays, block, products, of), shapers(arrays, of))
 
 
-def _placed(config: tuple[int, int, bool], start: Any, arguments: tuple[Any, Any]) -> Any:
-    """A 16-bit array with a part of it replaced, or added to, by bits: XLA:CPU would widen all of it otherwise."""
-    (axis, size, adds), (w, part) = config, arguments
+def _placed(config: tuple[int, int, bool], start: Any, w: Any, part: Any) -> Any:
+    """An array with a part of it replaced, or added to."""
+    axis, size, adds = config
+    if adds:
+        part = part + jax.lax.dynamic_slice_in_dim(w, start, size, axis=axis).astype(part.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(w, part.astype(w.dtype), start, axis=axis)
+
+
+def _placed_16_bit(config: tuple[int, int, bool], start: Any, arguments: tuple[Any, Any]) -> Any:
+    """The same for 16-bit arrays: by bits on a CPU, as XLA:CPU would widen all of the array otherwise."""
+    by_bits, plainly = (functools.partial(f, config) for f in (_placed_by_bits, _placed))
+    return jax.lax.platform_dependent(start, *arguments, cpu=by_bits, default=plainly)
+
+
+def _placed_by_bits(config: tuple[int, int, bool], start: Any, w: Any, part: Any) -> Any:
+    axis, size, adds = config
     bits = as_bits(w)
     if adds:
         old = jax.lax.dynamic_slice_in_dim(bits, start, size, axis=axis)
