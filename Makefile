@@ -5,8 +5,10 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN    := $(VENV)/bin
 JOBS   ?= 2
+# The Python of the machine that wheels are for.
+WHEELS_PYTHON ?= 3.12
 
-.PHONY: digits test thorough sklearn check accuracy bench lint types clean
+.PHONY: digits test thorough sklearn check accuracy bench language wheels lint types clean
 
 digits: $(VENV)/.installed  ## the main job: softmax regression on handwritten digits
 	$(BIN)/xentjax fit configs/digits.toml --force
@@ -34,6 +36,19 @@ bench: $(VENV)/.installed  ## every function's and every regression's time besid
 	$(BIN)/python -m pip install --quiet -e '.[bench,peers]'
 	$(BIN)/python -m benchmarks core
 	$(BIN)/python -m benchmarks regression
+	$(BIN)/python -m benchmarks linear
+	$(BIN)/python -m benchmarks report
+
+wheels: $(VENV)/.installed  ## peers of linear cross-entropy as files in wheels/, for a GPU machine without a registry
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version $(WHEELS_PYTHON) \
+		--implementation cp $(foreach v,2_28 2_17,--platform manylinux_$(v)_x86_64) --platform manylinux2014_x86_64 \
+		--dest wheels --requirement benchmarks/wheels.txt
+
+RESULTS := import jax, benchmarks.machine as m; print("benchmarks/results/" + m.device_name(jax.devices()[0]))
+
+language: $(VENV)/.installed  ## the language model on Python's own source, for the README
+	$(BIN)/xentjax fit configs/bytes_lm.toml --force
+	cp runs/bytes_lm/summary.json "$$($(BIN)/python -c '$(RESULTS)')/bytes_lm.json"
 	$(BIN)/python -m benchmarks report
 
 lint: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""Command line: ``python -m benchmarks core`` measures, ``python -m benchmarks report`` writes tables and plots."""
+"""Command line: ``core``, ``regression`` and ``linear`` measure, ``report`` writes tables and plots."""
 
 from __future__ import annotations
 
@@ -33,6 +33,22 @@ def main(argv: list[str] | None = None) -> int:
     regression.add_argument("--out", type=pathlib.Path, help="folder for regression.jsonl (default: as for core)")
     regression.add_argument("--only", metavar="NAME", help="one problem, or a regular expression of names")
     regression.add_argument("--quick", action="store_true", help="small problems of every kind, in seconds")
+    linear = commands.add_parser("linear", help="linear cross-entropy by every method: time, memory, errors")
+    linear.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: the first device that JAX finds")
+    linear.add_argument("--out", type=pathlib.Path, help="folder for linear.jsonl (default: as for core)")
+    linear.add_argument("--only", metavar="PLACE", help="a regular expression of 'N,D,V dtype mode' (a processor's)")
+    linear.add_argument("--quick", action="store_true", help="two small shapes (a processor's)")
+    linear.add_argument(
+        "--seconds", type=float, default=6.0, help="time for each row's rounds (a processor's; default: 6)"
+    )
+    linear.add_argument("--tiny", action="store_true", help="an accelerator's stages at toy sizes, on any device")
+    blocks = commands.add_parser(
+        "blocks", help="the table of block sizes of linear cross-entropy, swept on this device"
+    )
+    blocks.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: the first device that JAX finds")
+    blocks.add_argument("--measured", type=pathlib.Path, help="a linear.jsonl that holds a sweep: none is made here")
+    blocks.add_argument("--table", type=pathlib.Path, help="default: the table that the library reads")
+    blocks.add_argument("--tiny", action="store_true", help="toy sizes")
     report = commands.add_parser("report", help="tables and plots from the results, and the README's generated parts")
     report.add_argument("--results", type=pathlib.Path, default=RESULTS, help="folder that holds <device>/*.jsonl")
     arguments = parser.parse_args(argv)
@@ -40,15 +56,21 @@ def main(argv: list[str] | None = None) -> int:
         from benchmarks import report as reporting
 
         return reporting.main(arguments.results)
-    return run_regression(arguments) if arguments.command == "regression" else run_core(arguments)
+    runs = {"core": run_core, "regression": run_regression, "linear": run_linear, "blocks": run_blocks}
+    return runs[arguments.command](arguments)
+
+
+def settle(device: str | None) -> None:
+    """What must be settled before JAX or torch load: the device, its memory, and torch's threads, which would spin for
+    a while after each of its calls, on the cores that the next in turn needs."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if device:
+        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(device, device)
 
 
 def run_core(arguments: argparse.Namespace) -> int:
-    # Torch's threads would spin for a while after each of its calls, on the cores that the next in turn needs.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    if arguments.device:
-        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(arguments.device, arguments.device)
+    settle(arguments.device)
     import jax
 
     from benchmarks import core
@@ -81,9 +103,7 @@ def run_core(arguments: argparse.Namespace) -> int:
 
 def run_regression(arguments: argparse.Namespace) -> int:
     """On a processor the process is pinned to one core before anything with threads is loaded."""
-    if arguments.device:
-        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(arguments.device, arguments.device)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    settle(arguments.device)
     pin_to_one_core()
     import jax
 
@@ -103,6 +123,60 @@ def run_regression(arguments: argparse.Namespace) -> int:
     print(f"all in {time.perf_counter() - start:.0f} s")
     if folder is not None:
         print(f"written to {folder / 'regression.jsonl'}")
+    return 0
+
+
+def run_linear(arguments: argparse.Namespace) -> int:
+    """A processor's suite, or an accelerator's stages; 1 where a check of those failed."""
+    settle(arguments.device)
+    import jax
+
+    from benchmarks.linear import stages, suite
+    from benchmarks.linear.lines import one_line
+    from benchmarks.machine import LINEAR_PACKAGES, measure_machine
+
+    start = time.perf_counter()
+    machine = measure_machine(jax.devices()[0], quick=True, packages=LINEAR_PACKAGES)
+    in_stages = arguments.tiny or machine.platform != "cpu"
+    is_part = arguments.only or arguments.quick or arguments.tiny
+    folder = arguments.out or (None if is_part else RESULTS / machine.device)
+    if in_stages:
+        found = stages.rows(machine, start, arguments.tiny)
+    else:
+        found = suite.rows(machine, arguments.seconds, arguments.only, arguments.quick)
+    failed = 0
+    with results_file(folder, "linear") as write:
+        write(machine.to_json())
+        for row in found:
+            write(row)
+            print(one_line(row), flush=True)
+            failed += not row.get("passed", True)
+    print(f"all in {time.perf_counter() - start:.0f} s" + (f"; {failed} checks FAILED" if failed else ""))
+    if folder is not None:
+        print(f"written to {folder / 'linear.jsonl'}")
+    return 1 if failed else 0
+
+
+def run_blocks(arguments: argparse.Namespace) -> int:
+    settle(arguments.device)
+    import jax
+
+    from benchmarks.linear import blocks, problems, sweep
+    from benchmarks.linear.lines import one_line
+
+    if arguments.measured:
+        found = [json.loads(line) for line in arguments.measured.read_text().splitlines()]
+    else:
+        on_cpu = jax.default_backend() == "cpu"
+        shapes = problems.TINY if arguments.tiny else problems.CPU if on_cpu else problems.GPU
+        dtypes = ("float32", "bfloat16") if on_cpu else ("bfloat16",)
+        found = []
+        for row in sweep.rows(shapes, dtypes, 0.05 if arguments.tiny else 3.0, arguments.tiny):
+            print(one_line(row), flush=True)
+            found.append(row)
+    table = arguments.table or blocks.TABLE
+    blocks.write(blocks.merged(blocks.read(table), blocks.of_rows(found)), table)
+    print(f"written to {table}")
     return 0
 
 

@@ -1,4 +1,5 @@
-"""How many times faster than the best peer each problem is meant to be solved, and what stands in the way."""
+"""What measurements are meant to come to, and what stands in the way: of regressions, how many times faster than the
+best peer each problem is solved; of linear cross-entropy, time over another's, and memory."""
 
 from __future__ import annotations
 
@@ -55,3 +56,41 @@ AIMS = {
     ),
     "100 penalties in 5 folds": Aim(10.0),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearAim:
+    """What ``method`` takes is at most ``at_most`` times what ``against`` does, or MiB of temporary memory.
+
+    ``against`` is a method, "copies" (the time in which the bytes that must move are copied) or "MiB". ``sizes``,
+    ``dtype`` and ``mode`` say where; None: wherever it is measured. ``obstacle`` is as for :class:`Aim`.
+    """
+
+    against: str
+    at_most: float
+    sizes: tuple[int, ...] | None = None
+    dtype: str | None = None
+    mode: str | None = None
+    method: str = "xentjax"
+    obstacle: str = Aim.obstacle
+
+
+LINEAR_AIMS = (
+    # On a processor.
+    LinearAim("optax", 0.95, (2048, 512, 32768), "float32", "value_and_grad"),
+    LinearAim("optax", 0.7, (2048, 512, 32768), "bfloat16", "value_and_grad"),
+    LinearAim("optax", 0.85, (2048, 512, 32768), mode="value"),
+    LinearAim("optax", 1.0, (1024, 512, 50257), mode="value_and_grad"),
+    LinearAim("optax", 1.0, (8192, 64, 10)),
+    LinearAim("optax", 1.0, (4096, 256, 1000)),
+    # Everywhere.
+    LinearAim("tokamax chunked_xla", 1.0),
+    LinearAim("jax-cce", 1.0),
+    # On an H200.
+    LinearAim("products alone", 1 / 0.95, (4096, 4096, 128256), mode="value_and_grad"),
+    LinearAim("products alone", 1 / 0.95, (16384, 4096, 128256), mode="value_and_grad"),
+    LinearAim("products alone", 1 / 0.9, (8192, 2304, 256000), mode="value_and_grad"),
+    LinearAim("MiB", 1.1e9 / 2**20, (4096, 4096, 128256)),
+    LinearAim("MiB", 256e6 / 2**20, (4096, 4096, 128256), method="xentjax recompute"),
+    LinearAim("copies", 1 / 0.85, (8192, 131072)),
+)

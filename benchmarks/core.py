@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import peers
+from benchmarks import in_torch, peers
 from benchmarks.harness import Implementation, Task, jax_implementation
 from xentjax.core.domains import Labels, Logits
 from xentjax.core.op import Record, ops
@@ -189,13 +189,6 @@ def torch_implementation(function: Callable[..., Any], places: tuple[int, ...], 
 
     on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
 
-    def place(value: np.ndarray) -> Any:
-        if value.dtype == jnp.bfloat16:
-            tensor = torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
-        else:
-            tensor = torch.from_numpy(value.astype(np.int64) if value.dtype == np.int32 else value)
-        return tensor.cuda() if on_gpu else tensor
-
     def run(*tensors: Any) -> Any:
         tensors = tuple(t.detach().requires_grad_(i in places) for i, t in enumerate(tensors))
         with torch.set_grad_enabled(bool(places)):
@@ -203,5 +196,5 @@ def torch_implementation(function: Callable[..., Any], places: tuple[int, ...], 
             result = result.mean() if reduced or places else result
             return (result, *torch.autograd.grad(result, [tensors[i] for i in places])) if places else result
 
-    wait = (lambda _: torch.cuda.synchronize()) if on_gpu else (lambda result: result)
-    return Implementation("torch", lambda arguments: (run, None), place, wait)
+    place = in_torch.tensor_on_gpu if on_gpu else in_torch.tensor
+    return Implementation("torch", lambda arguments: (run, None), place, in_torch.waiting(on_gpu))

@@ -26,15 +26,43 @@ from benchmarks.machine import Machine, cache_bytes
 SHORTEST = 1e-3
 MOST_COPIES = 64
 
+#: A first run of this many seconds stands for three.
+LONG = 0.2
+
+#: Of a message, in a row of what failed.
+MOST_LETTERS = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is known of a compiled function: its temporary memory, and its FLOP where the compiler counts them."""
+
+    temp_bytes: int
+    flop: float | None = None
+
+
+def place_in_jax(value: Any) -> Any:
+    return jax.tree.map(jax.numpy.asarray, value)
+
+
+def as_given(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return arguments
+
 
 @dataclasses.dataclass(frozen=True)
 class Implementation:
-    """A function of the task's arguments. ``compile`` returns what is timed; ``xla`` is its executable, if any."""
+    """A function of the task's arguments. ``compile`` returns what is timed, and what is known of it, if anything."""
 
     name: str
-    compile: Callable[[Sequence[Any]], tuple[Callable[..., Any], Any]]
-    place: Callable[[Any], Any] = jax.numpy.asarray
+    compile: Callable[[Sequence[Any]], tuple[Callable[..., Any], Program | None]]
+    place: Callable[[Any], Any] = place_in_jax
     wait: Callable[[Any], Any] = jax.block_until_ready
+    arrange: Callable[[tuple[Any, ...]], tuple[Any, ...]] = as_given
+    """The arguments in the layout that it takes, once they are placed; not timed."""
+    check: Callable[[Any], dict[str, float]] | None = None
+    """Its errors, from its result."""
+    may_fail: bool = False
+    """Its row says why it failed (too little memory, another version); else the task fails with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,49 +74,90 @@ class Task:
     implementations: tuple[Implementation, ...]
     moved: Callable[[Any], int]
     """The bytes that must move, from the result: every input read once, every result written once."""
+    flop: float | None = None
+    """The FLOP that it takes; None: as the compiler counts them, which takes the body of a loop for one turn of it."""
 
 
-def jax_implementation(name: str, function: Callable[..., Any]) -> Implementation:
+def jax_implementation(name: str, function: Callable[..., Any], **rest: Any) -> Implementation:
     """An implementation in JAX: jitted, compiled ahead of time for the arguments it gets."""
 
-    def compile_(arguments: Sequence[Any]) -> tuple[Callable[..., Any], Any]:
+    def compile_(arguments: Sequence[Any]) -> tuple[Callable[..., Any], Program | None]:
         compiled = jax.jit(function).lower(*arguments).compile()
-        return compiled, compiled
+        cost = compiled.cost_analysis() or {}
+        flop = cost.get("flops", 0.0) + cost.get("transcendentals", 0.0)
+        memory = compiled.memory_analysis()
+        return compiled, None if memory is None else Program(memory.temp_size_in_bytes, flop)
 
-    return Implementation(name, compile_, place=lambda value: jax.tree.map(jax.numpy.asarray, value))
+    return Implementation(name, compile_, **rest)
 
 
 def measure(task: Task, machine: Machine, *, seconds: float, seed: int = 0) -> dict[str, Any]:
     """The row of one task: for each implementation its times, memory and shares of what the machine can do."""
     device = jax.devices(machine.platform)[0]
-    bytes_in = sum(leaf.nbytes for leaf in jax.tree.leaves(task.arguments))
-    copies = min(MOST_COPIES, max(1, math.ceil(2 * cache_bytes(device) / max(bytes_in, 1))))
     with jax.default_device(device):
-        runs = [_Run(implementation, task, copies) for implementation in task.implementations]
-        interleave(runs, seconds, seed)
-        moved = task.moved(runs[0].result)
-        rows = {run.implementation.name: run.row(moved, machine, task.labels["dtype"]) for run in runs}
-    ours = np.array(runs[0].times)
-    for run in runs[1:]:
-        rows[run.implementation.name]["ours_over_this"] = digits(np.median(ours / np.array(run.times)))
-    row = {"kind": "row", **task.labels, "bytes": moved, "rounds": len(ours), "copies": copies}
+        return row_of(task, run_all(task, cache_bytes(device), seconds, seed), machine)
+
+
+def run_all(task: Task, cache: int, seconds: float, seed: int = 0) -> dict[str, Run | str]:
+    """Every implementation after its rounds, or why it has none, by name; the first always runs."""
+    bytes_in = sum(leaf.nbytes for leaf in jax.tree.leaves(task.arguments))
+    copies = min(MOST_COPIES, max(1, math.ceil(2 * cache / max(bytes_in, 1))))
+    placed: dict[Any, list[tuple[Any, ...]]] = {}
+    arranged: dict[Any, list[tuple[Any, ...]]] = {}
+    found: dict[str, Run | str] = {}
+    for implementation in task.implementations:
+        place, key = implementation.place, (implementation.place, implementation.arrange)
+        try:
+            if place not in placed:
+                placed[place] = [tuple(map(place, _shifted(task.arguments, i))) for i in range(copies)]
+            if key not in arranged:
+                arranged[key] = [implementation.arrange(arguments) for arguments in placed[place]]
+            found[implementation.name] = Run(implementation, arranged[key], task.moved)
+        except Exception as error:
+            if not implementation.may_fail:
+                raise
+            found[implementation.name] = f"{type(error).__name__}: {error}"
+    interleave([run for run in found.values() if isinstance(run, Run)], seconds, seed)
+    return found
+
+
+def row_of(task: Task, found: dict[str, Run | str], machine: Machine, ratio: str = "ours_over_this") -> dict[str, Any]:
+    """The row of a task whose implementations have run; ``ratio`` names the time of the first over another's."""
+    first = next(iter(found.values()))
+    assert isinstance(first, Run), "the first implementation may not fail"
+    ours = np.array(first.times)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, run in found.items():
+        if isinstance(run, str):
+            rows[name] = {"failed": run.splitlines()[0][:MOST_LETTERS]}
+            continue
+        rows[name] = run.row(first.moved, task.flop, machine, task.labels["dtype"])
+        if run is not first:
+            rows[name][ratio] = digits(np.median(ours / np.array(run.times)))
+    row = {"kind": "row", **task.labels, "bytes": first.moved, "rounds": len(ours), "copies": len(first.buffers)}
     return {**row, "implementations": rows}
 
 
-class _Run:
+class Run:
     """One implementation while it is measured."""
 
-    def __init__(self, implementation: Implementation, task: Task, copies: int):
-        self.implementation = implementation
-        placed = [tuple(implementation.place(a) for a in _shifted(task.arguments, i)) for i in range(copies)]
+    def __init__(
+        self, implementation: Implementation, buffers: list[tuple[Any, ...]], moved: Callable[[Any], int]
+    ) -> None:
+        self.implementation, self.buffers = implementation, buffers
         start = time.perf_counter()
-        self.function, self.executable = implementation.compile(placed[0])
+        self.function, self.program = implementation.compile(buffers[0])
         self.compile_s = time.perf_counter() - start
-        self.buffers = placed
+        result = self.function(*buffers[0])
+        implementation.wait(result)
+        self.moved = moved(result)
+        self.errors = implementation.check(result) if implementation.check else {}
+        del result
         self.repeats = 1
         self.times: list[float] = []
-        self.result: Any = None
-        first = min(self.once(i) for i in range(3))
+        first = self.once(0)
+        if first < LONG:
+            first = min(first, self.once(1), self.once(2))
         self.repeats = max(1, min(100, math.ceil(SHORTEST / first)))
 
     def once(self, turn: int) -> float:
@@ -98,21 +167,18 @@ class _Run:
         for i in range(repeats):
             result = function(*buffers[(turn * repeats + i) % len(buffers)])
         self.implementation.wait(result)
-        elapsed = (time.perf_counter() - start) / repeats
-        self.result = result
-        return elapsed
+        return (time.perf_counter() - start) / repeats
 
-    def row(self, moved: int, machine: Machine, dtype: str) -> dict[str, Any]:
+    def row(self, moved: int, flop: float | None, machine: Machine, dtype: str) -> dict[str, Any]:
         median, p20, p80 = (float(np.quantile(self.times, q)) for q in (0.5, 0.2, 0.8))
-        row = {"run_s": median, "p20_s": p20, "p80_s": p80, "compile_s": self.compile_s}
+        row: dict[str, float] = {"run_s": median, "p20_s": p20, "p80_s": p80, "compile_s": self.compile_s}
         row["copy_share"] = moved / median / machine.copy_bytes_per_s
-        if self.executable is not None:
-            cost = self.executable.cost_analysis() or {}
-            flop = cost.get("flops", 0.0) + cost.get("transcendentals", 0.0)
-            memory = self.executable.memory_analysis()
+        if self.program is not None:
+            row["temp_bytes"] = self.program.temp_bytes
+            flop = self.program.flop if flop is None else flop
+        if flop is not None:
             row |= {"flop": flop, "matmul_share": flop / median / machine.matmul_flop_per_s[dtype]}
-            row |= {"temp_bytes": memory.temp_size_in_bytes}
-        return {name: digits(value) for name, value in row.items()}
+        return {name: digits(value) for name, value in (row | self.errors).items()}
 
 
 class Repeatable(Protocol):
@@ -135,7 +201,7 @@ def interleave(runs: Sequence[Repeatable], seconds: float, seed: int, most: int 
 
 def _shifted(arguments: tuple[Any, ...], by: int) -> tuple[Any, ...]:
     """The same numbers in fresh memory, rows moved along together, so that no two copies are equal."""
-    return jax.tree.map(lambda leaf: np.roll(leaf, by, axis=0) if np.ndim(leaf) else leaf, arguments)
+    return jax.tree.map(lambda leaf: np.roll(leaf, by, axis=0) if by and np.ndim(leaf) else leaf, arguments)
 
 
 def digits(value: float) -> float:

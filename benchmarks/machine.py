@@ -24,6 +24,9 @@ PACKAGES = ("xentjax", "jax", "jaxlib", "optax", "numpy", "torch")
 #: Of regressions, further peers.
 REGRESSION_PACKAGES = (*PACKAGES, "scikit-learn", "glum", "statsmodels", "skglm")
 
+#: Of linear cross-entropy.
+LINEAR_PACKAGES = (*PACKAGES, "tokamax", "jax-cce", "triton", "liger-kernel", "cut-cross-entropy")
+
 #: Bytes that a rotation of buffers must exceed on an accelerator, so that no input is left in the last cache.
 ACCELERATOR_CACHE = 64 * 2**20
 

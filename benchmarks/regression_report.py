@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.aims import AIMS
 from benchmarks.certificate import SOLVED
-from benchmarks.tables import made_with, mebibytes, table
+from benchmarks.tables import made_with, mebibytes, milliseconds, table
 
 Row = dict[str, Any]
 
@@ -112,9 +112,11 @@ def methods_table(row: Row) -> str:
         if "failed" in method:
             lines.append([name, "failed: " + method["failed"].splitlines()[0].replace("|", "\\|"), *["–"] * 3])
             continue
-        spread = f" ({ms(method['p20_s'])}–{ms(method['p80_s'])})" if method["rounds"] > 1 else ""
+        spread = f" ({milliseconds(method['p20_s'])}–{milliseconds(method['p80_s'])})" if method["rounds"] > 1 else ""
         end = f"{method['norm']:.0e}" + ("" if method["solved"] else ", not reached")
-        lines.append([name, ms(method["run_s"]) + spread, end, f"{method['tolerance']:g}", f"{method['first_s']:.2f}"])
+        lines.append(
+            [name, milliseconds(method["run_s"]) + spread, end, f"{method['tolerance']:g}", f"{method['first_s']:.2f}"]
+        )
     return table(["method", "time, ms", "gradient", "tolerance", "first call, s"], lines)
 
 
@@ -148,11 +150,7 @@ def growth_table(rows: list[Row]) -> str:
 
 
 def cell(method: Row) -> str:
-    return ms(method["run_s"]) if method.get("solved") else "–"
-
-
-def ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:,.0f}"
+    return milliseconds(method["run_s"]) if method.get("solved") else "–"
 
 
 def readme_section(results: Results) -> str:
@@ -164,8 +162,8 @@ def readme_section(results: Results) -> str:
             [
                 row["name"],
                 sizes(row),
-                "–" if mine is None else ms(mine["run_s"]),
-                "–" if other is None else f"{other[0]}, {ms(other[1]['run_s'])}",
+                "–" if mine is None else milliseconds(mine["run_s"]),
+                "–" if other is None else f"{other[0]}, {milliseconds(other[1]['run_s'])}",
                 "–" if ratio is None else f"{ratio:.2g}×",
                 "–" if aim is None else f"{aim.times:g}×",
             ]

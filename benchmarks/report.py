@@ -1,6 +1,7 @@
 """Tables and plots from the results: Markdown and PNG beside each ``core.jsonl``, and the README's generated parts.
 
-Those of ``regression.jsonl`` are made in :mod:`benchmarks.regression_report`.
+Those of ``regression.jsonl`` are made in :mod:`benchmarks.regression_report`, those of ``linear.jsonl`` in
+:mod:`benchmarks.linear.report`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import statistics
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from benchmarks import readme, regression_report
+from benchmarks import language_report, readme, regression_report
+from benchmarks.linear import report as linear_report
 from benchmarks.machine import ROOT
-from benchmarks.tables import made_with, mebibytes, table
+from benchmarks.tables import machine_line, mebibytes, milliseconds, table
 from xentjax.core.op import ops
 
 Row = dict[str, Any]
@@ -45,11 +47,14 @@ def main(results: pathlib.Path) -> int:
     if not found:
         print(f"no <device>/core.jsonl under {results}: run `python -m benchmarks core` first")
     parts = {"speed": "\n\n".join(readme_section(load(path)) for path in found)} if found else {}
-    of_regressions = regression_report.result_files(results)
-    for path in of_regressions:
-        print(f"written: {path.parent}/{', '.join(regression_report.write(path))}")
-    if of_regressions:
-        parts["regression"] = regression_report.sections(of_regressions)
+    for part, reporting in (("regression", regression_report), ("linear", linear_report)):
+        paths = reporting.result_files(results)
+        for path in paths:
+            print(f"written: {path.parent}/{', '.join(reporting.write(path))}")
+        if paths:
+            parts[part] = reporting.sections(paths)
+    if of_language := language_report.result_files(results):
+        parts["language"] = language_report.sections(of_language)
     readme.refresh(readme.README, parts)
     print(f"refreshed: {readme.README.name}")
     return 0
@@ -108,13 +113,6 @@ def by(rows: Iterable[Row], *keys: str) -> Iterator[tuple[tuple[Any, ...], list[
 # -- Markdown ----------------------------------------------------------------------------------------------------------
 
 
-def machine_line(machine: dict[str, Any]) -> str:
-    rates = f"copies {machine['copy_bytes_per_s'] / 1e9:.1f} GB/s (read and written)"
-    rates += "".join(f", {d} matrix products {r / 1e9:,.0f} GFLOP/s" for d, r in machine["matmul_flop_per_s"].items())
-    cores = f", {machine['cores']} cores" if machine["platform"] == "cpu" else ""
-    return f"{machine['name']}{cores}; measured: {rates}. {made_with(machine)}"
-
-
 def document(results: Results) -> str:
     """Everything that was measured on one device."""
     parts = [
@@ -150,10 +148,6 @@ def full_row(row: Row, others: list[str]) -> list[str]:
     memory = [i["temp_bytes"] for i in implementations.values() if "temp_bytes" in i]
     cells += [f"{ours['copy_share']:.0%}", f"{ours['matmul_share']:.1%}", " / ".join(mebibytes(b) for b in memory)]
     return [*cells, f"{ours['compile_s']:.2f}"]
-
-
-def milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g}"
 
 
 def readme_section(results: Results) -> str:

@@ -165,7 +165,7 @@ class Record:
 
     def oracle(self, *args: Any, **kwargs: Any) -> jax.Array:
         """The textbook formula under the shared keywords, in plain JAX: automatic differentiation applies to it."""
-        bound = self._converted(args, kwargs)
+        bound = self.converted(args, kwargs)
         bound = {n: jnp.asarray(v) if n in self.wrt and isinstance(v, (int, float)) else v for n, v in bound.items()}
         shared = {n: bound[n] for n in self._shared}
         dtype = policy.result_dtype(bound[n] for n in self.inputs)
@@ -187,7 +187,8 @@ class Record:
         function.record = self  # type: ignore[attr-defined]
         return function
 
-    def _converted(self, args: Any, kwargs: Any) -> dict[str, Any]:
+    def converted(self, args: Any, kwargs: Any) -> dict[str, Any]:
+        """The arguments of a call by name, as the record computes with them."""
         return arguments.converted(self, arguments.bind(self.name, self.signature, args, kwargs))
 
     def _kept(self, bound: dict[str, Any], shared: dict[str, Any], axes: Any) -> tuple[Any, Any]:
@@ -199,7 +200,7 @@ class Record:
         return {n: neutral[n] for n in self._shared if n in neutral}
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        bound = self._converted(args, kwargs)
+        bound = self.converted(args, kwargs)
         options = tuple((n, v) for n, v in bound.items() if arguments.is_static(v))
         return _jitted(self, options, {n: v for n, v in bound.items() if not arguments.is_static(v)})
 

@@ -1,8 +1,8 @@
 """Linear cross-entropy: the loss of x @ w, which is never stored."""
 
 from xentjax.losses.linear.labels import SoftLabels, Teacher
-from xentjax.losses.linear.loss import linear_cross_entropy
+from xentjax.losses.linear.loss import explain, linear_cross_entropy
 from xentjax.losses.linear.outputs import TopClasses
 from xentjax.losses.linear.plan import STRATEGIES, Plan
 
-__all__ = ["STRATEGIES", "Plan", "SoftLabels", "Teacher", "TopClasses", "linear_cross_entropy"]
+__all__ = ["STRATEGIES", "Plan", "SoftLabels", "Teacher", "TopClasses", "explain", "linear_cross_entropy"]

@@ -58,6 +58,11 @@ class Problem:
     shards: int
 
     @property
+    def is_scalar(self) -> bool:
+        """Whether one number is all that is asked for."""
+        return self.outputs == ("loss",) and self.reduction != "none"
+
+    @property
     def top(self) -> int:
         """How many of the most probable classes are asked for."""
         return max((top_of(name) for name in self.outputs), default=0)
@@ -84,7 +89,7 @@ def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
         shards = _axis_size(axis_name)
     classes = _classes(bound["num_classes"], width * shards)
     outputs = _outputs(bound["outputs"], classes, bound["labels"])
-    operands = jnp.promote_types(x.dtype, w.dtype)
+    operands = jnp.dtype(jnp.promote_types(x.dtype, w.dtype))
     dtype = policy.compute_dtype(operands)
     examples, rows = x.shape[:-1], x.size // d
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from xentjax.core import policy
+from xentjax.core.arguments import is_static
 from xentjax.core.domains import Domain, Labels, Real
 from xentjax.core.op import op
 from xentjax.losses.linear.arguments import named_labels, prepared, top_of
@@ -122,8 +123,8 @@ def linear_cross_entropy(
         classes. The floats are differentiable, together too, for little more than the loss alone. For examples that
         are left out, those that depend on the label are 0 and False.
       memory_budget: bytes of memory that may be used beside arguments and gradients; it sets the size of the blocks.
-      implementation: a strategy by name, ``"recompute"`` or ``"dense"``, or a :class:`Plan`; chosen by shapes
-        otherwise.
+      implementation: a strategy by name (``"recompute"``, ``"gradient_in_forward"``, ``"dense"``), or a
+        :class:`xentjax.losses.linear.Plan`; otherwise chosen, as :func:`xentjax.losses.linear.explain` tells.
       axis_name: under ``jax.shard_map``, the mesh axis that the classes of w (and of bias and class weights) are split
         over. Labels are class indices of all of it.
       num_classes: V, where w has more columns than that; the others are padding, and get gradients of 0.
@@ -140,7 +141,7 @@ def linear_cross_entropy(
     >>> x, w = jnp.array([[1.0, 0.0], [0.0, 2.0]]), jnp.array([[50.0, 0.0, 0.0], [1.0, 2.0, 3.0]])
     >>> loss, entropy = xj.linear_cross_entropy(x, w, jnp.array([0, 2]), outputs=("loss", "entropy"))
     >>> print([f"{l:.4e}" for l in loss], [f"{h:.4e}" for h in entropy])
-    ['3.8575e-22', '1.4293e-01'] ['1.9673e-20', '4.4104e-01']
+    ['3.8575e-22', '1.4293e-01'] ['1.9673e-20', '4.4106e-01']
     >>> gradient = jax.grad(lambda w: xj.linear_cross_entropy(x, w, jnp.array([0, 2]), reduction="mean"))(w)
     >>> print([f"{g:.4e}" for g in gradient[0]])
     ['-1.9287e-22', '9.6437e-23', '9.6437e-23']
@@ -219,3 +220,27 @@ def _chosen(outputs: Any, found: dict[str, Any]) -> Any:
 @functools.cache
 def _tuple_of(names: tuple[str, ...]) -> Any:
     return collections.namedtuple("LinearOutputs", names)  # type: ignore[misc]
+
+
+def explain(x: Any, w: Any, labels: Any, **options: Any) -> Plan:
+    """How :func:`linear_cross_entropy` computes what it is called with: strategy, sizes, why, FLOP and bytes.
+
+    Nothing is computed; arrays may be ``jax.ShapeDtypeStruct``. Arguments and errors are those of the function.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from xentjax.losses.linear import explain
+    >>> x, w = jax.ShapeDtypeStruct((2048, 512), jnp.float32), jax.ShapeDtypeStruct((512, 32768), jnp.float32)
+    >>> labels = jax.ShapeDtypeStruct((2048,), jnp.int32)
+    >>> explain(x, w, labels, memory_budget=32 * 2**20).strategy
+    'recompute'
+    """
+    found = []
+    static = {n: v for n, v in options.items() if is_static(v)}
+
+    def traced(x: Any, w: Any, labels: Any, arrays: dict[str, Any]) -> None:
+        bound = linear_cross_entropy.record.converted((x, w, labels), {**static, **arrays})
+        problem, _, _ = prepared({**bound, "labels": named_labels(bound["labels"])})
+        found.append(plan(problem, bound["memory_budget"], bound["implementation"]))
+
+    jax.eval_shape(traced, x, w, labels, {n: v for n, v in options.items() if n not in static})
+    return found[0]
