@@ -72,3 +72,43 @@ def test_shapes(shape, plan):
     expected = in_float64(lambda: slopes(lambda x, w: DENSE(x, w, labels), *wide((x, w))))
     # Sums over D, over V, and over N in the gradient by w: each rounding is half an ULP, of either sign.
     close(got, expected, 2**-23 * (8 + np.sqrt(d) + np.sqrt(v) / 2 + np.sqrt(n)))
+
+
+# -- the gradient in the forward pass ----------------------------------------------------------------------------------
+
+#: bfloat16, and more tokens than a chunk but fewer than twice the depth: the dlogits of all of them are stored.
+STORED = {
+    "plain": {},
+    "vd": {"w_layout": "vd"},
+    "options": {"ignore_index": 3, "label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0, "class_weights": True},
+    "bias": {"bias": True, "num_classes": 97},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("plain", (101, 16)), ("vd", (40, 11)), ("options", (40, 11)), ("bias", (101, 11))]
+)
+def test_stored_dlogits(name, sizes):
+    """As exact as where nothing is stored: a rounding of what is compared is all that they may differ by."""
+    options = dict(STORED[name])
+    x, w, y = draw(32, 24, 101, sd=2.0, dtype=jnp.bfloat16)
+    y = y % options.get("num_classes", 101)
+    rng = np.random.default_rng(5)
+    arrays = {"x": x, "w": w.T if "w_layout" in options else w}
+    for vector in {"bias", "class_weights"} & options.keys():
+        arrays[vector] = jnp.asarray(rng.uniform(0.5, 1.5, 101), jnp.bfloat16)
+        del options[vector]
+
+    def loss(arrays, **more):
+        return linear_cross_entropy(labels=y, reduction="mean", **arrays, **options, **more)
+
+    got = jax.jit(jax.value_and_grad(lambda a: loss(a, implementation=Plan("gradient_in_forward", *sizes))))(arrays)
+    again = jax.jit(jax.value_and_grad(lambda a: loss(a, implementation=Plan("recompute", 101))))(arrays)
+
+    def exactly():
+        return jax.value_and_grad(loss)({n: jnp.asarray(np.asarray(a, np.float64)) for n, a in arrays.items()})
+
+    exact = in_float64(exactly)
+    assert jax.tree.map(lambda a: a.dtype, got) == jax.tree.map(lambda a: a.dtype, again)
+    for a, b, c in zip(*map(jax.tree.leaves, (wide(got), wide(again), exact)), strict=True):
+        assert np.abs(a - c).max() <= np.abs(b - c).max() + 2.0**-9 * np.abs(c).max()

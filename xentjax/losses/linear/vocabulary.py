@@ -7,6 +7,7 @@ leaves out the columns that were there already, so that the matrix is never padd
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +18,7 @@ from xentjax.activations import soft_cap
 from xentjax.care import as_bits, of_bits
 from xentjax.core import policy
 from xentjax.core.linear_map import linear_map, vary_like
-from xentjax.core.widening import rounded_to_bfloat16
+from xentjax.core.widening import narrowed, rounded_to_bfloat16
 
 #: Arrays by name: x [N, D], w [D, V] or [V, D], bias [V], class_weights [V], softcap [], temperature [], of the teacher
 #: teacher_x, teacher_w, teacher_bias, teacher_softcap; labels [N, k] and is_class [N, k], whether they are any class;
@@ -71,6 +72,11 @@ class Walk:
         return self.classes < self.width * self.shards
 
     @property
+    def is_even(self) -> bool:
+        """Whether no two blocks have a column in common."""
+        return self.width % self.block == 0
+
+    @property
     def blocks(self) -> int:
         return -(-self.width // self.block)
 
@@ -85,7 +91,7 @@ class Walk:
     def _block(self, arrays: Arrays, j: Any) -> Block:
         start = jnp.minimum(j * self.block, self.width - self.block)
         columns = start + jnp.arange(self.block, dtype=jnp.int32)
-        fresh = columns >= j * self.block if self.width % self.block else None
+        fresh = None if self.is_even else columns >= j * self.block
         offset = arrays.get("offset", 0)
         if self.is_padded:
             is_class = columns + offset < self.classes
@@ -104,11 +110,17 @@ class Walk:
     def _part_of(self, w: Any, block: Block) -> Any:
         if self.blocks == 1:
             return w
-        # Behind a barrier with the start, or XLA:CPU would widen all of a 16-bit matrix before the loop.
-        start = block.start
-        if jnp.finfo(w.dtype).bits == 16:
-            w, start = jax.lax.optimization_barrier((w, start))
-        return jax.lax.dynamic_slice_in_dim(w, start, self.block, axis=self.axis)
+
+        def columns(w: Any, start: Any) -> Any:
+            return jax.lax.dynamic_slice_in_dim(w, start, self.block, axis=self.axis)
+
+        def behind_a_barrier(w: Any, start: Any) -> Any:
+            return columns(*jax.lax.optimization_barrier((w, start)))
+
+        if jnp.finfo(w.dtype).bits > 16:
+            return columns(w, block.start)
+        # XLA:CPU would widen all of a 16-bit matrix before the loop; on a GPU, products read rows where they are.
+        return jax.lax.platform_dependent(w, block.start, cpu=behind_a_barrier, default=columns)
 
     def entries_of(self, vector: Any, block: Block) -> Any:
         """The entries of a block of a vector over the vocabulary; 0 for a column that is not fresh."""
@@ -121,12 +133,10 @@ class Walk:
         ``to_zeros`` says that what is fresh is still 0 in w: then nothing is read but where blocks overlap."""
         if self.blocks == 1:
             return part.astype(w.dtype) if to_zeros else w + part
-        adds = not to_zeros or self.width % self.block > 0
+        config = (self.axis, self.block, not (to_zeros and self.is_even), part.dtype)
         if jnp.finfo(w.dtype).bits > 16:
-            if adds:
-                part = part + jax.lax.dynamic_slice_in_dim(w, block.start, self.block, axis=self.axis)
-            return jax.lax.dynamic_update_slice_in_dim(w, part, block.start, axis=self.axis)
-        return linear_map(_placed, _taken, (self.axis, self.block, adds), block.start, (w, part))
+            return _placed(config, block.start, w, part)
+        return linear_map(_placed_16_bit, _taken, config, block.start, (w, part))
 
     def add_entries(self, vector: Any, part: Any, block: Block, *, to_zeros: bool) -> Any:
         """The same for a vector over the vocabulary."""
@@ -142,10 +152,10 @@ class Walk:
         """g @ wᵀ, [N, D]."""
         return product(g, w, 1, self.axis)
 
-    def back_to_w(self, x_transposed: Any, g: Any) -> Any:
-        """xᵀ @ g, or its transpose in the layout ``"vd"``."""
-        back = product(x_transposed, g, 1, 0)
-        return back if self.layout == "dv" else back.T
+    def back_to_w(self, x_transposed: Any, g: Any, into: Any = None) -> Any:
+        """xᵀ @ g, or its transpose in the layout ``"vd"``; rounded to the dtype ``into``, if that is given."""
+        operands = (x_transposed, g, 1, 0) if self.layout == "dv" else (g, x_transposed, 0, 1)
+        return product(*operands) if into is None else rounded_product(*operands, into)
 
     # -- logits --------------------------------------------------------------------------------------------------------
 
@@ -194,25 +204,43 @@ class Walk:
         return self.shaping(arrays, block, of)(self.with_bias(arrays, block, products, of), shapers(arrays, of))
 
 
-def _placed(config: tuple[int, int, bool], start: Any, arguments: tuple[Any, Any]) -> Any:
-    """A 16-bit array with a part of it replaced, or added to, by bits: XLA:CPU would widen all of it otherwise."""
-    (axis, size, adds), (w, part) = config, arguments
+#: Along which axis, of which size, whether to what is there, and the dtype of a part of an array that is put there.
+Place = tuple[int, int, bool, Any]
+_ROUNDED = (jnp.float32, jnp.bfloat16)
+
+
+def _placed(config: Place, start: Any, w: Any, part: Any) -> Any:
+    """An array with a part of it replaced, or added to."""
+    axis, size, adds, _ = config
+    if adds:
+        part = part + jax.lax.dynamic_slice_in_dim(w, start, size, axis=axis).astype(part.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(w, part.astype(w.dtype), start, axis=axis)
+
+
+def _placed_16_bit(config: Place, start: Any, arguments: tuple[Any, Any]) -> Any:
+    """The same for 16-bit arrays: by bits on a CPU, as XLA:CPU would widen all of the array otherwise."""
+    by_bits, plainly = (functools.partial(f, config) for f in (_placed_by_bits, _placed))
+    return jax.lax.platform_dependent(start, *arguments, cpu=by_bits, default=plainly)
+
+
+def _placed_by_bits(config: Place, start: Any, w: Any, part: Any) -> Any:
+    axis, size, adds, _ = config
     bits = as_bits(w)
     if adds:
         old = jax.lax.dynamic_slice_in_dim(bits, start, size, axis=axis)
         part = part + of_bits(old, w.dtype).astype(part.dtype)
-    narrow = rounded_to_bfloat16(part) if w.dtype == jnp.bfloat16 else part.astype(w.dtype)
+    narrow = rounded_to_bfloat16(part) if (part.dtype, w.dtype) == _ROUNDED else part.astype(w.dtype)
     return of_bits(jax.lax.dynamic_update_slice_in_dim(bits, as_bits(narrow), start, axis=axis), w.dtype)
 
 
-def _taken(config: tuple[int, int, bool], start: Any, cotangent: Any) -> tuple[Any, Any]:
+def _taken(config: Place, start: Any, cotangent: Any) -> tuple[Any, Any]:
     """The transpose: the cotangents of the array and of the part."""
-    axis, size, adds = config
+    axis, size, adds, dtype = config
     part = jax.lax.dynamic_slice_in_dim(cotangent, start, size, axis=axis)
     rest = cotangent
     if not adds:
         rest = jax.lax.dynamic_update_slice_in_dim(cotangent, jnp.zeros_like(part), start, axis=axis)
-    return rest, part.astype(jnp.float32)
+    return rest, part.astype(dtype)
 
 
 def shapers(arrays: Arrays, of: str = "") -> dict[str, Any]:
@@ -226,7 +254,7 @@ def zeros(shape: tuple[int, ...], arrays: Arrays, dtype: Any = None) -> Any:
     return vary_like(jnp.zeros(shape, policy.compute_dtype(x.dtype) if dtype is None else dtype), x)
 
 
-def product(a: Any, b: Any, axis_a: int, axis_b: int) -> Any:
+def product(a: Any, b: Any, axis_a: int, axis_b: int, into: Any = None) -> Any:
     """The matrix product along two axes, added in float32 at least: 16-bit operands as they are, others in full."""
     dtype = jnp.promote_types(a.dtype, b.dtype)
     narrow = jnp.finfo(dtype).bits == 16
@@ -235,5 +263,18 @@ def product(a: Any, b: Any, axis_a: int, axis_b: int) -> Any:
         b.astype(dtype),
         (((axis_a,), (axis_b,)), ((), ())),
         precision=None if narrow else jax.lax.Precision.HIGHEST,
-        preferred_element_type=policy.compute_dtype(dtype),
+        preferred_element_type=policy.compute_dtype(dtype) if into is None else into,
     )
+
+
+def rounded_product(a: Any, b: Any, axis_a: int, axis_b: int, into: Any) -> Any:
+    """The same, rounded to the dtype ``into``: by the product itself, so that nothing is stored in float32, but on a
+    CPU, where some versions' products of 16-bit results add up in 16 bits, too."""
+
+    def on_cpu(a: Any, b: Any) -> Any:
+        return narrowed(product(a, b, axis_a, axis_b), into)
+
+    def by_itself(a: Any, b: Any) -> Any:
+        return product(a, b, axis_a, axis_b, into)
+
+    return jax.lax.platform_dependent(a, b, cpu=on_cpu, default=by_itself)
