@@ -22,7 +22,7 @@ from xentjax.losses.linear.statistics import State, statistics
 from xentjax.losses.linear.vocabulary import Walk
 
 #: What has one entry for each example, along its first axis.
-_BY_EXAMPLE = ("x", "teacher_x", "labels", "is_class", "probabilities", "weights", "counted", "kept")
+_BY_EXAMPLE = ("x", "teacher_x", "labels", "is_class", "is_left_out", "probabilities", "weights", "counted", "kept")
 
 #: Arrays of the walk and numbers of the loss, all by name.
 Values = Mapping[str, Any]
@@ -75,7 +75,8 @@ def loss_in_forward(
         def again(floats: Values) -> Any:
             everything = {**values, **floats}
             at = {n: everything[n] for n in moving}
-            return jax.value_and_grad(lambda at: plain({**everything, **at}))(at)
+            value, gradients = jax.value_and_grad(lambda at: plain({**everything, **at}))(at)
+            return value, {n: gradients[n].astype(_unscaled(values[n].dtype)) for n in moving}
 
         floats = {n: v for n, v in values.items() if policy.is_float(v)}
         along = {n: tangents[n] for n in floats}
@@ -118,11 +119,16 @@ def _in_chunks(
         return total + value, gradients
 
     every, dtype = tuple(values.values()), policy.compute_dtype(values["x"].dtype)
-    zeros = lambda n: jnp.zeros(values[n].shape, values[n].dtype if n in by_example else dtype)
+    zeros = lambda n: jnp.zeros(values[n].shape, _unscaled(values[n].dtype) if n in by_example else dtype)
     start = {n: vary_like(zeros(n), *every) for n in moving}
     total = vary_like(jnp.zeros((), dtype), *every, but=walk.axis_name)
     total, found = step(0, (total, start)) if chunks == 1 else jax.lax.fori_loop(0, chunks, step, (total, start))
-    return total, {n: found[n].astype(values[n].dtype) for n in moving}
+    return total, {n: found[n].astype(_unscaled(values[n].dtype)) for n in moving}
+
+
+def _unscaled(dtype: Any) -> Any:
+    """The dtype of a gradient whose factor is still to come: one that float16 has no room for may have it after."""
+    return jnp.float32 if dtype == jnp.float16 else dtype
 
 
 def _of_chunk(

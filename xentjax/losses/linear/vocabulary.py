@@ -21,7 +21,8 @@ from xentjax.core.widening import rounded_to_bfloat16
 
 #: Arrays by name: x [N, D], w [D, V] or [V, D], bias [V], class_weights [V], softcap [], temperature [], of the teacher
 #: teacher_x, teacher_w, teacher_bias, teacher_softcap; labels [N, k] and is_class [N, k], whether they are any class;
-#: offset [], the first class on this device; known [N, V], the products x @ w.
+#: is_left_out [N], and is_lost [N], which of those have no finite logits; offset [], the first class on this device;
+#: known [N, V], the products x @ w.
 Arrays = Mapping[str, Any]
 Layout = Literal["dv", "vd"]
 
@@ -69,6 +70,11 @@ class Walk:
     def blocks(self) -> int:
         return -(-self.width // self.block)
 
+    @property
+    def has_padding(self) -> bool:
+        """Whether some columns are no classes."""
+        return self.classes < self.width * self.shards
+
     def over(self, arrays: Arrays, step: Callable[[Block, Any], Any], carry: Any) -> Any:
         """``step(block, carry) -> carry`` for each block in turn. What is a sum starts as :func:`zeros`."""
         if self.blocks == 1:
@@ -82,7 +88,7 @@ class Walk:
         columns = start + jnp.arange(self.block, dtype=jnp.int32)
         fresh = columns >= j * self.block if self.width % self.block else None
         offset = arrays.get("offset", 0)
-        if self.classes < self.width * self.shards:
+        if self.has_padding:
             is_class = columns + offset < self.classes
             fresh = is_class if fresh is None else fresh & is_class
         return Block(start, start + offset, fresh)
@@ -90,14 +96,17 @@ class Walk:
     # -- blocks of arrays ----------------------------------------------------------------------------------------------
 
     def columns_of(self, w: Any, block: Block) -> Any:
-        """The columns of a block of w, in w's layout."""
-        if self.blocks == 1:
+        """The columns of a block of w, in w's layout; 0 for padding, whatever it holds."""
+        if self.blocks > 1:
+            # Behind a barrier with the start, or XLA:CPU would widen all of a 16-bit matrix before the loop.
+            start = block.start
+            if jnp.finfo(w.dtype).bits == 16:
+                w, start = jax.lax.optimization_barrier((w, start))
+            w = jax.lax.dynamic_slice_in_dim(w, start, self.block, axis=self.axis)
+        if not self.has_padding:
             return w
-        # Behind a barrier with the start, or XLA:CPU would widen all of a 16-bit matrix before the loop.
-        start = block.start
-        if jnp.finfo(w.dtype).bits == 16:
-            w, start = jax.lax.optimization_barrier((w, start))
-        return jax.lax.dynamic_slice_in_dim(w, start, self.block, axis=self.axis)
+        is_class = block.first + jnp.arange(self.block, dtype=jnp.int32) < self.classes
+        return jnp.where(jnp.expand_dims(is_class, 1 - self.axis), w, 0)
 
     def entries_of(self, vector: Any, block: Block) -> Any:
         """The entries of a block of a vector over the vocabulary; 0 for a column that is not fresh."""
@@ -141,7 +150,9 @@ class Walk:
     def products_of(self, arrays: Arrays, block: Block, of: str = "") -> Any:
         """x @ w of a block; ``of`` is ``"teacher_"`` for the teacher's."""
         w = self.columns_of(arrays[f"{of}w"], block)
-        return self.products(arrays[f"{of}x"], w) if of or "known" not in arrays else self._known(arrays, w, block)
+        is_known = "known" in arrays and not of
+        products = self._known(arrays, w, block) if is_known else self.products(arrays[f"{of}x"], w)
+        return jnp.where(arrays["is_lost"][:, None], 0, products) if "is_lost" in arrays else products
 
     def _known(self, arrays: Arrays, w: Any, block: Block) -> Any:
         """The products, which have been stored: their derivative is that of what they are."""
@@ -217,7 +228,7 @@ def zeros(shape: tuple[int, ...], arrays: Arrays, dtype: Any = None) -> Any:
 
 def product(a: Any, b: Any, axis_a: int, axis_b: int) -> Any:
     """The matrix product along two axes, added in float32 at least: 16-bit operands as they are, others in full."""
-    dtype = jnp.promote_types(a.dtype, b.dtype)
+    dtype = policy.result_dtype((a, b))
     narrow = jnp.finfo(dtype).bits == 16
     return jax.lax.dot_general(
         a.astype(dtype),
