@@ -119,12 +119,12 @@ class Walk:
         ``to_zeros`` says that what is fresh is still 0 in w: then nothing is read but where blocks overlap."""
         if self.blocks == 1:
             return part.astype(w.dtype) if to_zeros else w + part
-        adds = not to_zeros or self.width % self.block > 0
-        if jnp.finfo(w.dtype).bits > 16:
-            if adds:
+        overlaps = self.width % self.block > 0
+        if jnp.finfo(w.dtype).bits > 16 or not to_zeros:
+            if overlaps or not to_zeros:
                 part = part + jax.lax.dynamic_slice_in_dim(w, block.start, self.block, axis=self.axis)
             return jax.lax.dynamic_update_slice_in_dim(w, part, block.start, axis=self.axis)
-        return linear_map(_placed, _taken, (self.axis, self.block, adds), block.start, (w, part))
+        return linear_map(_placed, _taken, (self.axis, self.block, overlaps), block.start, (w, part))
 
     def add_entries(self, vector: Any, part: Any, block: Block, *, to_zeros: bool) -> Any:
         """The same for a vector over the vocabulary."""
@@ -195,24 +195,27 @@ class Walk:
 
 
 def _placed(config: tuple[int, int, bool], start: Any, arguments: tuple[Any, Any]) -> Any:
-    """A 16-bit array with a part of it replaced, or added to, by bits: XLA:CPU would widen all of it otherwise."""
-    (axis, size, adds), (w, part) = config, arguments
-    bits = as_bits(w)
-    if adds:
-        old = jax.lax.dynamic_slice_in_dim(bits, start, size, axis=axis)
-        part = part + of_bits(old, w.dtype).astype(part.dtype)
+    """A 16-bit array with a part of it replaced, or added to where blocks overlap, by bits: XLA:CPU would widen all of
+    it otherwise."""
+    (axis, size, overlaps), (w, part) = config, arguments
+
+    def added(w: Any, part: Any) -> Any:
+        old = jax.lax.dynamic_slice_in_dim(as_bits(w), start, size, axis=axis)
+        return part + of_bits(old, w.dtype).astype(part.dtype)
+
+    if overlaps:
+        # A branch, which is done reading before anything is written: else XLA:CPU would copy all of w for each block.
+        part = jax.lax.cond(start % size != 0, added, lambda w, part: part, w, part)
     narrow = rounded_to_bfloat16(part) if w.dtype == jnp.bfloat16 else part.astype(w.dtype)
-    return of_bits(jax.lax.dynamic_update_slice_in_dim(bits, as_bits(narrow), start, axis=axis), w.dtype)
+    return of_bits(jax.lax.dynamic_update_slice_in_dim(as_bits(w), as_bits(narrow), start, axis=axis), w.dtype)
 
 
 def _taken(config: tuple[int, int, bool], start: Any, cotangent: Any) -> tuple[Any, Any]:
     """The transpose: the cotangents of the array and of the part."""
-    axis, size, adds = config
+    axis, size, overlaps = config
     part = jax.lax.dynamic_slice_in_dim(cotangent, start, size, axis=axis)
-    rest = cotangent
-    if not adds:
-        rest = jax.lax.dynamic_update_slice_in_dim(cotangent, jnp.zeros_like(part), start, axis=axis)
-    return rest, part.astype(jnp.float32)
+    kept = jnp.where(start % size != 0, part, 0) if overlaps else jnp.zeros_like(part)
+    return jax.lax.dynamic_update_slice_in_dim(cotangent, kept, start, axis=axis), part.astype(jnp.float32)
 
 
 def shapers(arrays: Arrays, of: str = "") -> dict[str, Any]:
