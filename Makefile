@@ -8,7 +8,7 @@ JOBS   ?= 2
 # The Python of the machine that wheels are for.
 WHEELS_PYTHON ?= 3.12
 
-.PHONY: digits test thorough sklearn check accuracy bench wheels lint types clean
+.PHONY: digits test thorough sklearn check accuracy bench language wheels lint types clean
 
 digits: $(VENV)/.installed  ## the main job: softmax regression on handwritten digits
 	$(BIN)/xentjax fit configs/digits.toml --force
@@ -43,6 +43,13 @@ wheels: $(VENV)/.installed  ## peers of linear cross-entropy as files in wheels/
 	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version $(WHEELS_PYTHON) \
 		--implementation cp $(foreach v,2_28 2_17,--platform manylinux_$(v)_x86_64) --platform manylinux2014_x86_64 \
 		--dest wheels --requirement benchmarks/wheels.txt
+
+RESULTS := import jax, benchmarks.machine as m; print("benchmarks/results/" + m.device_name(jax.devices()[0]))
+
+language: $(VENV)/.installed  ## the language model on Python's own source, for the README
+	$(BIN)/xentjax fit configs/bytes_lm.toml --force
+	cp runs/bytes_lm/summary.json "$$($(BIN)/python -c '$(RESULTS)')/bytes_lm.json"
+	$(BIN)/python -m benchmarks report
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

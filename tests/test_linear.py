@@ -65,7 +65,7 @@ SHAPES = [
     ((289, 13, 127), Plan("recompute", 127)),
     ((289, 13, 127), "dense"),
     ((7, 3, 50257), Plan("recompute", 4096)),
-    ((1024, 520, 2049), Plan("recompute", 1024)),
+    ((100, 31, 2049), Plan("recompute", 1024)),
 ]
 
 
@@ -463,6 +463,46 @@ def test_a_float16_gradient_is_measured_without_those_that_are_nan(plan):
     others = np.arange(8) != 5
     assert np.all(np.isnan(got[5]))
     assert np.max(np.abs(np.asarray(got, np.float64) - exact)[others]) <= 2.0**-25 + 2.0**-10 * np.max(np.abs(exact))
+
+
+# -- stored dlogits ----------------------------------------------------------------------------------------------------
+
+#: bfloat16, and more tokens than a chunk but fewer than twice the depth: the dlogits of all of them are stored.
+STORED = {
+    "plain": {},
+    "vd": {"w_layout": "vd"},
+    "options": {"ignore_index": 3, "label_smoothing": 0.1, "z_loss": 0.01, "softcap": 5.0, "class_weights": True},
+    "bias": {"bias": True, "num_classes": 97},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("plain", (101, 16)), ("vd", (40, 11)), ("options", (40, 11)), ("bias", (101, 11))]
+)
+def test_stored_dlogits(name, sizes):
+    """As exact as where nothing is stored: a rounding of what is compared is all that they may differ by."""
+    options = dict(STORED[name])
+    x, w, y = draw(32, 24, 101, sd=2.0)
+    x, w = jnp.asarray(x, jnp.bfloat16), jnp.asarray(w, jnp.bfloat16)
+    y = y % options.get("num_classes", 101)
+    rng = np.random.default_rng(5)
+    arrays = {"x": x, "w": w.T if "w_layout" in options else w}
+    for vector in {"bias", "class_weights"} & options.keys():
+        arrays[vector] = jnp.asarray(rng.uniform(0.5, 1.5, 101), jnp.bfloat16)
+        del options[vector]
+
+    def loss(arrays, **more):
+        return linear_cross_entropy(labels=y, reduction="mean", **arrays, **options, **more)
+
+    got = jax.jit(jax.value_and_grad(lambda a: loss(a, implementation=Plan("gradient_in_forward", *sizes))))(arrays)
+    again = jax.jit(jax.value_and_grad(lambda a: loss(a, implementation=Plan("recompute", 101))))(arrays)
+
+    wide = lambda tree: jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
+    with jax.enable_x64(True):
+        exact = wide(jax.value_and_grad(loss)(jax.tree.map(jnp.asarray, wide(arrays))))
+    assert jax.tree.map(lambda a: a.dtype, got) == jax.tree.map(lambda a: a.dtype, again)
+    for a, b, c in zip(*map(jax.tree.leaves, (wide(got), wide(again), exact)), strict=True):
+        assert np.abs(a - c).max() <= np.abs(b - c).max() + 2.0**-9 * np.abs(c).max()
 
 
 # -- programs ----------------------------------------------------------------------------------------------------------

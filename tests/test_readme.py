@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import readme, regression_report, report
+from benchmarks import language_report, readme, regression_report, report
 from benchmarks.linear import report as linear_report
 from xentjax.core.op import ops
 
@@ -52,6 +52,11 @@ def test_regression_tables_are_up_to_date():
 def test_linear_tables_are_up_to_date():
     paths = linear_report.result_files(report.RESULTS)
     assert readme.part(TEXT, "linear") == linear_report.sections(paths), "run `python -m benchmarks report`"
+
+
+def test_language_model_is_up_to_date():
+    paths = language_report.result_files(report.RESULTS)
+    assert readme.part(TEXT, "language") == language_report.sections(paths), "run `python -m benchmarks report`"
 
 
 def test_paths_and_targets_exist():

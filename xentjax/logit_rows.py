@@ -205,10 +205,29 @@ def plain_rows(logits: Any, axis: int, columnwise: int) -> Rows:
 def rows_of(logits: Any, axis: int, *, of_subset: bool = False, columnwise: int = COLUMNWISE) -> Rows:
     """The statistics of each row, with care where it is needed, or of few rows that need it."""
     maximum = row_maximum(logits, axis)
-    total, rest = (_columnwise_sums if is_columnwise(logits, axis, columnwise) else _rowwise_sums)(
-        logits, maximum, axis, of_subset
+    sums = _columnwise_sums if is_columnwise(logits, axis, columnwise) else _rowwise_sums
+    on_cpu = functools.partial(sums, axis=axis, of_subset=of_subset)
+    total, rest = jax.lax.platform_dependent(
+        logits, maximum, cpu=on_cpu, default=functools.partial(_sums_at_once, axis=axis)
     )
     return Rows(maximum, total, rest, jnp.log1p(rest))
+
+
+def _sums_at_once(logits: Any, maximum: Any, axis: int) -> tuple[Any, Any]:
+    """S and rest with care for every row, and no branch: on a GPU a select in a sum costs nothing, the sums of one
+    operand are one kernel, and a ``lax.cond`` would let the host wait and the logits be stored."""
+    ties, below = _ties_and_below(logits, maximum, axis)
+    rest = below + (ties - 1)
+    has_none = (maximum == -jnp.inf) | ((maximum == jnp.inf) & (ties > 1))
+    rest = jnp.where(has_none, jnp.nan, rest)
+    return 1 + rest, rest
+
+
+def _ties_and_below(logits: Any, maximum: Any, axis: int) -> tuple[Any, Any]:
+    """How many entries of each row are its maximum, and the sum of e^{z-max} over the others."""
+    ties = row_sum(lambda z, m: (up(z) == m).astype(m.dtype), [logits], [maximum], axis)
+    below = row_sum(lambda z, m: jnp.where(up(z) == m, 0, jnp.exp(up(z) - m)), [logits], [maximum], axis)
+    return ties, below
 
 
 def _rowwise_sums(logits: Any, maximum: Any, axis: int, of_subset: bool) -> tuple[Any, Any]:
@@ -236,8 +255,7 @@ def _columnwise_sums(logits: Any, maximum: Any, axis: int, of_subset: bool) -> t
 
     What a ``cond`` gives is stored, one number a row; it would be computed anew for every entry of the gradient.
     """
-    ties = row_sum(lambda z, m: (up(z) == m).astype(m.dtype), [logits], [maximum], axis)
-    below = row_sum(lambda z, m: jnp.where(up(z) == m, 0, jnp.exp(up(z) - m)), [logits], [maximum], axis)
+    ties, below = _ties_and_below(logits, maximum, axis)
 
     def careful(rest: Any, logits: Any, maximum: Any) -> Any:
         infinite = _infinite_entries(logits, maximum, axis)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import sys
 import threading
@@ -17,17 +18,21 @@ import typer
 from _xentjax_main import INTERRUPTED, leave
 from xentjax.cli import report
 from xentjax.core.check import check_records, checkable
+from xentjax.training.checkpoint import checkpoint_of
 from xentjax.training.config import FitConfig, TutorialConfig
 from xentjax.training.config_file import read_config, read_run
 from xentjax.training.errors import UserError, did_you_mean
 from xentjax.training.job import fit as run_fit
+from xentjax.training.language.language_model import train_language_model
+from xentjax.training.language_config import LanguageConfig
 from xentjax.training.many import fit_grid
 from xentjax.training.predict import write_predictions
 from xentjax.training.program_cache import keep_programs
-from xentjax.training.regression import Stage, regress
+from xentjax.training.regression import regress
 from xentjax.training.regression_config import RegressionConfig
 from xentjax.training.regression_result import Regression
 from xentjax.training.run_folder import reserve, whole_folder
+from xentjax.training.steps import Stage
 
 app = typer.Typer(
     help="Cross-entropy for JAX: exact, with every derivative derived by hand and proved.",
@@ -78,12 +83,13 @@ def fit(
 ) -> int:
     """Fit a regression, or train a model, and write a run folder; Ctrl-C stops early and writes what there is.
 
-    Ends with status 1 where a training run diverges, or the coefficients of a regression are not those of a minimum.
+    A language model that was stopped or killed goes on from where it was, by the same command. Ends with status 1 where
+    a training run diverges, or the coefficients of a regression are not those of a minimum.
     """
     settings = read_run(config, override or [])
     folder = out or Path("runs") / settings.name
     reserve(folder, force)
-    train, shown, draw, show = _kind(settings)
+    train, shown, draw, show = _kind(settings, folder)
     with shown(settings.name) as progress, _stopping_gently(progress) as tell:
         result = train(settings, tell)
         from xentjax import plots
@@ -91,6 +97,8 @@ def fit(
         with whole_folder(folder, force) as temporary:
             result.write(temporary)
             getattr(plots, draw)(result, temporary)
+    if isinstance(settings, LanguageConfig) and not result.interrupted:
+        checkpoint_of(folder).unlink(missing_ok=True)
     show(result, folder)
     if result.interrupted:
         return INTERRUPTED
@@ -100,10 +108,13 @@ def fit(
     return 0
 
 
-def _kind(settings: FitConfig | RegressionConfig) -> tuple[Any, Any, str, Any]:
+def _kind(settings: FitConfig | RegressionConfig | LanguageConfig, folder: Path) -> tuple[Any, Any, str, Any]:
     """What runs a config, shows its progress, draws its pictures (a name in ``plots``) and prints its result."""
     if isinstance(settings, RegressionConfig):
         return _regress, report.stages, "draw_regression", report.print_regression
+    if isinstance(settings, LanguageConfig):
+        train = functools.partial(train_language_model, checkpoint=checkpoint_of(folder))
+        return train, report.stages, "draw_language", report.print_language
     if settings.many:
         return fit_grid, report.training_progress, "draw_grid", report.print_grid
     return run_fit, report.training_progress, "draw_run", report.print_fit

@@ -20,10 +20,11 @@ import xentjax as xj
 from xentjax.cli import extras
 from xentjax.training.evaluation import Evaluation
 from xentjax.training.job import Fitted
+from xentjax.training.language.language_result import LanguageRun
 from xentjax.training.many import Grid
-from xentjax.training.regression import Stage
 from xentjax.training.regression_result import Regression
 from xentjax.training.steps import Progress as Step
+from xentjax.training.steps import Stage
 
 
 def say(text: str) -> None:
@@ -58,7 +59,7 @@ def training_progress(name: str) -> Iterator[Callable[[Step], None]]:
 
 @contextmanager
 def stages(name: str) -> Iterator[Callable[[Stage], None]]:
-    """A line that says what a regression is at, with a bar that moves where it can be told how much is done."""
+    """A line that says what a run is at, with a bar that moves where it can be told how much is done."""
     columns = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[what]}"))
     with _shown(*columns, TaskProgressColumn(), TimeElapsedColumn()) as bar:
         task = bar.add_task(name, total=None, what="...")
@@ -120,6 +121,21 @@ def print_regression(made: Regression, folder: Path) -> None:
     if made.interrupted:
         _print(f"[dim]{made.status}: {made.status.message}.[/]")
     _print_note(made.train)
+
+
+def print_language(made: LanguageRun, folder: Path) -> None:
+    """What held-out text costs, the beginning of a file as the model writes it, and how long it took."""
+    say(f"{made.table()}\n")
+    if made.sample:
+        lines = "\n".join(f"  │ {line}" for line in made.sample.strip("\n").split("\n"))
+        say(f"The model begins a file:\n{lines}\n")
+    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    facts.add_row("compile time", _seconds(made.cost.compile_seconds))
+    facts.add_row("run time", _seconds(made.cost.run_seconds))
+    facts.add_row("device", made.cost.device)
+    facts.add_row("run folder", str(folder))
+    _print(facts)
+    _print(f"[dim]{made.status}: {made.message}.[/]")
 
 
 def _evaluations(name: str, train: Evaluation, test: Evaluation | None) -> Table:

@@ -27,6 +27,11 @@ def widened(x: Any) -> Any:
     return _conversions()[0].bind(x) if x.dtype == jnp.bfloat16 else policy.up(x)
 
 
+def narrowed(x: Any, dtype: Any) -> Any:
+    """The numbers rounded to a dtype, as a linear function."""
+    return _conversions()[1].bind(x) if (x.dtype, dtype) == (jnp.float32, jnp.bfloat16) else x.astype(dtype)
+
+
 def rounded_to_bfloat16(x: Any) -> Any:
     """float32 to the nearest bfloat16, ties to even, ±inf beyond its range, NaN for NaN, by integer arithmetic on the
     bits, without a select."""

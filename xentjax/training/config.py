@@ -111,15 +111,20 @@ class ManyConfig(Table):
 
 
 class RunConfig(Table):
-    """What training runs and regressions have in common."""
+    """What all runs have in common."""
 
     name: str = Field(pattern=r"^[\w.+-]*\w[\w.+-]*$")
     seed: Seed = 0
     precision: Literal["float32", "float64"] = "float32"
+
+
+class ExamplesConfig(RunConfig):
+    """What the runs on examples have in common: training runs and regressions."""
+
     data: DataConfig
 
 
-class FitConfig(RunConfig):
+class FitConfig(ExamplesConfig):
     """A training run by steps of a solver: ``xentjax fit FILE``."""
 
     model: ModelConfig = ModelConfig()

@@ -14,23 +14,29 @@ from pydantic import ValidationError
 from xentjax.training.config import FitConfig, RunConfig
 from xentjax.training.config_table import Table
 from xentjax.training.errors import UserError, did_you_mean, listed
+from xentjax.training.language_config import LanguageConfig
 from xentjax.training.regression_config import REGRESSION_SOLVERS, RegressionConfig
 from xentjax.training.solver import SOLVER_NAMES
 
 Config = TypeVar("Config", bound=Table)
 
-#: The solvers of each kind of run.
+#: The solvers of each kind of run on examples.
 _SOLVERS: dict[type[Table], tuple[str, ...]] = {FitConfig: SOLVER_NAMES, RegressionConfig: REGRESSION_SOLVERS}
+#: Tables with the path of what is learnt from.
+_WITH_PATH = ("data", "text")
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def read_run(path: str | Path, overrides: Sequence[str] = ()) -> FitConfig | RegressionConfig:
-    """The config of a run, as :func:`read_config`: which kind of run it is, the solver's name says.
+def read_run(path: str | Path, overrides: Sequence[str] = ()) -> FitConfig | RegressionConfig | LanguageConfig:
+    """The config of a run, as :func:`read_config`: with a table ``text`` it is a language model, otherwise the solver's
+    name says which kind of run it is.
 
     Without a solver it is a regression.
     """
     raw = _read(path, overrides)
+    if "text" in raw:
+        return validate(raw, LanguageConfig, str(path), overrides)
     if _solver_name(raw) in REGRESSION_SOLVERS:
         return validate(raw, RegressionConfig, str(path), overrides)
     return validate(raw, FitConfig, str(path), overrides)
@@ -45,8 +51,8 @@ def _solver_name(raw: Mapping[str, Any]) -> Any:
 def read_config(path: str | Path | None, overrides: Sequence[str] = (), kind: type[Config] = FitConfig) -> Config:  # type: ignore[assignment]
     """The config in a TOML file (or, without a file, the defaults) with ``key.path=value`` overrides, or UserError.
 
-    For a run, a ``name`` that is missing is the file's; a relative ``data.path`` is made absolute from where the file
-    is.
+    For a run, a ``name`` that is missing is the file's; a relative ``data.path`` or ``text.path`` is made absolute from
+    where the file is.
     """
     if path is not None and issubclass(kind, RunConfig):
         return validate(_read(path, overrides), kind, str(path), overrides)
@@ -58,9 +64,10 @@ def _read(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The raw config of a run."""
     raw = _read_toml(Path(path))
     raw.setdefault("name", Path(path).stem)
-    data = raw.get("data")
-    if isinstance(data, dict) and isinstance(data.get("path"), str):
-        data["path"] = str((Path(path).parent / data["path"]).resolve())
+    for name in _WITH_PATH:
+        table = raw.get(name)
+        if isinstance(table, dict) and isinstance(table.get("path"), str):
+            table["path"] = str((Path(path).parent / table["path"]).resolve())
     return override(raw, overrides)
 
 
@@ -90,7 +97,7 @@ def override(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
             if not isinstance(inner, dict):
                 raise UserError(f"--set {item}: {'.'.join(keys[: depth + 1])} is a value, not a table")
         inner[keys[-1]] = _toml_value(text.strip())
-        if keys == ["data", "path"] and isinstance(inner["path"], str):
+        if keys[:-1] in ([name] for name in _WITH_PATH) and keys[-1] == "path" and isinstance(inner["path"], str):
             inner["path"] = str(Path(inner["path"]).resolve())
     return raw
 
@@ -142,9 +149,13 @@ def _problem(problem: Any, kind: type[Table], key: str, raw: Mapping[str, Any]) 
         case "extra_forbidden":
             parent = re.sub(r"\[\d+\]", "", key).rpartition(".")[0]
             siblings, elsewhere = _keys(kind, parent)
+            if kind is LanguageConfig and any(name in _keys(other, parent)[0] for other in _SOLVERS):
+                return "does not go with a table text: a language model has no such key"
             for other, solvers in _SOLVERS.items():
                 if kind in _SOLVERS and kind is not other and name in _keys(other, parent)[0]:
                     return f"does not go with solver.name {_solver_name(raw)!r}, only with {listed(solvers)}"
+            if kind in _SOLVERS and name in _keys(LanguageConfig, parent)[0]:
+                return "only goes with a table text: it is for language models"
             return f"is an unknown key{did_you_mean(name, siblings) or did_you_mean(name, elsewhere)}"
         case "missing":
             return "is missing, but required"

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from xentjax.models.logistic import LogisticParams
-from xentjax.training.config import RunConfig
+from xentjax.training.config import ExamplesConfig
 from xentjax.training.data import Encoder, Examples, split
 
 Array = np.ndarray[Any, Any]
@@ -38,7 +38,7 @@ class Prepared:
         return None if len(self.classes) == 2 else len(self.classes)
 
 
-def split_and_encode(examples: Examples, config: RunConfig, seed: int) -> Prepared:
+def split_and_encode(examples: Examples, config: ExamplesConfig, seed: int) -> Prepared:
     """Split the examples by the seed, and encode them by what the training examples say."""
     train, test = split(examples, config.data.test_fraction, seed)
     encoder = Encoder.learn(examples, train, config.data, config.precision)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,7 @@ from xentjax.training.path_result import LogisticPath
 from xentjax.training.prepared import Prepared, split_and_encode
 from xentjax.training.regression_config import PathConfig, RegressionConfig
 from xentjax.training.regression_result import Regression
-
-
-class Stage(NamedTuple):
-    """What a regression is at, and how much of it is done, where that can be told."""
-
-    what: str
-    done: int = 0
-    total: int | None = None
+from xentjax.training.steps import Stage
 
 
 def regress(config: RegressionConfig, progress: Callable[[Stage], None] = lambda stage: None) -> Regression:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat
 from pydantic import model_validator as check_model
 
-from xentjax.training.config import DataConfig, RunConfig
+from xentjax.training.config import DataConfig, ExamplesConfig
 from xentjax.training.config_table import Table
 from xentjax.training.errors import listed
 from xentjax.training.solvers_by_name import PROXIMAL, SOLVERS
@@ -73,7 +73,7 @@ class InferenceConfig(Table):
     robust: bool = False
 
 
-class RegressionConfig(RunConfig):
+class RegressionConfig(ExamplesConfig):
     """A logistic or softmax regression that is solved and certified: ``xentjax fit FILE``."""
 
     precision: Literal["float32", "float64"] = "float64"

@@ -6,13 +6,14 @@ A run folder holds
 - ``model.json``: the columns with their means, scales and categories, and the classes: what ``predict`` needs;
 - ``params.safetensors``: the parameters, ``weights`` and ``bias``;
 - ``metrics.jsonl``: one line a step with the objective's value and the largest gradient component;
-- ``summary.json``: the folder's kind (``fit`` or ``grid``), status, metrics on the training and test examples, times,
-  device and versions, of a regression each coefficient with its error and intervals;
+- ``summary.json``: the folder's kind (``fit``, ``grid`` or ``language``), status, metrics on the training and test
+  examples, times, device and versions, of a regression each coefficient with its error and intervals;
 - pictures.
 
 That of a regression also ``summary.txt``, the tables that were printed, with a path ``path.jsonl`` and
 ``path.safetensors``, one line and one set of parameters for each penalty, and with a bootstrap
-``bootstrap.safetensors``, the parameters of each resample that was solved.
+``bootstrap.safetensors``, the parameters of each resample that was solved.  That of a language model has a
+``summary.txt``, and ``vocabulary.json`` in the place of ``model.json``.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ Array = np.ndarray[Any, Any]
 #: What tells a run folder from any other: without it, ``force`` replaces nothing.
 MARK = "summary.json"
 
-#: What ``summary.json`` calls a folder: that of one fit, or that of a grid of fits.
-FIT, GRID = "fit", "grid"
+#: What ``summary.json`` calls a folder: that of one fit, of a grid of fits, or of a language model.
+FIT, GRID, LANGUAGE = "fit", "grid", "language"
 
 
 def reserve(out: Path, force: bool) -> None:
@@ -224,8 +225,11 @@ def read_model(folder: Path) -> Model:
     if not (folder / MARK).is_file():
         raise UserError(f"{folder}: {'is not a run folder' if folder.exists() else 'no such folder'}")
     path = folder / "model.json"
-    if not path.exists() and _kind(folder) == GRID:
-        raise UserError(f"{folder}: is a grid of many fits, but one fit is needed to predict")
+    if not path.exists():
+        if (kind := _kind(folder)) == GRID:
+            raise UserError(f"{folder}: is a grid of many fits, but one fit is needed to predict")
+        if kind == LANGUAGE:
+            raise UserError(f"{folder}: is a language model of text, but a fit to a table is needed to predict")
     text = _read(path, Path.read_bytes)
     try:
         described = _Description.model_validate_json(text)

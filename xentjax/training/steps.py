@@ -35,6 +35,14 @@ class Progress(NamedTuple):
     running: int = 1
 
 
+class Stage(NamedTuple):
+    """What a run is at, and how much of it is done, where that can be told."""
+
+    what: str
+    done: int = 0
+    total: int | None = None
+
+
 class Stand(NamedTuple):
     """Where a run stands, and its history since the last stand: steps, objective, largest gradient component."""
 

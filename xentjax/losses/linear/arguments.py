@@ -86,7 +86,7 @@ def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
     width, d = _check_matrices(x, w, layout)
     axis_name, shards = bound["axis_name"], 1
     if axis_name is not None:
-        shards = _axis_size(axis_name)
+        shards = int(jax.lax.axis_size(axis_name))
     classes = _classes(bound["num_classes"], width * shards)
     outputs = _outputs(bound["outputs"], classes, bound["labels"])
     operands = jnp.dtype(policy.result_dtype((x, w)))
@@ -174,15 +174,6 @@ def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
     if value not in known:
         raise ValueError(f"{NAME}: {name} must be {' or '.join(map(repr, known))}, got {value!r}")
     return value
-
-
-def _axis_size(axis_name: Any) -> int:
-    try:
-        return int(jax.lax.axis_size(axis_name))
-    except NameError as error:
-        raise ValueError(
-            f"{NAME}: axis_name {axis_name!r} is no axis of a mesh here: call it under jax.shard_map over that axis"
-        ) from error
 
 
 def _classes(given: Any, columns: int) -> int:

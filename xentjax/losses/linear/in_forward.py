@@ -98,32 +98,47 @@ def _in_chunks(
     rows = values["x"].shape[0]
     chunks = -(-rows // chunk)
     size = -(-rows // chunks)
-    by_example = [n for n in values if n in _BY_EXAMPLE]
+    by_example = {n for n in values if n in _BY_EXAMPLE} | {"dlogits"}
+    # Of many chunks the gradient by w is a sum. Where that takes more memory, in the dtype of computation, than the
+    # dlogits of all examples do in 16 bits, these are stored, and the products with x and w are those of one chunk.
+    wanted, kind = moving, jnp.dtype(policy.result_dtype((values["x"], values["w"])))
+    dtype = policy.compute_dtype(kind)
+    is_less = rows * kind.itemsize < values["x"].shape[1] * dtype.itemsize
+    if chunks > 1 and kind == jnp.bfloat16 and "w" in moving and is_less:
+        moving = (*(n for n in moving if n not in ("x", "w")), "dlogits")
 
     def step(i: Any, carry: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
         total, found = carry
         # The last chunk begins where it is whole; what it has in common with the one before counts there alone.
         start = jnp.minimum(i * size, rows - size)
-        part = {n: jax.lax.dynamic_slice_in_dim(values[n], start, size) for n in by_example}
+        part = {n: jax.lax.dynamic_slice_in_dim(values[n], start, size) for n in values if n in by_example}
         if rows % size:
             is_new = start + jnp.arange(size) >= i * size
             part["kept"] = is_new & part["kept"] if "kept" in part else is_new
             part["weights"] = jnp.where(is_new, part["weights"], 0)
-        shared = {n: found[n] for n in moving if n not in by_example}
-        value, gradients = _of_chunk(walk, heads, loss, names, moving, {**values, **part}, shared)
-        for name in set(moving) & set(by_example):
+        shared = {n: found[n] for n in moving if n not in by_example and chunks > 1}
+        value, gradients = _of_chunk(walk, heads, loss, names, moving, {**values, **part}, shared, to_zeros=chunks == 1)
+        for name in set(moving) & by_example:
             new = gradients[name].astype(found[name].dtype)
             if rows % size:
                 new = new + jax.lax.dynamic_slice_in_dim(found[name], start, size)
             gradients[name] = jax.lax.dynamic_update_slice_in_dim(found[name], new, start, 0)
         return total + value, gradients
 
-    every, dtype = tuple(values.values()), policy.compute_dtype(values["x"].dtype)
-    zeros = lambda n: jnp.zeros(values[n].shape, _unscaled(values[n].dtype) if n in by_example else dtype)
+    def zeros(name: str) -> Any:
+        if name == "dlogits":
+            # On a GPU nothing is written where each row is once.
+            return (jnp.zeros if rows % size else jax.lax.empty)((rows, walk.width), kind)
+        return jnp.zeros(values[name].shape, _unscaled(values[name].dtype) if name in by_example else dtype)
+
+    every = tuple(values.values())
     start = {n: vary_like(zeros(n), *every) for n in moving}
     total = vary_like(jnp.zeros((), dtype), *every, but=walk.axis_name)
     total, found = step(0, (total, start)) if chunks == 1 else jax.lax.fori_loop(0, chunks, step, (total, start))
-    return total, {n: found[n].astype(_unscaled(values[n].dtype)) for n in moving}
+    if "dlogits" in moving:
+        products = slopes.products_of_dlogits(walk, values, found.pop("dlogits"))
+        found |= {n: products[n] for n in wanted if n in products}
+    return total, {n: found[n].astype(_unscaled(values[n].dtype)) for n in wanted}
 
 
 def _unscaled(dtype: Any) -> Any:
@@ -139,14 +154,17 @@ def _of_chunk(
     moving: tuple[str, ...],
     values: Values,
     shared: dict[str, Any],
+    *,
+    to_zeros: bool,
 ) -> tuple[Any, dict[str, Any]]:
-    """The loss of some examples and its gradients, added to ``shared`` where that has them."""
+    """The loss of some examples and its gradients, added to ``shared`` where that has them; ``to_zeros``: it has none,
+    and they are rounded at once."""
     arrays = {n: values[n] for n in names}
     found = statistics(walk, arrays, (*heads, "known"))
     known = {**arrays, "known": found.pop("known")}
     floats = {n: v for n, v in found.items() if policy.is_float(v)}
     #: What the loss is made of beside the statistics.
-    direct = {n: values[n] for n in moving if n in ("class_weights", *set(moving) - set(names))}
+    direct = {n: values[n] for n in moving if n in ("class_weights", *set(moving) - {*names, "dlogits"})}
 
     def of(floats: State, direct: Values) -> Any:
         return loss({**values, **direct}, {**found, **floats})
@@ -156,12 +174,20 @@ def _of_chunk(
     along = jax.eval_shape(tangents, sums)
     (cotangents,) = jax.linear_transpose(tangents, sums)({n: by_statistics[n] for n in along})
 
-    walked = tuple(n for n in moving if n in names)
-    dtype = floats["log_total"].dtype
-    start = {n: shared[n] if n in shared else jnp.zeros(values[n].shape, dtype) for n in walked}
+    walked = tuple(n for n in moving if n in (*names, "dlogits"))
+    start = {n: shared[n] if n in shared else _zeros(walk, values, n, to_zeros) for n in walked}
     operands = (known, residuals, cotangents, start)
     known, residuals, cotangents, start = jax.tree.map(lambda a: vary_like(a, *jax.tree.leaves(operands)), operands)
-    gradients = slopes.add_gradients((walk, walked), (known, residuals), cotangents, start, to_zeros=False)
+    gradients = slopes.add_gradients((walk, walked), (known, residuals), cotangents, start, to_zeros=to_zeros)
     for name, more in by_numbers.items():
         gradients[name] = more + (gradients[name] if name in gradients else shared.get(name, 0))
     return value, gradients
+
+
+def _zeros(walk: Walk, values: Values, name: str, is_rounded: bool) -> Any:
+    """For the gradient by one array to be added to."""
+    kind = jnp.dtype(policy.result_dtype((values["x"], values["w"])))
+    if name == "dlogits":
+        return jnp.zeros((values["x"].shape[0], walk.width), kind)
+    is_sum = name in slopes.EXAMPLES or not is_rounded
+    return jnp.zeros(values[name].shape, policy.compute_dtype(kind) if is_sum else values[name].dtype)

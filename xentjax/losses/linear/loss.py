@@ -16,6 +16,7 @@ from xentjax.core.domains import Domain, Labels, Real
 from xentjax.core.op import op
 from xentjax.losses.linear.arguments import named_labels, prepared, top_of
 from xentjax.losses.linear.labels import FewClasses, SoftLabels, Teacher, Teachers
+from xentjax.losses.linear.mesh import is_mapped, over_mesh
 from xentjax.losses.linear.outputs import TopClasses, outputs_of_rows
 from xentjax.losses.linear.plan import Plan, plan
 from xentjax.losses.linear.vocabulary import Layout
@@ -125,8 +126,9 @@ def linear_cross_entropy(
       memory_budget: bytes of memory that may be used beside arguments and gradients; it sets the size of the blocks.
       implementation: a strategy by name (``"recompute"``, ``"gradient_in_forward"``, ``"dense"``), or a
         :class:`xentjax.losses.linear.Plan`; otherwise chosen, as :func:`xentjax.losses.linear.explain` tells.
-      axis_name: under ``jax.shard_map``, the mesh axis that the classes of w (and of bias and class weights) are split
-        over. Labels are class indices of all of it.
+      axis_name: the mesh axis that the classes of w (and of bias and class weights) are split over: under
+        ``jax.shard_map``, where each device has its part of them, or of the mesh that ``jax.set_mesh`` has set. Only
+        numbers for each example travel. Labels are class indices of all of the vocabulary.
       num_classes: V, where w has more columns than that; the others are padding, and get gradients of 0.
 
     Returns:
@@ -195,6 +197,11 @@ def _plain_labels(labels: Any, u: Any, temperature: Any, layout: str, num_classe
 @linear_cross_entropy.whole
 def _(bound: dict[str, Any]) -> Any:
     bound = {**bound, "labels": named_labels(bound["labels"])}
+    axis_name = bound["axis_name"]
+    return _computed(bound) if axis_name is None or is_mapped(axis_name) else over_mesh(_computed, bound)
+
+
+def _computed(bound: dict[str, Any]) -> Any:
     problem, arrays, numbers = prepared(bound)
     chosen = plan(problem, bound["memory_budget"], bound["implementation"])
     found = outputs_of_rows(problem, chosen, arrays, numbers)

@@ -21,6 +21,7 @@ It is computed in float32 and rounded to the inputs' 16-bit type just before the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,9 +29,10 @@ import jax
 import jax.numpy as jnp
 
 from xentjax.core import policy
+from xentjax.core.linear_map import vary_like
 from xentjax.logit_rows import finite, huge
 from xentjax.losses.linear.statistics import at_labels, is_in, teacher_probabilities
-from xentjax.losses.linear.vocabulary import Arrays, Block, Walk, shapers, zeros
+from xentjax.losses.linear.vocabulary import Arrays, Block, Walk, rounded_product, shapers, zeros
 
 #: How the vocabulary is walked over, and which arrays move.
 Config = tuple[Walk, tuple[str, ...]]
@@ -84,7 +86,8 @@ def add_gradients(
     config: Config, residuals: Residuals, cotangents: dict[str, Any], start: Arrays, *, to_zeros: bool
 ) -> dict[str, Any]:
     """The cotangents of the arrays that move, added to ``start``; ``to_zeros`` says that those of the vocabulary are
-    zeros there."""
+    zeros there. Among what moves may be ``"dlogits"``, the products x @ w as such: their cotangent ``[N, V]``, rounded
+    as for the products with w and x."""
     (walk, names), (arrays, heads) = config, residuals
     transposed = {of: arrays[f"{of}x"].T for of in _SOURCES if f"{of}w" in names}
     if walk.block >= TRANSPOSED:
@@ -102,19 +105,23 @@ def add_gradients(
         terms, new = _Terms(walk, arrays, heads, block), dict(found)
         moved = {n: arrays[n] for n in names if n.removeprefix("teacher_") in ("softcap", "temperature")}
         for of in _SOURCES:
-            if {f"{of}x", f"{of}w", f"{of}bias"} & set(names):
-                moved[f"{of}z"] = jnp.zeros(_shape(arrays, walk), terms.dtype)
+            if {f"{of}x", f"{of}w", f"{of}bias", f"{of}dlogits"} & set(names):
+                moved[f"{of}z"] = zeros(_shape(arrays, walk), arrays)
         if "class_weights" in names:
             moved["class_weights"] = walk.entries_of(arrays["class_weights"], block)
         (g,) = jax.linear_transpose(terms.sums, moved)(cotangents)
         for of in _SOURCES:
-            if {f"{of}x", f"{of}w"} & set(names):
+            if {f"{of}x", f"{of}w", f"{of}dlogits"} & set(names):
                 narrowed = narrow(g[f"{of}z"], of)
+            if f"{of}dlogits" in names:
+                place = dataclasses.replace(walk, layout="dv").add_columns
+                new[f"{of}dlogits"] = place(found[f"{of}dlogits"], narrowed, block, to_zeros=True)
             if f"{of}x" in names:
                 back = walk.back_to_x(narrowed, walk.columns_of(arrays[f"{of}w"], block))
                 new[f"{of}x"] = found[f"{of}x"] + wide(back)
             if f"{of}w" in names:
-                back = wide(walk.back_to_w(transposed[of], narrowed))
+                into = found[f"{of}w"].dtype if to_zeros and walk.is_even and scale is None else None
+                back = wide(walk.back_to_w(transposed[of], narrowed, into))
                 new[f"{of}w"] = walk.add_columns(found[f"{of}w"], back, block, to_zeros=to_zeros)
             if f"{of}bias" in names:
                 part = jnp.sum(g[f"{of}z"], axis=0)
@@ -128,6 +135,30 @@ def add_gradients(
         return new
 
     return walk.over(arrays, step, dict(start))
+
+
+def products_of_dlogits(walk: Walk, arrays: Arrays, dlogits: Any) -> dict[str, Any]:
+    """The gradients by x and w, where the dlogits ``[N, V]`` of all examples are stored, rounded to their dtypes."""
+    x, w = (vary_like(arrays[n], dlogits) for n in ("x", "w"))
+    transposed = x.T if walk.block < TRANSPOSED else jax.lax.optimization_barrier(x.T)
+
+    def at_once(block: Block, found: None) -> dict[str, Any]:
+        by_x = rounded_product(dlogits, walk.columns_of(w, block), 1, walk.axis, x.dtype)
+        return {"x": by_x, "w": walk.back_to_w(transposed, dlogits, w.dtype)}
+
+    if walk.blocks == 1:
+        return walk.over(arrays, at_once, None)
+
+    def step(block: Block, found: dict[str, Any]) -> dict[str, Any]:
+        g = dataclasses.replace(walk, layout="dv").columns_of(dlogits, block)
+        g = g if block.fresh is None else jnp.where(block.fresh, g, 0)
+        by_x = found["x"] + walk.back_to_x(g, walk.columns_of(w, block))
+        part = walk.back_to_w(transposed, g, w.dtype if walk.is_even else None)
+        by_w = walk.add_columns(found["w"], part, block, to_zeros=True)
+        return {"x": by_x, "w": by_w}
+
+    start = {"x": zeros(x.shape, {"x": x}), "w": zeros(w.shape, {"x": w}, w.dtype)}
+    return walk.over(arrays, step, start)
 
 
 def _shape(arrays: Arrays, walk: Walk) -> tuple[int, int]:
@@ -190,7 +221,7 @@ class _Terms:
     def sums(self, moved: dict[str, Any]) -> dict[str, Any]:
         """Linear in ``moved``: tangents of the products z, of the teacher's, of the numbers that shape logits, and of
         the class weights in this block."""
-        heads, zero = self.heads, jnp.zeros((), self.dtype)
+        heads, zero = self.heads, zeros((), self.arrays)
         shapes = sums_of(self.arrays, heads)
         found = dict.fromkeys(shapes, zero)
         du = self.tangent(moved, "", self.z)

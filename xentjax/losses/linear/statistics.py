@@ -43,12 +43,16 @@ def statistics(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int = 0)
       ``known`` :math:`x w`, ``[N, V]``.
     """
     every = tuple(arrays.values())
+    is_class: Any = arrays.get("is_class")
     arrays = {name: vary_like(array, *every) for name, array in arrays.items()}
     found: State = {}
     if {"teacher", "teacher_argmax"} & set(heads):
         of_teacher = _rows(walk, arrays, ("argmax",) if "teacher_argmax" in heads else (), 0, of="teacher_")
         found = {f"teacher_{name}": value for name, value in of_teacher.items()}
-    return found | _rows(walk, {**arrays, **found}, heads, top)
+    found |= _rows(walk, {**arrays, **found}, heads, top)
+    if "gap" in found:
+        found["gap"] = jnp.where(is_class, found["gap"], jnp.nan)
+    return found
 
 
 def _rows(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int, of: str = "") -> State:
@@ -267,7 +271,7 @@ def _finished(walk: Walk, arrays: Arrays, state: State, heads: tuple[str, ...]) 
     log_total = jnp.log1p(rest)
     found = {"maximum": maximum, "log_total": log_total}
     if "gap" in heads:
-        found["gap"] = jnp.where(arrays["is_class"], _gap(maximum, log_total, state["at"]), jnp.nan)
+        found["gap"] = _gap(maximum, log_total, state["at"])
     if "depth" in heads:
         found["depth"] = state["depth"] / (1 + rest)
     level = maximum + log_total - state["reference"] if "reference" in state else None

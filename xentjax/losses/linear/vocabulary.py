@@ -7,6 +7,7 @@ leaves out the columns that were there already, so that the matrix is never padd
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +18,7 @@ from xentjax.activations import soft_cap
 from xentjax.care import as_bits, of_bits
 from xentjax.core import policy
 from xentjax.core.linear_map import linear_map, vary_like
-from xentjax.core.widening import rounded_to_bfloat16
+from xentjax.core.widening import narrowed, rounded_to_bfloat16
 
 #: Arrays by name: x [N, D], w [D, V] or [V, D], bias [V], class_weights [V], softcap [], temperature [], of the teacher
 #: teacher_x, teacher_w, teacher_bias, teacher_softcap; labels [N, k] and is_class [N, k], whether they are any class;
@@ -67,13 +68,18 @@ class Walk:
         return 1 if self.layout == "dv" else 0
 
     @property
-    def blocks(self) -> int:
-        return -(-self.width // self.block)
+    def is_padded(self) -> bool:
+        """Whether w has columns that are no classes."""
+        return self.classes < self.width * self.shards
 
     @property
-    def has_padding(self) -> bool:
-        """Whether some columns are no classes."""
-        return self.classes < self.width * self.shards
+    def is_even(self) -> bool:
+        """Whether no two blocks have a column in common."""
+        return self.width % self.block == 0
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.width // self.block)
 
     def over(self, arrays: Arrays, step: Callable[[Block, Any], Any], carry: Any) -> Any:
         """``step(block, carry) -> carry`` for each block in turn. What is a sum starts as :func:`zeros`."""
@@ -86,9 +92,9 @@ class Walk:
     def _block(self, arrays: Arrays, j: Any) -> Block:
         start = jnp.minimum(j * self.block, self.width - self.block)
         columns = start + jnp.arange(self.block, dtype=jnp.int32)
-        fresh = columns >= j * self.block if self.width % self.block else None
+        fresh = None if self.is_even else columns >= j * self.block
         offset = arrays.get("offset", 0)
-        if self.has_padding:
+        if self.is_padded:
             is_class = columns + offset < self.classes
             fresh = is_class if fresh is None else fresh & is_class
         return Block(start, start + offset, fresh)
@@ -96,17 +102,28 @@ class Walk:
     # -- blocks of arrays ----------------------------------------------------------------------------------------------
 
     def columns_of(self, w: Any, block: Block) -> Any:
-        """The columns of a block of w, in w's layout; 0 for padding, whatever it holds."""
-        if self.blocks > 1:
-            # Behind a barrier with the start, or XLA:CPU would widen all of a 16-bit matrix before the loop.
-            start = block.start
-            if jnp.finfo(w.dtype).bits == 16:
-                w, start = jax.lax.optimization_barrier((w, start))
-            w = jax.lax.dynamic_slice_in_dim(w, start, self.block, axis=self.axis)
-        if not self.has_padding:
-            return w
+        """The columns of a block of w, in w's layout; 0 for padding, whatever that holds."""
+        part = self._part_of(w, block)
+        if not self.is_padded:
+            return part
+        # Not all that is not fresh: products of a block are also stored.
         is_class = block.first + jnp.arange(self.block, dtype=jnp.int32) < self.classes
-        return jnp.where(jnp.expand_dims(is_class, 1 - self.axis), w, 0)
+        return jnp.where(jnp.expand_dims(is_class, 1 - self.axis), part, 0)
+
+    def _part_of(self, w: Any, block: Block) -> Any:
+        if self.blocks == 1:
+            return w
+
+        def columns(w: Any, start: Any) -> Any:
+            return jax.lax.dynamic_slice_in_dim(w, start, self.block, axis=self.axis)
+
+        def behind_a_barrier(w: Any, start: Any) -> Any:
+            return columns(*jax.lax.optimization_barrier((w, start)))
+
+        if jnp.finfo(w.dtype).bits > 16:
+            return columns(w, block.start)
+        # XLA:CPU would widen all of a 16-bit matrix before the loop; on a GPU, products read rows where they are.
+        return jax.lax.platform_dependent(w, block.start, cpu=behind_a_barrier, default=columns)
 
     def entries_of(self, vector: Any, block: Block) -> Any:
         """The entries of a block of a vector over the vocabulary; 0 for a column that is not fresh."""
@@ -119,12 +136,11 @@ class Walk:
         ``to_zeros`` says that what is fresh is still 0 in w: then nothing is read but where blocks overlap."""
         if self.blocks == 1:
             return part.astype(w.dtype) if to_zeros else w + part
-        overlaps = self.width % self.block > 0
-        if jnp.finfo(w.dtype).bits > 16 or not to_zeros:
-            if overlaps or not to_zeros:
-                part = part + jax.lax.dynamic_slice_in_dim(w, block.start, self.block, axis=self.axis)
-            return jax.lax.dynamic_update_slice_in_dim(w, part, block.start, axis=self.axis)
-        return linear_map(_placed, _taken, (self.axis, self.block, overlaps), block.start, (w, part))
+        adds = "everywhere" if not to_zeros else "nowhere" if self.is_even else "where blocks overlap"
+        config = (self.axis, self.block, adds, part.dtype)
+        if jnp.finfo(w.dtype).bits > 16:
+            return _placed(config, block.start, w, part)
+        return linear_map(_placed_16_bit, _taken, config, block.start, (w, part))
 
     def add_entries(self, vector: Any, part: Any, block: Block, *, to_zeros: bool) -> Any:
         """The same for a vector over the vocabulary."""
@@ -140,10 +156,10 @@ class Walk:
         """g @ wᵀ, [N, D]."""
         return product(g, w, 1, self.axis)
 
-    def back_to_w(self, x_transposed: Any, g: Any) -> Any:
-        """xᵀ @ g, or its transpose in the layout ``"vd"``."""
-        back = product(x_transposed, g, 1, 0)
-        return back if self.layout == "dv" else back.T
+    def back_to_w(self, x_transposed: Any, g: Any, into: Any = None) -> Any:
+        """xᵀ @ g, or its transpose in the layout ``"vd"``; rounded to the dtype ``into``, if that is given."""
+        operands = (x_transposed, g, 1, 0) if self.layout == "dv" else (g, x_transposed, 0, 1)
+        return product(*operands) if into is None else rounded_product(*operands, into)
 
     # -- logits --------------------------------------------------------------------------------------------------------
 
@@ -194,28 +210,49 @@ class Walk:
         return self.shaping(arrays, block, of)(self.with_bias(arrays, block, products, of), shapers(arrays, of))
 
 
-def _placed(config: tuple[int, int, bool], start: Any, arguments: tuple[Any, Any]) -> Any:
-    """A 16-bit array with a part of it replaced, or added to where blocks overlap, by bits: XLA:CPU would widen all of
-    it otherwise."""
-    (axis, size, overlaps), (w, part) = config, arguments
+#: Of a part that is put into an array: along which axis, its size, where it is added to what is there, its dtype.
+Place = tuple[int, int, str, Any]
+_ROUNDED = (jnp.float32, jnp.bfloat16)
+
+
+def _placed(config: Place, start: Any, w: Any, part: Any) -> Any:
+    """An array with a part of it replaced, or added to."""
+    axis, size, adds, _ = config
+    if adds != "nowhere":
+        part = part + jax.lax.dynamic_slice_in_dim(w, start, size, axis=axis).astype(part.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(w, part.astype(w.dtype), start, axis=axis)
+
+
+def _placed_16_bit(config: Place, start: Any, arguments: tuple[Any, Any]) -> Any:
+    """The same for 16-bit arrays: by bits on a CPU, as XLA:CPU would widen all of the array otherwise."""
+    by_bits, plainly = (functools.partial(f, config) for f in (_placed_by_bits, _placed))
+    return jax.lax.platform_dependent(start, *arguments, cpu=by_bits, default=plainly)
+
+
+def _placed_by_bits(config: Place, start: Any, w: Any, part: Any) -> Any:
+    axis, size, adds, _ = config
 
     def added(w: Any, part: Any) -> Any:
         old = jax.lax.dynamic_slice_in_dim(as_bits(w), start, size, axis=axis)
         return part + of_bits(old, w.dtype).astype(part.dtype)
 
-    if overlaps:
+    if adds == "where blocks overlap":
         # A branch, which is done reading before anything is written: else XLA:CPU would copy all of w for each block.
         part = jax.lax.cond(start % size != 0, added, lambda w, part: part, w, part)
-    narrow = rounded_to_bfloat16(part) if w.dtype == jnp.bfloat16 else part.astype(w.dtype)
+    elif adds == "everywhere":
+        part = added(w, part)
+    narrow = rounded_to_bfloat16(part) if (part.dtype, w.dtype) == _ROUNDED else part.astype(w.dtype)
     return of_bits(jax.lax.dynamic_update_slice_in_dim(as_bits(w), as_bits(narrow), start, axis=axis), w.dtype)
 
 
-def _taken(config: tuple[int, int, bool], start: Any, cotangent: Any) -> tuple[Any, Any]:
+def _taken(config: Place, start: Any, cotangent: Any) -> tuple[Any, Any]:
     """The transpose: the cotangents of the array and of the part."""
-    axis, size, overlaps = config
+    axis, size, adds, dtype = config
     part = jax.lax.dynamic_slice_in_dim(cotangent, start, size, axis=axis)
-    kept = jnp.where(start % size != 0, part, 0) if overlaps else jnp.zeros_like(part)
-    return jax.lax.dynamic_update_slice_in_dim(cotangent, kept, start, axis=axis), part.astype(jnp.float32)
+    rest = cotangent
+    if adds == "nowhere":
+        rest = jax.lax.dynamic_update_slice_in_dim(cotangent, jnp.zeros_like(part), start, axis=axis)
+    return rest, part.astype(dtype)
 
 
 def shapers(arrays: Arrays, of: str = "") -> dict[str, Any]:
@@ -229,7 +266,7 @@ def zeros(shape: tuple[int, ...], arrays: Arrays, dtype: Any = None) -> Any:
     return vary_like(jnp.zeros(shape, policy.compute_dtype(x.dtype) if dtype is None else dtype), x)
 
 
-def product(a: Any, b: Any, axis_a: int, axis_b: int) -> Any:
+def product(a: Any, b: Any, axis_a: int, axis_b: int, into: Any = None) -> Any:
     """The matrix product along two axes, added in float32 at least: 16-bit operands as they are, others in full."""
     dtype = policy.result_dtype((a, b))
     narrow = jnp.finfo(dtype).bits == 16
@@ -238,5 +275,18 @@ def product(a: Any, b: Any, axis_a: int, axis_b: int) -> Any:
         b.astype(dtype),
         (((axis_a,), (axis_b,)), ((), ())),
         precision=None if narrow else jax.lax.Precision.HIGHEST,
-        preferred_element_type=policy.compute_dtype(dtype),
+        preferred_element_type=policy.compute_dtype(dtype) if into is None else into,
     )
+
+
+def rounded_product(a: Any, b: Any, axis_a: int, axis_b: int, into: Any) -> Any:
+    """The same, rounded to the dtype ``into``: by the product itself, so that nothing is stored in float32, but on a
+    CPU, where some versions' products of 16-bit results add up in 16 bits, too."""
+
+    def on_cpu(a: Any, b: Any) -> Any:
+        return narrowed(product(a, b, axis_a, axis_b), into)
+
+    def by_itself(a: Any, b: Any) -> Any:
+        return product(a, b, axis_a, axis_b, into)
+
+    return jax.lax.platform_dependent(a, b, cpu=on_cpu, default=by_itself)
