@@ -103,6 +103,8 @@ def is_static(value: Any) -> bool:
 def _option_or_array(record: Any, name: str, value: Any, is_number: bool) -> Any:
     if isinstance(value, (np.integer, np.bool_)):
         value = value.item()
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        value = tuple(value)
     if is_number and not isinstance(value, (bool, int, float)):
         return _array(record, name, value)
     return value if is_static(value) else policy.as_array(record.name, name, value)

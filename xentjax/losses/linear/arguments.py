@@ -89,7 +89,7 @@ def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
         shards = int(jax.lax.axis_size(axis_name))
     classes = _classes(bound["num_classes"], width * shards)
     outputs = _outputs(bound["outputs"], classes, bound["labels"])
-    operands = jnp.dtype(jnp.promote_types(x.dtype, w.dtype))
+    operands = jnp.dtype(policy.result_dtype((x, w)))
     dtype = policy.compute_dtype(operands)
     examples, rows = x.shape[:-1], x.size // d
 
@@ -250,7 +250,7 @@ def _add_teacher(arrays: Any, labels: Teacher, examples: Any, layout: Layout, dt
     own = arrays["w"].shape[1 - LAYOUTS.index(layout)]
     if width != own:
         raise ValueError(f"{NAME}: the teacher's w has {width} columns, but w has {own}: they need one vocabulary")
-    operands = jnp.promote_types(x.dtype, w.dtype)
+    operands = policy.result_dtype((x, w))
     arrays["teacher_x"] = x.astype(operands).reshape(arrays["x"].shape[0], d)
     arrays["teacher_w"] = w.astype(operands)
     if labels.bias is not None:
@@ -263,6 +263,7 @@ def _add_teacher(arrays: Any, labels: Teacher, examples: Any, layout: Layout, dt
 def _leave_out(arrays: Any, numbers: Any, kept: Any, classes: int) -> None:
     """Examples that are left out: what is not finite in them becomes 0, as it would reach gradients of w, and so do
     labels that are none."""
+    arrays["is_left_out"] = ~kept
     kept = kept[:, None]
     for name in ("x", "teacher_x"):
         if name in arrays:

@@ -22,7 +22,7 @@ from xentjax.losses.linear.statistics import State, statistics
 from xentjax.losses.linear.vocabulary import Walk
 
 #: What has one entry for each example, along its first axis.
-_BY_EXAMPLE = ("x", "teacher_x", "labels", "is_class", "probabilities", "weights", "counted", "kept")
+_BY_EXAMPLE = ("x", "teacher_x", "labels", "is_class", "is_left_out", "probabilities", "weights", "counted", "kept")
 
 #: Arrays of the walk and numbers of the loss, all by name.
 Values = Mapping[str, Any]
@@ -75,7 +75,8 @@ def loss_in_forward(
         def again(floats: Values) -> Any:
             everything = {**values, **floats}
             at = {n: everything[n] for n in moving}
-            return jax.value_and_grad(lambda at: plain({**everything, **at}))(at)
+            value, gradients = jax.value_and_grad(lambda at: plain({**everything, **at}))(at)
+            return value, {n: gradients[n].astype(_unscaled(values[n].dtype)) for n in moving}
 
         floats = {n: v for n, v in values.items() if policy.is_float(v)}
         along = {n: tangents[n] for n in floats}
@@ -100,7 +101,7 @@ def _in_chunks(
     by_example = {n for n in values if n in _BY_EXAMPLE} | {"dlogits"}
     # Of many chunks the gradient by w is a sum. Where that takes more memory, in the dtype of computation, than the
     # dlogits of all examples do in 16 bits, these are stored, and the products with x and w are those of one chunk.
-    wanted, kind = moving, jnp.promote_types(values["x"].dtype, values["w"].dtype)
+    wanted, kind = moving, jnp.dtype(policy.result_dtype((values["x"], values["w"])))
     dtype = policy.compute_dtype(kind)
     is_less = rows * kind.itemsize < values["x"].shape[1] * dtype.itemsize
     if chunks > 1 and kind == jnp.bfloat16 and "w" in moving and is_less:
@@ -128,7 +129,7 @@ def _in_chunks(
         if name == "dlogits":
             # On a GPU nothing is written where each row is once.
             return (jnp.zeros if rows % size else jax.lax.empty)((rows, walk.width), kind)
-        return jnp.zeros(values[name].shape, values[name].dtype if name in by_example else dtype)
+        return jnp.zeros(values[name].shape, _unscaled(values[name].dtype) if name in by_example else dtype)
 
     every = tuple(values.values())
     start = {n: vary_like(zeros(n), *every) for n in moving}
@@ -137,7 +138,12 @@ def _in_chunks(
     if "dlogits" in moving:
         products = slopes.products_of_dlogits(walk, values, found.pop("dlogits"))
         found |= {n: products[n] for n in wanted if n in products}
-    return total, {n: found[n].astype(values[n].dtype) for n in wanted}
+    return total, {n: found[n].astype(_unscaled(values[n].dtype)) for n in wanted}
+
+
+def _unscaled(dtype: Any) -> Any:
+    """The dtype of a gradient whose factor is still to come: one that float16 has no room for may have it after."""
+    return jnp.float32 if dtype == jnp.float16 else dtype
 
 
 def _of_chunk(
@@ -180,7 +186,7 @@ def _of_chunk(
 
 def _zeros(walk: Walk, values: Values, name: str, is_rounded: bool) -> Any:
     """For the gradient by one array to be added to."""
-    kind = jnp.promote_types(values["x"].dtype, values["w"].dtype)
+    kind = jnp.dtype(policy.result_dtype((values["x"], values["w"])))
     if name == "dlogits":
         return jnp.zeros((values["x"].shape[0], walk.width), kind)
     is_sum = name in slopes.EXAMPLES or not is_rounded

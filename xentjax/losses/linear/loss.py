@@ -55,7 +55,7 @@ _EVERY |= {"softcap": 5.0, "temperature": 2.0}
 def linear_cross_entropy(
     x: ArrayLike,
     w: ArrayLike,
-    labels: ArrayLike | SoftLabels | Teacher | tuple[ArrayLike, ArrayLike] | None,
+    labels: ArrayLike | SoftLabels | Teacher | tuple[ArrayLike, ArrayLike] | None = None,
     *,
     bias: ArrayLike | None = None,
     weights: ArrayLike | None = None,

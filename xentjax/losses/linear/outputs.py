@@ -61,7 +61,7 @@ def outputs_of_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbe
 def _of_no_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers) -> dict[str, Any]:
     """The outputs of one row of weight 0, without that row."""
     row = lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype)
-    of_rows = {n: row(a) for n, a in arrays.items() if n in ("x", "teacher_x", "labels")}
+    of_rows = {n: row(a) for n, a in arrays.items() if n in ("x", "teacher_x", "labels", "is_left_out")}
     of_numbers = {n: a if a is None or a.ndim == 0 else row(a) for n, a in numbers.items()}
     of_numbers |= {"weights": row(arrays["x"][:, 0].astype(problem.dtype)), "kept": jnp.zeros(1, bool)}
     one = dataclasses.replace(problem, rows=1)
@@ -92,7 +92,12 @@ def _heads(problem: Problem, plan: Plan) -> tuple[str, ...]:
 def _loss(problem: Problem, walk: Walk, arrays: Arrays, numbers: Numbers, found: State) -> Any:
     r"""Each row's :math:`(1-\varepsilon)\sum t_i v_i (-\log p_i) + \frac{\varepsilon T}{V}\sum_j v_j (-\log p_j)
     + \zeta\,\mathrm{lse}^2`."""
-    smoothing = numbers.get("label_smoothing")
+    smoothing, kept = numbers.get("label_smoothing"), numbers["kept"]
+    if kept is not None:
+        # What is infinite in examples that are left out must not meet their cotangents of 0.
+        names = [n for n in ("maximum", "log_total", "gap", "uniform", "teacher") if n in found]
+        is_kept = {n: kept.reshape(-1, *(1,) * (found[n].ndim - 1)) for n in names}
+        found = found | {n: jnp.where(is_kept[n] | jnp.isfinite(found[n]), found[n], 0) for n in names}
     if problem.labels == "teacher":
         loss, mass = found["teacher"], 1
     else:
@@ -179,4 +184,7 @@ def _label(problem: Problem, arrays: Arrays, numbers: Numbers, found: State) -> 
     labels, masses = arrays["labels"], numbers["probabilities"]
     if masses is None:
         return labels[:, 0]
+    # A class that is named twice has the sum.
+    is_same = labels[:, :, None] == labels[:, None, :]
+    masses = jnp.sum(jnp.where(is_same, masses[:, None, :], 0), axis=2)
     return jnp.take_along_axis(labels, jnp.argmax(masses, axis=1)[:, None], axis=1)[:, 0]

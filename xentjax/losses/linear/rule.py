@@ -66,7 +66,12 @@ def _rule(walk: Walk, heads: tuple[str, ...], top: int, primals: Any, tangents: 
 def linearized(walk: Walk, arrays: Arrays, found: State) -> tuple[State, Callable[[State], State], State]:
     """What the sums need of the statistics that have been found; the tangents of these, a linear function of the sums;
     and zeros in the sums' shapes."""
+    is_lost = None
+    if "is_left_out" in arrays:
+        found, is_lost = _at_rest(arrays["is_left_out"], found)
     residuals = {n: found[n] for n in _NEEDED if n in found}
+    if is_lost is not None:
+        residuals["is_lost"] = is_lost
     of_gaps: dict[str, Any] = {"gap": arrays.get("labels"), "top_gap": found.get("top")}
     chosen = [(name, columns) for name, columns in of_gaps.items() if name in found]
     if chosen:
@@ -106,6 +111,25 @@ def linearized(walk: Walk, arrays: Arrays, found: State) -> tuple[State, Callabl
 
 
 statistics.defjvp(_rule, symbolic_zeros=True)
+
+
+#: -log p of all classes of an example that is left out and whose logits are not finite: p is 0.
+_NEVER = 1000.0
+
+
+def _at_rest(is_left_out: Any, found: State) -> tuple[State, Any]:
+    """Which of the examples left out have logits that overflow, whose statistics are NaN; and the statistics with
+    numbers in their place whose slopes are 0, as NaN would reach gradients of w although its cotangent is 0."""
+    is_finite = [jnp.isfinite(a) for n, a in found.items() if n.removeprefix("teacher_") in ("maximum", "log_total")]
+    is_lost = is_left_out & ~functools.reduce(jnp.logical_and, is_finite)
+
+    def at_rest(name: str, value: Any) -> Any:
+        if not policy.is_float(value) or name == "known":
+            return value
+        number = _NEVER if name.endswith(("log_total", "gap")) else 0
+        return jnp.where(is_lost.reshape(-1, *(1,) * (value.ndim - 1)), number, value)
+
+    return {name: at_rest(name, value) for name, value in found.items()}, is_lost
 
 
 def _left_out(gap: Any) -> tuple[Any, Any]:

@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from xentjax.core import policy
 from xentjax.core.linear_map import vary_like
 from xentjax.logit_rows import finite, huge
 from xentjax.losses.linear.statistics import at_labels, is_in, teacher_probabilities
@@ -94,7 +95,7 @@ def add_gradients(
     scale = _scale(arrays["x"].dtype, cotangents)
 
     def narrow(g: Any, of: str) -> Any:
-        dtype = jnp.promote_types(arrays[f"{of}x"].dtype, arrays[f"{of}w"].dtype)
+        dtype = policy.result_dtype((arrays[f"{of}x"], arrays[f"{of}w"]))
         return (g if scale is None else g / scale).astype(dtype)
 
     def wide(product: Any) -> Any:
@@ -180,12 +181,13 @@ def sums_of(arrays: Arrays, heads: Mapping[str, Any]) -> dict[str, tuple[int, ..
 
 
 def _scale(dtype: Any, cotangents: dict[str, Any]) -> Any:
-    """A power of two that float16 gradients are measured in, as those of a mean over many examples would underflow."""
+    """A power of two that float16 gradients are measured in, as those of a mean over many examples would underflow; not
+    by examples whose gradients are NaN."""
     if dtype != jnp.float16:
         return None
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(c), initial=0) for c in jax.tree.leaves(cotangents)]))
-    largest = jax.lax.stop_gradient(largest)
-    return jnp.where((largest > 0) & (largest < jnp.inf), jnp.exp2(jnp.ceil(jnp.log2(largest))), 1)
+    sizes = [jnp.where(jnp.isfinite(c), jnp.abs(c), 0) for c in jax.tree.leaves(jax.lax.stop_gradient(cotangents))]
+    largest = jnp.max(jnp.stack([jnp.max(size, initial=0) for size in sizes]))
+    return jnp.where(largest > 0, jnp.exp2(jnp.ceil(jnp.log2(largest))), 1)
 
 
 @jax.custom_jvp
@@ -204,6 +206,8 @@ class _Terms:
     """What the sums of a block are made of."""
 
     def __init__(self, walk: Walk, arrays: Arrays, heads: Mapping[str, Any], block: Block):
+        if "is_lost" in heads:
+            arrays = {**arrays, "is_lost": heads["is_lost"]}
         self.walk, self.arrays, self.heads, self.block = walk, arrays, heads, block
         self.z = walk.with_bias(arrays, block, walk.products_of(arrays, block))
         self.logits = walk.shaping(arrays, block)(self.z, shapers(arrays))
@@ -242,7 +246,9 @@ class _Terms:
             if da is not None:
                 value, mass = (heads[n][:, None] for n in ("teacher", "teacher_mass"))
                 found["level"] = jnp.sum(self.t * da, axis=1)
-                found["taught"] += jnp.sum(self.t * (self.class_weights * self.surprise - value) * da, axis=1)
+                # At most the largest number, so that a probability of 0 times it is 0.
+                surprise = jnp.clip(self.class_weights * self.surprise, -huge(self.dtype), huge(self.dtype))
+                found["taught"] += jnp.sum(self.t * (surprise - value) * da, axis=1)
                 found["mass"] += jnp.sum(self.t * (self.class_weights - mass) * da, axis=1)
         return {name: jnp.broadcast_to(value, shapes[name]) for name, value in found.items()}
 

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from xentjax.core import policy
 from xentjax.core.linear_map import vary_like
-from xentjax.logit_rows import COLUMNWISE_INDICES, Rows, depths, exponentials, rows_of
+from xentjax.logit_rows import COLUMNWISE_INDICES, Rows, depths, exponentials, huge, rows_of
 from xentjax.losses.linear.vocabulary import Arrays, Block, Walk, zeros
 
 State = dict[str, Any]
@@ -133,7 +134,10 @@ def _of_block(
     if "argmax" in heads:
         state["argmax"] = block.first + jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if "top" in heads:
-        values, indices = jax.lax.top_k(logits, min(top, logits.shape[-1]))
+        # A class of probability zero comes before none, which is -inf until the end.
+        own = jnp.maximum(logits, -huge(logits.dtype))
+        own = own if block.fresh is None else jnp.where(block.fresh, own, -jnp.inf)
+        values, indices = jax.lax.top_k(own, min(top, logits.shape[-1]))
         state |= {"top_logits": values, "top": block.first + indices.astype(jnp.int32)}
     return state
 
@@ -181,10 +185,8 @@ def _merged(a: State, b: State, heads: tuple[str, ...], top: int) -> State:
     if "argmax" in heads:
         state["argmax"] = jnp.where(is_higher, b["argmax"], a["argmax"])
     if "top" in heads:
-        # Equal ones in the order of the vocabulary, but any class before none.
-        is_first = (a["maximum"] == -jnp.inf)[:, None]
-        joined = {n: [jnp.concatenate(pair, axis=-1) for pair in ((b[n], a[n]), (a[n], b[n]))] for n in _TOP}
-        logits, indices = (jnp.where(is_first, *joined[n]) for n in _TOP)
+        # Equal ones in the order of the vocabulary.
+        logits, indices = (jnp.concatenate((a[n], b[n]), axis=-1) for n in _TOP)
         state |= _top_of(logits, indices, top)
     return state
 
@@ -242,7 +244,11 @@ def _own_mass(walk: Walk, arrays: Arrays) -> Any:
     """The sum of the class weights on this device; the number of its classes where there are none."""
     classes = walk.classes if walk.axis_name is None else walk.classes - arrays["offset"]
     if "class_weights" not in arrays:
-        return jnp.clip(classes, 0, walk.width).astype(arrays["x"].dtype) if walk.axis_name else classes
+        return (
+            jnp.clip(classes, 0, walk.width).astype(policy.compute_dtype(arrays["x"].dtype))
+            if walk.axis_name
+            else classes
+        )
     weights = arrays["class_weights"]
     return jnp.sum(jnp.where(jnp.arange(walk.width) < classes, weights, 0))
 
@@ -275,7 +281,8 @@ def _finished(walk: Walk, arrays: Arrays, state: State, heads: tuple[str, ...]) 
         found["teacher"] = _of_limit(maximum, state["teacher"] + state["teacher_mass"] * level)
         found["teacher_mass"] = state["teacher_mass"]
     if "top" in heads:
-        found["top_gap"] = _gap(maximum, log_total, state["top_logits"])
+        logits = state["top_logits"]
+        found["top_gap"] = _gap(maximum, log_total, jnp.where(logits == -huge(logits.dtype), -jnp.inf, logits))
     return found | {n: state[n] for n in ("argmax", "top", "known") if n in heads}
 
 

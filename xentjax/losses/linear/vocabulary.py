@@ -22,7 +22,8 @@ from xentjax.core.widening import narrowed, rounded_to_bfloat16
 
 #: Arrays by name: x [N, D], w [D, V] or [V, D], bias [V], class_weights [V], softcap [], temperature [], of the teacher
 #: teacher_x, teacher_w, teacher_bias, teacher_softcap; labels [N, k] and is_class [N, k], whether they are any class;
-#: offset [], the first class on this device; known [N, V], the products x @ w.
+#: is_left_out [N], and is_lost [N], which of those have no finite logits; offset [], the first class on this device;
+#: known [N, V], the products x @ w.
 Arrays = Mapping[str, Any]
 Layout = Literal["dv", "vd"]
 
@@ -105,7 +106,9 @@ class Walk:
         part = self._part_of(w, block)
         if not self.is_padded:
             return part
-        return jnp.where(jnp.expand_dims(block.fresh, 1 - self.axis), part, 0)
+        # Not all that is not fresh: products of a block are also stored.
+        is_class = block.first + jnp.arange(self.block, dtype=jnp.int32) < self.classes
+        return jnp.where(jnp.expand_dims(is_class, 1 - self.axis), part, 0)
 
     def _part_of(self, w: Any, block: Block) -> Any:
         if self.blocks == 1:
@@ -133,7 +136,8 @@ class Walk:
         ``to_zeros`` says that what is fresh is still 0 in w: then nothing is read but where blocks overlap."""
         if self.blocks == 1:
             return part.astype(w.dtype) if to_zeros else w + part
-        config = (self.axis, self.block, not (to_zeros and self.is_even), part.dtype)
+        adds = "everywhere" if not to_zeros else "nowhere" if self.is_even else "where blocks overlap"
+        config = (self.axis, self.block, adds, part.dtype)
         if jnp.finfo(w.dtype).bits > 16:
             return _placed(config, block.start, w, part)
         return linear_map(_placed_16_bit, _taken, config, block.start, (w, part))
@@ -172,7 +176,9 @@ class Walk:
     def products_of(self, arrays: Arrays, block: Block, of: str = "") -> Any:
         """x @ w of a block; ``of`` is ``"teacher_"`` for the teacher's."""
         w = self.columns_of(arrays[f"{of}w"], block)
-        return self.products(arrays[f"{of}x"], w) if of or "known" not in arrays else self._known(arrays, w, block)
+        is_known = "known" in arrays and not of
+        products = self._known(arrays, w, block) if is_known else self.products(arrays[f"{of}x"], w)
+        return jnp.where(arrays["is_lost"][:, None], 0, products) if "is_lost" in arrays else products
 
     def _known(self, arrays: Arrays, w: Any, block: Block) -> Any:
         """The products, which have been stored: their derivative is that of what they are."""
@@ -214,15 +220,15 @@ class Walk:
         return self.shaping(arrays, block, of)(self.with_bias(arrays, block, products, of), shapers(arrays, of))
 
 
-#: Along which axis, of which size, whether to what is there, and the dtype of a part of an array that is put there.
-Place = tuple[int, int, bool, Any]
+#: Of a part that is put into an array: along which axis, its size, where it is added to what is there, its dtype.
+Place = tuple[int, int, str, Any]
 _ROUNDED = (jnp.float32, jnp.bfloat16)
 
 
 def _placed(config: Place, start: Any, w: Any, part: Any) -> Any:
     """An array with a part of it replaced, or added to."""
     axis, size, adds, _ = config
-    if adds:
+    if adds != "nowhere":
         part = part + jax.lax.dynamic_slice_in_dim(w, start, size, axis=axis).astype(part.dtype)
     return jax.lax.dynamic_update_slice_in_dim(w, part.astype(w.dtype), start, axis=axis)
 
@@ -235,12 +241,18 @@ def _placed_16_bit(config: Place, start: Any, arguments: tuple[Any, Any]) -> Any
 
 def _placed_by_bits(config: Place, start: Any, w: Any, part: Any) -> Any:
     axis, size, adds, _ = config
-    bits = as_bits(w)
-    if adds:
-        old = jax.lax.dynamic_slice_in_dim(bits, start, size, axis=axis)
-        part = part + of_bits(old, w.dtype).astype(part.dtype)
+
+    def added(w: Any, part: Any) -> Any:
+        old = jax.lax.dynamic_slice_in_dim(as_bits(w), start, size, axis=axis)
+        return part + of_bits(old, w.dtype).astype(part.dtype)
+
+    if adds == "where blocks overlap":
+        # A branch, which is done reading before anything is written: else XLA:CPU would copy all of w for each block.
+        part = jax.lax.cond(start % size != 0, added, lambda w, part: part, w, part)
+    elif adds == "everywhere":
+        part = added(w, part)
     narrow = rounded_to_bfloat16(part) if (part.dtype, w.dtype) == _ROUNDED else part.astype(w.dtype)
-    return of_bits(jax.lax.dynamic_update_slice_in_dim(bits, as_bits(narrow), start, axis=axis), w.dtype)
+    return of_bits(jax.lax.dynamic_update_slice_in_dim(as_bits(w), as_bits(narrow), start, axis=axis), w.dtype)
 
 
 def _taken(config: Place, start: Any, cotangent: Any) -> tuple[Any, Any]:
@@ -248,7 +260,7 @@ def _taken(config: Place, start: Any, cotangent: Any) -> tuple[Any, Any]:
     axis, size, adds, dtype = config
     part = jax.lax.dynamic_slice_in_dim(cotangent, start, size, axis=axis)
     rest = cotangent
-    if not adds:
+    if adds == "nowhere":
         rest = jax.lax.dynamic_update_slice_in_dim(cotangent, jnp.zeros_like(part), start, axis=axis)
     return rest, part.astype(dtype)
 
@@ -266,7 +278,7 @@ def zeros(shape: tuple[int, ...], arrays: Arrays, dtype: Any = None) -> Any:
 
 def product(a: Any, b: Any, axis_a: int, axis_b: int, into: Any = None) -> Any:
     """The matrix product along two axes, added in float32 at least: 16-bit operands as they are, others in full."""
-    dtype = jnp.promote_types(a.dtype, b.dtype)
+    dtype = policy.result_dtype((a, b))
     narrow = jnp.finfo(dtype).bits == 16
     return jax.lax.dot_general(
         a.astype(dtype),
