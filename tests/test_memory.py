@@ -36,7 +36,7 @@ EXCEPTIONS = {("kl_divergence_from_logits", 10, "bfloat16", "value")}
 
 @functools.cache
 def compiled(name, variant_name, classes, dtype, mode):
-    """The compiled program of ours and of each peer in JAX, by name."""
+    """Ours and each peer in JAX by name, compiled: the function, and what is known of it."""
     record = next(r for r in ops() if r.name == name)
     variant = next(v for v in peers.variants(name) if v.name == variant_name)
     sizes = next(s for s in core.shapes(record, ELEMENTS, (classes,)) if s.get("K", classes) == classes)
@@ -46,7 +46,7 @@ def compiled(name, variant_name, classes, dtype, mode):
         arguments[argument] = np.zeros(kind.dims(sizes), np.int32 if integer else np.float64)
     task = core.task(record, variant, sizes, "plain", arguments, dtype, mode)
     chosen = [i for i in task.implementations if i.name in ("xentjax", *variant.peers)]
-    return {i.name: i.compile(task.arguments)[1] for i in chosen}
+    return {i.name: i.compile(task.arguments) for i in chosen}
 
 
 @pytest.mark.parametrize("mode", ["value", "value_and_grad"])
@@ -57,7 +57,7 @@ def test_temporary_memory_is_that_of_the_replaced_function(name, variant, classe
     if (name, classes, dtype, mode) in EXCEPTIONS:
         request.applymarker(pytest.mark.xfail(strict=True, reason="more than the replaced function and a block"))
     programs = compiled(name, variant.name, classes, dtype, mode)
-    taken = {n: program.memory_analysis().temp_size_in_bytes for n, program in programs.items()}
+    taken = {n: known.temp_bytes for n, (_, known) in programs.items()}
     allowed = max(size for n, size in taken.items() if n != "xentjax") + max(BLOCK, PER_ROW * ELEMENTS // classes)
     assert taken["xentjax"] <= allowed, {n: f"{size / 2**20:.1f} MiB" for n, size in taken.items()}
 
@@ -68,8 +68,8 @@ def test_integer_labels_never_scatter(classes, dtype):
     """The gradient of a gather is a scatter over the classes, the slowest thing that a processor can be asked for."""
     programs = compiled("softmax_cross_entropy", "integer labels", classes, dtype, "value_and_grad")
     over_classes = re.compile(rf"\[\d+,{classes}\]\S* scatter\(")
-    assert not over_classes.search(programs["xentjax"].as_text())
-    assert over_classes.search(programs["optax"].as_text())
+    assert not over_classes.search(programs["xentjax"][0].as_text())
+    assert over_classes.search(programs["optax"][0].as_text())
 
 
 @pytest.mark.parametrize("solver", [xj.Newton("float32", subsample=8), xj.LBFGS(metric="blocks", refresh=16)])
