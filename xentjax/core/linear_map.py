@@ -118,22 +118,18 @@ def _primitive() -> Primitive:
 
 
 def _jvp(leaves: Any, tangents: Any, *, pair: _Pair) -> tuple[Any, Any]:
-    n = pair.residuals.num_leaves
     outputs = _primitive().bind(*leaves, pair=pair)
-    terms = []
-    if any(map(_is_nonzero, tangents[n:])):
-        linear = map(ad.instantiate_zeros, tangents[n:])
-        terms.append(_primitive().bind(*leaves[:n], *linear, pair=pair))
-    if moving := [i for i in range(n) if _is_nonzero(tangents[i])]:
-
-        def of_moving(*values: Any) -> Any:
-            return pair(*{**dict(enumerate(leaves)), **dict(zip(moving, values, strict=True))}.values())
-
-        primals, along = [leaves[i] for i in moving], [tangents[i] for i in moving]
-        terms.append(jax.jvp(of_moving, primals, along)[1])
-    if not terms:
+    n, moving = pair.residuals.num_leaves, [i for i, tangent in enumerate(tangents) if _is_nonzero(tangent)]
+    if not moving:
         return outputs, [jnp.zeros_like(output) for output in outputs]
-    return outputs, [functools.reduce(jnp.add, parts) for parts in zip(*terms, strict=True)]
+    if moving[0] >= n:
+        return outputs, _primitive().bind(*leaves[:n], *map(ad.instantiate_zeros, tangents[n:]), pair=pair)
+
+    # Arguments that move along with residuals are differentiated with them: one loop, which adds up one tangent.
+    def of_moving(*values: Any) -> Any:
+        return pair(*{**dict(enumerate(leaves)), **dict(zip(moving, values, strict=True))}.values())
+
+    return outputs, jax.jvp(of_moving, [leaves[i] for i in moving], [tangents[i] for i in moving])[1]
 
 
 def _is_nonzero(tangent: Any) -> bool:
