@@ -173,7 +173,7 @@ def _of_chunk(
     (cotangents,) = jax.linear_transpose(tangents, sums)({n: by_statistics[n] for n in along})
 
     walked = tuple(n for n in moving if n in (*names, "dlogits"))
-    start = {n: shared[n] if n in shared else _zeros(walk, values, n, to_zeros) for n in walked}
+    start = {n: shared[n] if n in shared else _start(walk, values, n, to_zeros) for n in walked}
     operands = (known, residuals, cotangents, start)
     known, residuals, cotangents, start = jax.tree.map(lambda a: vary_like(a, *jax.tree.leaves(operands)), operands)
     gradients = slopes.add_gradients((walk, walked), (known, residuals), cotangents, start, to_zeros=to_zeros)
@@ -182,10 +182,11 @@ def _of_chunk(
     return value, gradients
 
 
-def _zeros(walk: Walk, values: Values, name: str, is_rounded: bool) -> Any:
-    """For the gradient by one array to be added to."""
+def _start(walk: Walk, values: Values, name: str, to_zeros: bool) -> Any:
+    """For the gradient by one array to be added to, or put in."""
     kind = jnp.dtype(policy.result_dtype((values["x"], values["w"])))
     if name == "dlogits":
-        return jnp.zeros((values["x"].shape[0], walk.width), kind)
-    is_sum = name in slopes.EXAMPLES or not is_rounded
-    return jnp.zeros(values[name].shape, policy.compute_dtype(kind) if is_sum else values[name].dtype)
+        return walk.to_fill(jax.ShapeDtypeStruct((values["x"].shape[0], walk.width), kind), values)
+    if name in slopes.SUMS or not to_zeros:
+        return jnp.zeros(values[name].shape, policy.compute_dtype(kind))
+    return walk.to_fill(values[name], values)

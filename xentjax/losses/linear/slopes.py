@@ -31,22 +31,20 @@ import jax.numpy as jnp
 from xentjax.core import policy
 from xentjax.core.linear_map import vary_like
 from xentjax.logit_rows import finite, huge
-from xentjax.losses.linear.statistics import at_labels, is_in, teacher_probabilities
+from xentjax.losses.linear.statistics import COMPARED, at_labels, compared_with, teacher_probabilities
 from xentjax.losses.linear.vocabulary import SHAPERS, Arrays, Block, Walk, rounded_product, shapers, zeros
 
 #: How the vocabulary is walked over, and which arrays move.
 Config = tuple[Walk, tuple[str, ...]]
 Residuals = tuple[Arrays, Mapping[str, Any]]
 
-#: Up to so many labels an example are found by comparing columns with them, more by their places.
-COMPARED = 4
 #: For blocks of so many columns x is stored transposed, as it is read: XLA:CPU's products are faster by a tenth so.
 TRANSPOSED = 256
 #: Whose logits there are: the student's, and the teacher's.
 _SOURCES = ("", "teacher_")
-#: Arrays with a row for each example. Their gradients add up over the blocks, in the dtype of computation; columns of w
-#: are put in their place once.
-EXAMPLES = ("x", "teacher_x")
+#: Whose gradients add up over the blocks, in the dtype of computation: arrays with a row for each example, and numbers.
+#: Columns of w are put in their place once.
+SUMS = ("x", "teacher_x", *SHAPERS)
 
 
 def forward(config: Config, residuals: Residuals, moving: Arrays) -> dict[str, Any]:
@@ -75,9 +73,8 @@ def forward(config: Config, residuals: Residuals, moving: Arrays) -> dict[str, A
 
 def backward(config: Config, residuals: Residuals, cotangents: dict[str, Any]) -> Arrays:
     """The transpose: from cotangents of the sums to those of the arrays that move."""
-    _, names = config
-    arrays, _ = residuals
-    start = {n: zeros(arrays[n].shape, arrays, None if n in EXAMPLES else arrays[n].dtype) for n in names}
+    (walk, names), (arrays, _) = config, residuals
+    start = {n: zeros(arrays[n].shape, arrays) if n in SUMS else walk.to_fill(arrays[n], arrays) for n in names}
     found = add_gradients(config, residuals, cotangents, start, to_zeros=True)
     return {n: found[n].astype(arrays[n].dtype) for n in names}
 
@@ -153,7 +150,7 @@ def products_of_dlogits(walk: Walk, arrays: Arrays, dlogits: Any) -> dict[str, A
         by_w = walk.add_columns(found["w"], part, block, to_zeros=True)
         return {"x": by_x, "w": by_w}
 
-    start = {"x": zeros(x.shape, {"x": x}), "w": zeros(w.shape, {"x": w}, w.dtype)}
+    start = {"x": zeros(x.shape, {"x": x}), "w": walk.to_fill(w, arrays)}
     return walk.over(arrays, step, start)
 
 
@@ -272,10 +269,7 @@ class _Terms:
     def at(self, du: Any) -> Any:
         """The entries at the labels, 0 for those in other blocks."""
         labels = self.heads["columns"]
-        if labels.shape[1] > COMPARED:
-            return at_labels(labels, self.block, du)
-        inside = jnp.where(is_in(labels, self.block, du.shape[1]), labels, -1)
-        return jnp.stack([jnp.sum(jnp.where(self.classes == y[:, None], du, 0), axis=1) for y in inside.T], axis=1)
+        return (compared_with if labels.shape[1] <= COMPARED else at_labels)(labels, self.block, du)
 
     @property
     def t(self) -> Any:

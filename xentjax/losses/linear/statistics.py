@@ -21,6 +21,9 @@ from xentjax.losses.linear.vocabulary import Arrays, Block, Walk, zeros
 
 State = dict[str, Any]
 
+#: Up to so many labels an example may be found by comparing columns with them, more by their places.
+COMPARED = 4
+
 
 def statistics(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int = 0) -> State:
     r"""Statistics of each row of logits u, by name.
@@ -143,17 +146,29 @@ def _of_block(
 
 
 def at_labels(labels: Any, block: Block, entries: Any) -> Any:
-    """The entries [N, block] of a block at the labels [N, k] that lie in it, otherwise 0."""
-    found = jnp.take_along_axis(entries, jnp.clip(labels - block.first, 0, entries.shape[1] - 1), axis=1)
-    return jnp.where(is_in(labels, block, entries.shape[1]), found, 0)
+    """The entries [N, block] of a block at the labels [N, k] that lie in it, and in no block before; otherwise 0."""
+
+    def taken(labels: Any, entries: Any) -> Any:
+        found = jnp.take_along_axis(entries, jnp.clip(labels - block.first, 0, entries.shape[1] - 1), axis=1)
+        return jnp.where(_is_in(labels, block, entries), found, 0)
+
+    if labels.shape[1] > COMPARED:
+        return taken(labels, entries)
+    # A TPU would write entries that are in its fast memory to the slow one, to take some.
+    return jax.lax.platform_dependent(
+        labels, entries, tpu=lambda labels, entries: compared_with(labels, block, entries), default=taken
+    )
 
 
-def is_in(labels: Any, block: Block, size: int) -> Any:
-    """Which labels lie in a block, and in no block before it."""
-    inside = (labels >= block.first) & (labels < block.first + size)
-    if block.fresh is None:
-        return inside
-    return inside & block.fresh[jnp.clip(labels - block.first, 0, size - 1)]
+def compared_with(labels: Any, block: Block, entries: Any) -> Any:
+    """The same for few labels of each row: sums over columns that are compared with them."""
+    classes = block.first + jnp.arange(entries.shape[1], dtype=jnp.int32)
+    inside = jnp.where(_is_in(labels, block, entries), labels, -1)
+    return jnp.stack([jnp.sum(jnp.where(classes == y[:, None], entries, 0), axis=1) for y in inside.T], axis=1)
+
+
+def _is_in(labels: Any, block: Block, entries: Any) -> Any:
+    return (labels >= block.new) & (labels < block.first + entries.shape[1])
 
 
 def teacher_probabilities(walk: Walk, arrays: Arrays, block: Block) -> Any:

@@ -13,12 +13,17 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout as Strides
+from jax.experimental.layout import with_layout_constraint
 
 from xentjax.activations import soft_cap
 from xentjax.care import as_bits, of_bits
 from xentjax.core import policy
 from xentjax.core.linear_map import linear_map, vary_like
 from xentjax.core.widening import narrowed, rounded_to_bfloat16
+
+#: A TPU stores rows of so many entries, or of a multiple, as rows; others as columns, where that takes less memory.
+LANES = 128
 
 #: Arrays by name: x [N, D], w [D, V] or [V, D], bias [V], class_weights [V], softcap [], temperature [], of the teacher
 #: teacher_x, teacher_w, teacher_bias, teacher_softcap; labels [N, k] and is_class [N, k], whether they are any class;
@@ -34,11 +39,13 @@ class Block(NamedTuple):
     Attributes:
       start: the first of them on this device.
       first: its class.
+      new: the first class that no block before had.
       fresh: which of them are classes that no block before had; None for all.
     """
 
     start: Any
     first: Any
+    new: Any
     fresh: Any
 
 
@@ -97,7 +104,7 @@ class Walk:
         if self.is_padded:
             is_class = columns + offset < self.classes
             fresh = is_class if fresh is None else fresh & is_class
-        return Block(start, start + offset, fresh)
+        return Block(start, start + offset, j * self.block + offset, fresh)
 
     # -- blocks of arrays ----------------------------------------------------------------------------------------------
 
@@ -130,6 +137,12 @@ class Walk:
         part = vector if self.blocks == 1 else jax.lax.dynamic_slice_in_dim(vector, block.start, self.block)
         return part if block.fresh is None else jnp.where(block.fresh, part, 0)
 
+    def to_fill(self, array: Any, arrays: Arrays, dtype: Any = None) -> Any:
+        """Zeros like an array over the vocabulary, which the parts of all blocks will be put in with ``to_zeros``;
+        where no two blocks have a column in common nothing is written first."""
+        fill = jax.lax.empty if self.is_even else jnp.zeros
+        return vary_like(fill(array.shape, array.dtype if dtype is None else dtype), arrays["x"])
+
     def add_columns(self, w: Any, part: Any, block: Block, *, to_zeros: bool) -> Any:
         """w with the columns of a block added in their place; the part has zeros where columns are not fresh.
 
@@ -159,7 +172,14 @@ class Walk:
     def back_to_w(self, x_transposed: Any, g: Any, into: Any = None) -> Any:
         """xᵀ @ g, or its transpose in the layout ``"vd"``; rounded to the dtype ``into``, if that is given."""
         if self.layout == "dv":
-            return product(x_transposed, g, 1, 0) if into is None else rounded_product(x_transposed, g, 1, 0, into)
+            plainly = functools.partial(product, axis_a=1, axis_b=0, into=into)
+            rounded = functools.partial(rounded_product, axis_a=1, axis_b=0, into=into)
+            default = plainly if into is None else rounded
+            if self.width % LANES:
+                return default(x_transposed, g)
+            # A TPU's product is the other way around where it may be; here w is not, and all of it would be copied.
+            on_tpu = lambda x_transposed, g: with_layout_constraint(plainly(x_transposed, g), Strides((0, 1)))
+            return jax.lax.platform_dependent(x_transposed, g, tpu=on_tpu, default=default)
 
         def on_cpu(x_transposed: Any, g: Any) -> Any:
             # The other way around, and turned: faster, and set apart, as XLA:CPU lacks the turned product in 16 bits.
