@@ -4,21 +4,20 @@ Needs jax-cuda13-plugin and jax-cuda13-pjrt of jax's own version (installed with
 XLA chooses products by measuring on a device. Here it cannot: they are cuBLAS's, as XLA is told, with as much memory.
 """
 
-import collections
-import dataclasses
 import functools
-import math
 import os
 import pathlib
 import re
 
+import compiled
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import Program, arguments_of, sizes_of, value_and_gradients
 
 from xentjax import logit_rows
-from xentjax.losses.linear import explain, linear_cross_entropy, vocabulary
+from xentjax.losses.linear import vocabulary
 
 TARGET = pathlib.Path(__file__).parent / "data" / "h200.textproto"
 MIB = 2**20
@@ -45,81 +44,17 @@ def device():
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def arguments_of(n, d, v, layout, sharding=None):
-    shapes = ((n, d), jnp.bfloat16), ((d, v) if layout == "dv" else (v, d), jnp.bfloat16), ((n,), jnp.int32)
-    return [jax.ShapeDtypeStruct(*shape, sharding=sharding) for shape in shapes]
+planned = functools.partial(compiled.planned, "gpu")
 
 
 @functools.cache
-def planned(n, d, v, strategy, layout="dv"):
-    """The plan where there is a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "default_backend", lambda: "gpu")
-        return explain(*arguments_of(n, d, v, layout), reduction="mean", w_layout=layout, implementation=strategy)
-
-
-@functools.cache
-def compiled(n, d, v, plan, layout="dv"):
+def program_of(n, d, v, plan, layout="dv"):
     """Value and gradient of a mean by x and w, all in bfloat16."""
-    arguments = arguments_of(n, d, v, layout, device())
-
-    def loss(x, w, labels):
-        return linear_cross_entropy(x, w, labels, reduction="mean", implementation=plan, w_layout=layout)
-
     kind = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=kind)):
-        traced = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(*arguments)
+        traced = jax.jit(value_and_gradients(plan, layout)).trace(*arguments_of(n, d, v, layout, device()))
         found = traced.lower(lowering_platforms=("cuda",)).compile({"xla_gpu_enable_triton_gemm": False})
     return Program(found.as_text(), found.memory_analysis().temp_size_in_bytes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What XLA made: the text of all computations, and bytes beside arguments and results."""
-
-    text: str
-    temporary: int
-
-    @functools.cached_property
-    def computations(self):
-        """The lines of each computation, by name."""
-        found, name = collections.defaultdict(list), None
-        for line in self.text.splitlines():
-            if match := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
-                name = match[1]
-            elif name and " = " in line:
-                found[name].append(line.strip().removeprefix("ROOT "))
-        return found
-
-    @functools.cached_property
-    def run(self):
-        """The instructions that run by themselves, by loop body and entry: not those within a fusion."""
-        bodies = re.findall(r"while\(.*body=%([\w.-]+)", self.text)
-        entry = re.search(r"^ENTRY %([\w.-]+)", self.text, re.MULTILINE)[1]
-        return {name: self.computations[name] for name in (*bodies, entry)}
-
-    @property
-    def instructions(self):
-        return [line for lines in self.run.values() for line in lines]
-
-    @property
-    def products(self):
-        """Instructions that are matrix products, wherever: (line, dtypes and shapes of its operands)."""
-        lines = [line for lines in self.computations.values() for line in lines]
-        shape_of = {line.split(" = ")[0]: line.split(" = ")[1] for line in lines}
-        calls = [line for line in lines if re.search(r'custom_call_target="__cublas|\bdot\(|convolution\(', line)]
-        found = []
-        for line in calls:
-            operands = re.findall(r"%[\w.-]+", re.search(r"(?:custom-call|dot|convolution)\(([^)]*)\)", line)[1])
-            found.append((line, [re.match(r"\(?(\w+)\[([\d,]*)\]", shape_of[name]).groups() for name in operands]))
-        return found
-
-
-def sizes_of(line):
-    """Entries of each array in an instruction's result."""
-    result = line.split(" = ")[1]
-    result = result[: result.index(")") + 1] if result.startswith("(") else result.split(" ")[0]
-    return [math.prod(map(int, dims.split(","))) for dims in re.findall(r"\w+\[([\d,]+)\]", result)]
 
 
 @pytest.mark.parametrize("sizes", COLUMNS, ids=str)
@@ -139,7 +74,7 @@ class TestProgram:
         """What the plan says, at most, and no less than half of it."""
         n, d, v = sizes
         plan = planned(n, d, v, strategy)
-        program = compiled(n, d, v, plan)
+        program = program_of(n, d, v, plan)
         assert plan.temporary_bytes / 2 <= program.temporary <= plan.temporary_bytes
         if strategy == "recompute":
             assert program.temporary <= 256e6
@@ -149,7 +84,7 @@ class TestProgram:
     def test_products(self, sizes, strategy):
         """Of bfloat16 operands alone, by cuBLASLt, and no more of them than the strategy says."""
         plan = planned(*sizes, strategy)
-        program = compiled(*sizes, plan)
+        program = program_of(*sizes, plan)
         assert len(program.products) == (4 if plan.strategy == "recompute" else 3)
         for line, operands in program.products:
             assert "__cublas$lt$matmul" in line
@@ -159,7 +94,7 @@ class TestProgram:
     def test_nothing_as_large_as_w_is_moved(self, sizes, strategy):
         """w is not copied, padded, transposed or widened, and its gradient is written in place."""
         n, d, v = sizes
-        program = compiled(n, d, v, planned(n, d, v, strategy))
+        program = program_of(n, d, v, planned(n, d, v, strategy))
         for line in program.instructions:
             if d * v not in sizes_of(line) or re.search(r"(get-tuple-element|bitcast|parameter|tuple|while)\(", line):
                 continue
@@ -172,14 +107,14 @@ class TestProgram:
 
     def test_no_branch(self, sizes, strategy):
         """The host waits for nothing that a device has to say, but for the counters of loops."""
-        assert "conditional(" not in compiled(*sizes, planned(*sizes, strategy)).text
+        assert "conditional(" not in program_of(*sizes, planned(*sizes, strategy)).text
 
     def test_passes_over_logits(self, sizes, strategy):
         """Two that read them for the statistics, and one for dlogits, which are written once."""
         n, d, v = sizes
         plan = planned(n, d, v, strategy)
         rows = n if plan.strategy == "recompute" else plan.chunk
-        program = compiled(n, d, v, plan)
+        program = program_of(n, d, v, plan)
         whole = rows * plan.block
         reads = [line for line in program.instructions if "kind=kInput" in line and _reads(program, line, whole)]
         assert len(reads) == 2
@@ -203,7 +138,7 @@ def test_rows_of_w_are_read_and_written_in_place():
     """With w_layout="vd" and blocks that divide the vocabulary products take rows of w where they are."""
     n, d, v = 4096, 4096, 128256
     plan = planned(n, d, v, "recompute", "vd")
-    program = compiled(n, d, v, plan, "vd")
+    program = program_of(n, d, v, plan, "vd")
     moved = [line for line in program.instructions if "kind=kLoop" in line and d * plan.block in sizes_of(line)]
     assert not [line for line in moved if "dynamic" in line]
     assert program.temporary <= 200 * MIB

@@ -29,6 +29,8 @@ _GENEROUS = 3
 #: and dlogits of so many bytes, between the least and the most.
 _CPU_COLUMNS = {2: 2048, 4: 1024, 8: 1024}
 _BLOCK_BYTES, _FEWEST_COLUMNS, _MOST_COLUMNS = 128 * _MIB, 3072, 8192
+#: Few columns still leave a TPU's products fast, and the logits of a block in its fast memory.
+_FEWEST_ON_TPU = 1024
 #: Blocks are multiples of so many columns on a CPU, and elsewhere where that lets them divide the vocabulary; and what
 #: products of a GPU's library work in.
 _MULTIPLE, _ALIGNED, _WORKSPACE = 128, 8, 32 * _MIB
@@ -181,7 +183,8 @@ def _columns(problem: Problem, strategy: str) -> int:
         # The logits of a chunk are stored: those of all columns at a time, as products can take them.
         return problem.width
     most = _BLOCK_BYTES // (max(problem.rows, 1) * (wide + narrow))
-    most = min(max(most, _FEWEST_COLUMNS), _MOST_COLUMNS)
+    fewest = _FEWEST_ON_TPU if jax.default_backend() == "tpu" else _FEWEST_COLUMNS
+    most = min(max(most, fewest), _MOST_COLUMNS)
     dividing = [c for c in range(most - most % _ALIGNED, most // 2, -_ALIGNED) if problem.width % c == 0]
     return dividing[0] if dividing and problem.width > most else _even(problem.width, most)
 

@@ -121,16 +121,9 @@ class Walk:
         if self.blocks == 1:
             return w
 
-        def columns(w: Any, start: Any) -> Any:
-            return jax.lax.dynamic_slice_in_dim(w, start, self.block, axis=self.axis)
-
-        def behind_a_barrier(w: Any, start: Any) -> Any:
-            return columns(*jax.lax.optimization_barrier((w, start)))
-
         if jnp.finfo(w.dtype).bits > 16:
-            return columns(w, block.start)
-        # XLA:CPU would widen all of a 16-bit matrix before the loop; on a GPU, products read rows where they are.
-        return jax.lax.platform_dependent(w, block.start, cpu=behind_a_barrier, default=columns)
+            return jax.lax.dynamic_slice_in_dim(w, block.start, self.block, axis=self.axis)
+        return linear_map(_taken_16_bit, _put_back, (self.axis, self.block, w.shape), block.start, w)
 
     def entries_of(self, vector: Any, block: Block) -> Any:
         """The entries of a block of a vector over the vocabulary; 0 for a column that is not fresh."""
@@ -238,6 +231,26 @@ class Walk:
     def logits(self, arrays: Arrays, block: Block, products: Any, of: str = "") -> Any:
         """The logits of a block, from its products."""
         return self.shaping(arrays, block, of)(self.with_bias(arrays, block, products, of), shapers(arrays, of))
+
+
+def _taken_16_bit(config: tuple[int, int, tuple[int, ...]], start: Any, w: Any) -> Any:
+    """A part of a 16-bit array along an axis: linear, so that tangents are taken as it is."""
+    axis, size, _ = config
+
+    def plainly(w: Any, start: Any) -> Any:
+        return jax.lax.dynamic_slice_in_dim(w, start, size, axis=axis)
+
+    def behind_a_barrier(w: Any, start: Any) -> Any:
+        return plainly(*jax.lax.optimization_barrier((w, start)))
+
+    # XLA:CPU would widen all of a 16-bit matrix before the loop; on a GPU, products read rows where they are.
+    return jax.lax.platform_dependent(w, start, cpu=behind_a_barrier, default=plainly)
+
+
+def _put_back(config: tuple[int, int, tuple[int, ...]], start: Any, part: Any) -> Any:
+    """The transpose: zeros but for the part."""
+    axis, _, shape = config
+    return jax.lax.dynamic_update_slice_in_dim(jnp.zeros(shape, part.dtype), part, start, axis=axis)
 
 
 #: Of a part that is put into an array: along which axis, its size, where it is added to what is there, its dtype.
