@@ -65,16 +65,21 @@ class Program:
     def instructions(self):
         return [line for lines in self.run.values() for line in lines]
 
+    @functools.cached_property
+    def results(self):
+        """What each name stands for, as it is written."""
+        lines = [line for lines in self.computations.values() for line in lines]
+        return {line.split(" = ")[0]: line.split(" = ")[1] for line in lines}
+
     @property
     def products(self):
         """Instructions that are matrix products, wherever: (line, dtypes and shapes of its operands)."""
         lines = [line for lines in self.computations.values() for line in lines]
-        shape_of = {line.split(" = ")[0]: line.split(" = ")[1] for line in lines}
         calls = [line for line in lines if re.search(r'custom_call_target="__cublas|\bdot\(|convolution\(', line)]
         found = []
         for line in calls:
             operands = re.findall(r"%[\w.-]+", re.search(r"(?:custom-call|dot|convolution)\(([^)]*)\)", line)[1])
-            found.append((line, [re.match(r"\(?(\w+)\[([\d,]*)\]", shape_of[name]).groups() for name in operands]))
+            found.append((line, [re.match(r"\(?(\w+)\[([\d,]*)\]", self.results[name]).groups() for name in operands]))
         return found
 
 

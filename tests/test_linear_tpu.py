@@ -57,13 +57,13 @@ def test_blocks(sizes):
 @pytest.mark.parametrize(("sizes", "layout"), CASES, ids=str)
 class TestProgram:
     def test_memory(self, sizes, layout, strategy):
-        """At most what is predicted, and less than the logits in bfloat16."""
+        """At most what is predicted; where logits are not stored, less than a byte for each."""
         _, n, d, v = sizes
         plan = planned(n, d, v, strategy, layout)
         program = program_of(*sizes, plan, layout)
         assert program.temporary <= plan.temporary_bytes
         if strategy == "recompute":
-            assert program.temporary <= 0.2 * (2 * n * v)
+            assert program.temporary <= n * v
 
     def test_products(self, sizes, layout, strategy):
         """Of bfloat16 operands alone, and no more of them than the strategy says."""
@@ -77,19 +77,24 @@ class TestProgram:
         _, n, d, v = sizes
         plan = planned(n, d, v, strategy, layout)
         program = program_of(*sizes, plan, layout)
-        w = f"{d},{v}" if layout == "dv" else f"{v},{d}"
+        w = f"[{d},{v}]" if layout == "dv" else f"[{v},{d}]"
+        is_sum = strategy == "gradient_in_forward" and not plan.keeps_dlogits
         for line in program.instructions:
-            result, operation = line.split(" = ")[1], re.search(r" ([\w-]+)\(", line.split(" = ")[1])[1]
-            if f"[{w}]" not in result.split(f" {operation}(")[0]:
+            name, result = line.split(" = ")
+            operation = re.search(r" ([\w-]+)\(", result)[1]
+            if w not in result.split(f" {operation}(")[0]:
                 continue
             is_there = operation in ("get-tuple-element", "bitcast", "parameter", "tuple", "while", "custom-call")
             is_put = operation == "dynamic-update-slice" or "kind=kOutput" in line
+            # All of the gradient was in fast memory.
+            is_put |= (
+                operation in ("copy-start", "copy-done") and "S(1)" in program.results[name.replace("done", "start")]
+            )
             # Zeros to add to, where blocks overlap and where the gradient is a sum, which is rounded in the end.
-            starts = operation == "broadcast" or "broadcast_fusion" in line
-            rounds = operation in ("convert", "fusion") and "convert" in line and result.startswith("bf16")
-            is_sum = strategy == "gradient_in_forward" and not plan.keeps_dlogits
-            adds = (starts and (is_sum or v % plan.block)) or (rounds and is_sum)
-            assert is_there or is_put or adds, line
+            starts = operation == "broadcast" and (is_sum or v % plan.block)
+            of = re.search(r"\((%[\w.-]+)\)", result)
+            rounds = is_sum and result.startswith("bf16") and of and program.results[of[1]].startswith("f32")
+            assert is_there or is_put or starts or rounds, line
         assert not re.search(r" (pad|transpose)\(", "".join(program.instructions))
 
     def test_no_branch(self, sizes, layout, strategy):

@@ -144,7 +144,7 @@ def products_of_dlogits(walk: Walk, arrays: Arrays, dlogits: Any) -> dict[str, A
 
     def step(block: Block, found: dict[str, Any]) -> dict[str, Any]:
         g = dataclasses.replace(walk, layout="dv").columns_of(dlogits, block)
-        g = g if block.fresh is None else jnp.where(block.fresh, g, 0)
+        g = block.where_fresh(g, 0)
         by_x = found["x"] + walk.back_to_x(g, walk.columns_of(w, block))
         part = walk.back_to_w(transposed, g, w.dtype if walk.is_even else None)
         by_w = walk.add_columns(found["w"], part, block, to_zeros=True)
@@ -209,7 +209,7 @@ class _Terms:
         self.z = walk.with_bias(arrays, block, walk.products_of(arrays, block))
         self.logits = walk.shaping(arrays, block)(self.z, shapers(arrays))
         self.dtype = self.logits.dtype
-        self.classes = block.first + jnp.arange(walk.block, dtype=jnp.int32)
+        self.classes = block.first + jnp.arange(walk.block, dtype=jnp.int32)[None]
         fall, log_total = _fall(self.logits, heads["maximum"][:, None]), heads["log_total"][:, None]
         self.p = jnp.exp(fall - log_total)
         self.depth = -fall
@@ -234,11 +234,11 @@ class _Terms:
                 found["teacher"] = jnp.sum(self.t * self.class_weights * du, axis=1)
         dc = moved.get("class_weights")
         if dc is not None and "uniform" in heads:
-            found["weights"] = jnp.sum(self.surprise * dc, axis=1)
+            found["weights"] = jnp.sum(self.surprise * dc[None], axis=1)
         if "teacher" in heads:
             if dc is not None:
-                found["taught"] += jnp.sum(self.t * self.surprise * dc, axis=1)
-                found["mass"] += jnp.sum(self.t * dc, axis=1)
+                found["taught"] += jnp.sum(self.t * self.surprise * dc[None], axis=1)
+                found["mass"] += jnp.sum(self.t * dc[None], axis=1)
             da = self.tangent(moved, "teacher_", None)
             if da is not None:
                 value, mass = (heads[n][:, None] for n in ("teacher", "teacher_mass"))
@@ -279,6 +279,5 @@ class _Terms:
     def class_weights(self) -> Any:
         """Those of the block's columns, 1 for each where there are none; 0 for what is not fresh."""
         if "class_weights" in self.arrays:
-            return self.walk.entries_of(self.arrays["class_weights"], self.block)
-        ones = jnp.ones(self.walk.block, self.dtype)
-        return ones if self.block.fresh is None else jnp.where(self.block.fresh, ones, 0)
+            return self.walk.entries_of(self.arrays["class_weights"], self.block)[None]
+        return self.block.where_fresh(jnp.ones((1, self.walk.block), self.dtype), 0)

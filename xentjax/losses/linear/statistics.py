@@ -119,13 +119,12 @@ def _of_block(
 ) -> State:
     nothing = rows.maximum == -jnp.inf
     state = {"maximum": rows.maximum, "rest": jnp.where(nothing, 0, rows.rest)}
-    weights = walk.entries_of(arrays["class_weights"], block) if "class_weights" in arrays else None
+    weights = walk.entries_of(arrays["class_weights"], block)[None] if "class_weights" in arrays else None
     if "gap" in heads:
         state["at"] = at_labels(arrays["labels"], block, logits)
     if "uniform" in heads:
-        kept = jnp.ones_like(logits[0]) if weights is None else weights
-        kept = kept if block.fresh is None else jnp.where(block.fresh, kept, 0)
-        state["uniform"] = _spread(kept, reference, logits)
+        kept = jnp.ones_like(logits[:1]) if weights is None else weights
+        state["uniform"] = _spread(block.where_fresh(kept, 0), reference, logits)
     if "depth" in heads:
         terms = exponentials(logits, rows.maximum, -1) * depths(logits, rows.maximum, -1)
         state["depth"] = jnp.where(nothing | (rows.maximum == jnp.inf), 0, jnp.sum(terms, axis=-1))
@@ -139,7 +138,7 @@ def _of_block(
     if "top" in heads:
         # A class of probability zero comes before none, which is -inf until the end.
         own = jnp.maximum(logits, -huge(logits.dtype))
-        own = own if block.fresh is None else jnp.where(block.fresh, own, -jnp.inf)
+        own = block.where_fresh(own, -jnp.inf)
         values, indices = jax.lax.top_k(own, min(top, logits.shape[-1]))
         state |= {"top_logits": values, "top": block.first + indices.astype(jnp.int32)}
     return state
@@ -162,7 +161,7 @@ def at_labels(labels: Any, block: Block, entries: Any) -> Any:
 
 def compared_with(labels: Any, block: Block, entries: Any) -> Any:
     """The same for few labels of each row: sums over columns that are compared with them."""
-    classes = block.first + jnp.arange(entries.shape[1], dtype=jnp.int32)
+    classes = block.first + jnp.arange(entries.shape[1], dtype=jnp.int32)[None]
     inside = jnp.where(_is_in(labels, block, entries), labels, -1)
     return jnp.stack([jnp.sum(jnp.where(classes == y[:, None], entries, 0), axis=1) for y in inside.T], axis=1)
 

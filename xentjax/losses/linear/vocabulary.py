@@ -48,6 +48,10 @@ class Block(NamedTuple):
     new: Any
     fresh: Any
 
+    def where_fresh(self, rows: Any, otherwise: Any) -> Any:
+        """Rows of entries of the block, and something else in columns that are not fresh."""
+        return rows if self.fresh is None else jnp.where(self.fresh[None], rows, otherwise)
+
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
@@ -219,14 +223,14 @@ class Walk:
                 z = soft_cap(z, jnp.broadcast_to(cap, z.shape))
             if "temperature" in numbers:
                 z = z / numbers["temperature"]
-            return z if block.fresh is None else jnp.where(block.fresh, z, -jnp.inf)
+            return block.where_fresh(z, -jnp.inf)
 
         return shaped
 
     def with_bias(self, arrays: Arrays, block: Block, products: Any, of: str = "") -> Any:
         """x @ w + bias."""
         bias = arrays.get(f"{of}bias")
-        return products if bias is None else products + self.entries_of(bias, block)
+        return products if bias is None else products + self.entries_of(bias, block)[None]
 
     def logits(self, arrays: Arrays, block: Block, products: Any, of: str = "") -> Any:
         """The logits of a block, from its products."""
