@@ -226,6 +226,29 @@ def test_nothing_of_what_is_left_out_is_seen(plan):
     assert not any(map(np.any, gradients))
 
 
+@pytest.mark.parametrize("plan", [BLOCKS, "dense"], **IDS)
+def test_predictions_of_examples_that_are_left_out(plan):
+    """They are what they are; 0 for an example that holds what is no number, and so is its gradient."""
+    x, w, labels = draw(6, 7, 10)
+    names = ("logsumexp", "entropy", "argmax", "top_2")
+    of = jax.jit(
+        lambda x, labels: linear_cross_entropy(x, w, labels, ignore_index=-1, outputs=names, implementation=plan)
+    )
+    expected = of(x, labels)
+    labels[[1, 3, 4]] = -1
+    held = np.copy(x)
+    held[1], held[3, 2] = np.nan, np.inf
+    found = jax.tree.map(np.asarray, (of(held, labels), expected))
+    for got, whole in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(got[[0, 2, 4, 5]], whole[[0, 2, 4, 5]])
+        assert not np.any(got[[1, 3]])
+    dx = jax.jit(jax.grad(lambda x: jnp.sum(of(x, labels).entropy + of(x, labels).logsumexp)))(held)
+    assert not np.any(dx[[1, 3]])
+    assert np.all(np.isfinite(dx))
+    held[0, 0] = np.nan
+    assert np.all(np.isnan(of(held, labels).entropy[0]))
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint32, np.int64, np.uint64, bool])
 def test_integer_labels_of_every_type(dtype):
     x, w, _ = draw(4, 3, 201)
@@ -394,13 +417,13 @@ def test_bfloat16_gradients_are_as_true_as_those_of_the_dense_formula(plan, scal
 )
 @pytest.mark.parametrize("plan", [BLOCKS, CHUNKS], **IDS)
 def test_dtypes(plan, x_dtype, w_dtype):
-    """Mixed ones too, with bias, weights and options in float32, and where promotion is forbidden otherwise."""
+    """Mixed ones too, with bias, weights and options in float32, and where promotion, of ranks too, is forbidden."""
     x, w, labels = draw(6, 7, 10)
     x, w = jnp.asarray(x, x_dtype), jnp.asarray(w, w_dtype)
     bias, weights = np.float32(np.linspace(-1, 1, 10)), np.float32([1, 2, 0, 0.5, 3, 1])
     classes = np.float32(np.arange(10) % 3)
     options = {"label_smoothing": 0.1, "z_loss": 0.1, "softcap": 3.0, "temperature": 2.0}
-    with jax.numpy_dtype_promotion("strict"):
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         shared = {"class_weights": classes, "weights": weights, **options}
         value, gradients = jax.jit(
             jax.value_and_grad(

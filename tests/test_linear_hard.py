@@ -184,6 +184,22 @@ def test_every_argument_is_differentiated_twice(plan, is_teacher):
     np.testing.assert_allclose(slope, true[1], rtol=2.0**-18)
 
 
+@pytest.mark.parametrize("plan", [BLOCKS, CHUNKS, "dense"], **IDS)
+@pytest.mark.parametrize("is_teacher", [False, True], ids=["indices", "teacher"])
+def test_promotion_of_ranks_may_be_forbidden(plan, is_teacher):
+    """In the derivatives, too: none of them broadcasts by itself."""
+    x, w, labels = draw(N, D, V)
+    labels = Teacher(*draw(N, 3, V, seed=1)[:2], OPTIONS["bias"]) if is_teacher else labels
+    every = {"outputs": ("loss", "entropy", "top_2", "correct")} if plan != CHUNKS else {"reduction": "mean"}
+
+    def total(x, w):
+        found = linear_cross_entropy(x, w, labels, class_weights=CLASSES, implementation=plan, **OPTIONS, **every)
+        return sum(jnp.sum(a) for a in jax.tree.leaves(found) if jnp.issubdtype(a.dtype, jnp.floating))
+
+    with jax.numpy_rank_promotion("raise"):
+        jax.make_jaxpr(lambda x, w: jax.jvp(jax.grad(total, (0, 1)), (x, w), (x, w)))(x, w)
+
+
 # -- transformations ---------------------------------------------------------------------------------------------------
 
 

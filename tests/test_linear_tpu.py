@@ -53,6 +53,18 @@ def test_blocks(sizes):
     assert planned(*sizes[1:], "recompute").block == COLUMNS[sizes]
 
 
+@pytest.mark.parametrize(("sizes", "layout"), CASES, ids=str)
+def test_logits_stay_in_fast_memory(sizes, layout):
+    """Those of a block, in float32, leave nothing to write and to read where they are not stored."""
+    _, n, d, v = sizes
+    plan = planned(n, d, v, "recompute", layout)
+    logits = rf"f32\[(?:{n},{plan.block}|{plan.block},{n})\](\{{[^}}]*\}})"
+    instructions = program_of(*sizes, plan, layout).instructions
+    places = [at for line in instructions for at in re.findall(logits, line.split(" = ")[1].split("fusion(")[0])]
+    assert places
+    assert all("S(1)" in place for place in places)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(("sizes", "layout"), CASES, ids=str)
 class TestProgram:
@@ -99,18 +111,3 @@ class TestProgram:
 
     def test_no_branch(self, sizes, layout, strategy):
         assert "conditional(" not in program_of(*sizes, planned(*sizes[1:], strategy, layout), layout).text
-
-    def test_logits_stay_in_fast_memory(self, sizes, layout, strategy):
-        """Those of a block, in float32, leave nothing to write and to read."""
-        if strategy == "gradient_in_forward":
-            pytest.skip("stores logits")
-        _, n, d, v = sizes
-        plan = planned(n, d, v, strategy, layout)
-        logits = rf"f32\[(?:{n},{plan.block}|{plan.block},{n})\](\{{[^}}]*\}})"
-        places = [
-            place
-            for line in program_of(*sizes, plan, layout).instructions
-            for place in re.findall(logits, line.split(" = ")[1].split("fusion(")[0])
-        ]
-        assert places
-        assert all("S(1)" in place for place in places)

@@ -33,7 +33,8 @@ class RowTerms(NamedTuple):
 
 
 def logits(params: Any, x: Any) -> Any:
-    return jnp.matmul(x, params.weights, precision=PRECISION) + params.bias
+    products = jnp.matmul(x, params.weights, precision=PRECISION)
+    return products + jnp.broadcast_to(params.bias, products.shape)
 
 
 def row_terms(params: Any, x: Any, y: Any, weights: Any, offset: Any = None) -> RowTerms:

@@ -74,7 +74,8 @@ def top_of(output: str) -> int:
 
 def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
     """What is asked for; the arrays of the vocabulary's walk; and the numbers of the loss: label_smoothing, z_loss,
-    probabilities ``[N, k]`` or ``[N]``, weights ``[N]``, counted and kept (which examples; None for all).
+    probabilities ``[N, k]`` or ``[N]``, weights ``[N]``, counted and kept (which examples; None for all), and legible
+    (all but those left out that hold NaN or infinities), where an output does not depend on labels.
 
     Raises:
       ValueError, TypeError: for arguments that do not fit together; the error names the argument and what it needs.
@@ -127,6 +128,8 @@ def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
     elif kind == "teacher":
         _add_teacher(arrays, labels, examples, layout, dtype)
     if kept[1] is not None:
+        if set(outputs) - set(OF_LABELS):
+            numbers["legible"] = kept[1] | jnp.all(jnp.isfinite(arrays["x"]), axis=1)
         _leave_out(arrays, numbers, kept[1], classes)
     problem = Problem(
         rows=rows,

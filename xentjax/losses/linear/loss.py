@@ -122,7 +122,7 @@ def linear_cross_entropy(
         label alone, without any option of the loss; ``"entropy"`` of softmax(u); ``"argmax"``, the most probable class;
         ``"correct"``, whether that is the label (the most probable label); ``"top_5"``, say, the five most probable
         classes. The floats are differentiable, together too, for little more than the loss alone. For examples that
-        are left out, those that depend on the label are 0 and False.
+        are left out, those that depend on the label are 0 and False, and all are whose x holds NaN or infinities.
       memory_budget: bytes of memory that may be used beside arguments and gradients; it sets the size of the blocks.
       implementation: a strategy by name (``"recompute"``, ``"gradient_in_forward"``, ``"dense"``), or a
         :class:`xentjax.losses.linear.Plan`; otherwise chosen, as :func:`xentjax.losses.linear.explain` tells.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from xentjax.core import policy
-from xentjax.losses.linear.arguments import Problem, top_of
+from xentjax.losses.linear.arguments import OF_LABELS, Problem, top_of
 from xentjax.losses.linear.in_forward import loss_in_forward
 from xentjax.losses.linear.plan import Plan
 from xentjax.losses.linear.rule import statistics
@@ -55,6 +55,9 @@ def outputs_of_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbe
             outputs[name] = _kept(numbers, found["argmax"] == _label(problem, arrays, numbers, found))
         elif k := top_of(name):
             outputs[name] = TopClasses(-found["top_gap"][:, :k], found["top"][:, :k])
+    if (legible := numbers.get("legible")) is not None:
+        of_prediction = {n: v for n, v in outputs.items() if n not in OF_LABELS}
+        outputs |= jax.tree.map(functools.partial(_where, legible), of_prediction)
     return {name: outputs[name] for name in problem.outputs}
 
 
@@ -161,8 +164,12 @@ def _shares(problem: Problem, numbers: Numbers) -> Any:
 
 def _kept(numbers: Numbers, values: Any) -> Any:
     """The values, and 0 for examples that are left out."""
-    kept = numbers["kept"]
-    return values if kept is None else jnp.where(kept, values, jnp.zeros_like(values))
+    return values if numbers["kept"] is None else _where(numbers["kept"], values)
+
+
+def _where(examples: Any, values: Any) -> Any:
+    """The values of some examples, 0 and False for the others."""
+    return jnp.where(examples.reshape(-1, *(1,) * (values.ndim - 1)), values, jnp.zeros_like(values))
 
 
 def _surprise(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers, found: State) -> Any:
