@@ -142,6 +142,7 @@ def test_what_is_wrong_with_a_text(tmp_path):
     read = lambda **keys: told(read_corpus, TextConfig(**keys), seed=0)
     assert read(path=str(tmp_path / "no")) == f"text.path: {tmp_path / 'no'} is not a folder"
     assert "has no file whose name ends in '.py' (text.suffix)" in read(path=str(tmp_path))
+    assert "has no file whose name ends in '**' (text.suffix)" in read(path=str(tmp_path), suffix="**")
     folder = files(tmp_path, {"a.py": b"x" * 100, "b.py": b"y" * 100})
     assert "of 1 files leaves none to train on; raise text.max_bytes" in read(path=folder, max_bytes=150)
     assert "text.test_fraction 0.9 of 2 files leaves none to train on" in read(path=folder, test_fraction=0.9)

@@ -9,7 +9,7 @@ import pytest
 from linear_truth import OUTPUTS, truth
 
 import xentjax as xj
-from xentjax.losses.linear import Plan, SoftLabels, Teacher, linear_cross_entropy
+from xentjax.losses.linear import Plan, SoftLabels, Teacher, explain, linear_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
@@ -598,12 +598,17 @@ ERRORS = [
     ({"labels": (X, W[:, :4])}, ValueError, ["teacher's w", "4 columns", "6"]),
     ({"labels": (X[:2], W)}, ValueError, ["teacher's x", r"\(2,\)", r"\(4,\)"]),
     ({"labels": Teacher(X, W, Y)}, ValueError, ["teacher's bias", r"\(4,\)", r"\(6,\)"]),
+    ({"labels": Teacher(X, None)}, TypeError, ["labels", "Teacher", "need w"]),
+    ({"labels": SoftLabels(Y[:, None], None)}, TypeError, ["labels", "SoftLabels", "need probabilities"]),
     ({"labels": (X, W), "ignore_index": 1}, ValueError, ["ignore_index", "weights"]),
     ({"bias": X}, ValueError, ["bias", r"\(4, 3\)", r"\(6,\)"]),
+    ({"bias": 1.0}, ValueError, ["bias", r"\(\)", r"\(6,\)"]),
     ({"class_weights": Y}, ValueError, ["class_weights", r"\(4,\)", r"\(6,\)"]),
     ({"weights": W[0]}, ValueError, ["weights", r"\(6,\)", r"\(4,\)"]),
     ({"label_smoothing": 1.5}, ValueError, ["label_smoothing", "1.5", "from 0 to 1"]),
     ({"softcap": -1.0}, ValueError, ["softcap", "-1.0", "positive"]),
+    ({"softcap": np.inf}, ValueError, ["softcap", "inf", "finite"]),
+    ({"temperature": 1e-300}, ValueError, ["temperature", "1e-300", "float32", "positive"]),
     ({"temperature": 0.0}, ValueError, ["temperature", "0.0", "positive"]),
     ({"z_loss": X}, ValueError, ["z_loss", r"\(4, 3\)", r"\(\)"]),
     ({"reduction": "average"}, ValueError, ["reduction", "average", "'mean'"]),
@@ -612,12 +617,18 @@ ERRORS = [
     ({"outputs": "top_0"}, ValueError, ["outputs", "top_0", "top_<k>"]),
     ({"outputs": "top_7"}, ValueError, ["top_7", "6"]),
     ({"outputs": ()}, ValueError, ["outputs", r"\(\)", "one or more"]),
+    ({"outputs": None}, ValueError, ["outputs", "None", "one or more"]),
+    ({"outputs": {"loss"}}, TypeError, ["outputs", "set", "strings or tuples"]),
     ({"outputs": ("loss", "loss")}, ValueError, ["outputs", "each once"]),
     ({"num_classes": 7}, ValueError, ["num_classes", "7", "from 1 to 6"]),
     ({"num_classes": 1.5}, TypeError, ["num_classes", "1.5", "whole number"]),
     ({"implementation": "magic"}, ValueError, ["implementation", "magic", "'recompute'"]),
     ({"implementation": "gradient_in_forward"}, ValueError, ["gradient_in_forward", "'none'", "scalar"]),
     ({"memory_budget": 0}, ValueError, ["memory_budget", "0", "positive"]),
+    ({"memory_budget": 1}, ValueError, ["memory_budget", "1 bytes", "recompute", "at least"]),
+    ({"memory_budget": "1 MB"}, TypeError, ["memory_budget", "1 MB", "number of bytes"]),
+    ({"memory_budget": np.array(2**20)}, TypeError, ["memory_budget", "ndarray", "before the function is traced"]),
+    ({"axis_name": 0}, ValueError, ["axis_name", "0", "shard_map"]),
     ({"axis_name": "shards"}, ValueError, ["axis_name", "shards", "shard_map"]),
 ]
 
@@ -628,3 +639,34 @@ def test_errors_name_the_argument_what_it_got_and_what_it_needs(wrong, error, wo
         xj.linear_cross_entropy(**{"x": X, "w": W, "labels": Y, **wrong})
     for word in ("linear_cross_entropy", *words):
         assert re.search(word, str(raised.value)), (word, str(raised.value))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        (("magic",), ["strategy", "magic", "'recompute'"]),
+        (("recompute", -1), ["block", "-1", "whole number"]),
+        (("recompute", 1.5), ["block", "1.5", "whole number"]),
+        (("gradient_in_forward", 2, "all"), ["chunk", "all", "whole number"]),
+    ],
+)
+def test_a_plan_that_is_none(sizes, words):
+    with pytest.raises(ValueError) as raised:
+        Plan(*sizes)
+    for word in ("Plan", *words):
+        assert word in str(raised.value)
+
+
+def test_a_budget_for_few_classes_is_kept_to():
+    """Few classes are summed with all logits stored only where the budget has room for them."""
+    x, w = jax.ShapeDtypeStruct((4096, 64), jnp.float32), jax.ShapeDtypeStruct((64, 512), jnp.float32)
+    labels = jax.ShapeDtypeStruct((4096,), jnp.int32)
+    assert explain(x, w, labels).strategy == "dense"
+    chosen = explain(x, w, labels, memory_budget=6 * 2**20)
+    assert chosen.strategy == "recompute"
+    assert chosen.temporary_bytes <= 6 * 2**20
+
+
+def test_what_is_explained_is_called_as_the_function_is():
+    assert explain(X, W, outputs="entropy").strategy == "dense"
+    assert explain(X.tolist(), W.tolist(), Y.tolist(), outputs=["loss", "argmax"]).strategy == "dense"

@@ -204,6 +204,23 @@ def test_a_mesh_that_is_set_in_the_place_of_a_map(kind, classes):
         same(jax.jit(lambda m: derivatives(function, m))(moving), expected)
 
 
+def test_a_mesh_of_explicit_axes():
+    """As ``jax.make_mesh`` makes it: what the vocabulary is along is split before it comes, or as it comes."""
+    given = arguments("teacher")
+    moving, rest = split(given)
+    loss = lambda m, **kw: linear_cross_entropy(**m, **rest, **OPTIONS, reduction="mean", **kw)
+    expected = jax.jit(jax.value_and_grad(loss))(moving)
+    mesh = jax.make_mesh((4,), ("model",), devices=jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        own = lambda m: loss(m, axis_name="model", implementation="recompute")
+        same(jax.jit(jax.value_and_grad(own))(moving), expected)
+    of_two = jax.make_mesh((2, 4), ("data", "model"))
+    with jax.set_mesh(of_two):
+        given["x"] = jax.reshard(given["x"], P("data"))
+        with pytest.raises(ValueError, match=r"x is split over 'data', .*AxisType\.Auto"):
+            linear_cross_entropy(**given, axis_name="model")
+
+
 def test_an_axis_that_is_not_there():
     with pytest.raises(ValueError, match=r"no axis here: call it under jax\.shard_map"):
         linear_cross_entropy(**arguments("indices"), axis_name="model")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from xentjax.activations import soft_cap
 from xentjax.core import policy
@@ -14,7 +15,7 @@ from xentjax.core import policy
 _RANGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "label_smoothing": ("from 0 to 1", lambda x: (x >= 0) & (x <= 1)),
     "temperature": ("positive", lambda x: x > 0),
-    "softcap": ("positive", lambda x: x > 0),
+    "softcap": ("positive and finite", lambda x: (x > 0) & (x < np.inf)),
     "z_loss": ("a number", lambda x: x == x),
 }
 
@@ -23,14 +24,18 @@ def hyperparameter(function: str, name: str, bound: dict[str, Any], dtype: Any) 
     """One number, in ``dtype``. ValueError for an array of numbers, and for a Python number that it may not be; what is
     only known as the program runs becomes NaN there."""
     value = bound[name]
-    number = jnp.asarray(value, dtype)
-    policy.require_shape(function, name, number.shape, (), "one number")
     needed, is_right = _RANGES[name]
     if not isinstance(value, (int, float)):
+        number = jnp.asarray(value, dtype)
+        policy.require_shape(function, name, number.shape, (), "one number")
         return jnp.where(is_right(number), number, jnp.nan)
     if not is_right(value):
         raise ValueError(f"{function}: {name} must be {needed}, got {value}")
-    return number
+    with np.errstate(over="ignore"):
+        rounded = np.asarray(value, dtype)
+    if not is_right(rounded):
+        raise ValueError(f"{function}: {name} must be {needed}, got {value}, which in {rounded.dtype} is {rounded}")
+    return jnp.asarray(rounded)
 
 
 def shaped_logits(function: str, bound: dict[str, Any], keep: Any, dtype: Any, axis: Any = ()) -> Any:

@@ -97,8 +97,9 @@ def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
         arrays["offset"] = jax.lax.axis_index(axis_name).astype(jnp.int32) * width
     for name in ("bias", "class_weights"):
         if bound[name] is not None:
-            policy.require_shape(NAME, name, bound[name].shape, (width,), "one for each column of w")
-            arrays[name] = bound[name].astype(dtype)
+            entries = jnp.asarray(bound[name])
+            policy.require_shape(NAME, name, entries.shape, (width,), "one for each column of w")
+            arrays[name] = entries.astype(dtype)
     if bound["softcap"] is not None:
         arrays["softcap"] = hyperparameter(NAME, "softcap", bound, dtype)
     if policy.is_given(bound["temperature"], 1.0):
@@ -186,8 +187,8 @@ def _classes(given: Any, columns: int) -> int:
 
 
 def _outputs(given: Any, classes: int, labels: Any) -> tuple[str, ...]:
-    names = (given,) if isinstance(given, str) else tuple(given)
-    if not names or len(set(names)) < len(names):
+    names = (given,) if isinstance(given, str) else given
+    if not isinstance(names, tuple) or not names or len(set(names)) < len(names):
         raise ValueError(f"{NAME}: outputs must name one or more outputs, each once, got {given!r}")
     for name in names:
         if name not in OUTPUTS and not top_of(str(name)):
@@ -205,14 +206,19 @@ def _outputs(given: Any, classes: int, labels: Any) -> tuple[str, ...]:
 
 def named_labels(labels: Any) -> Any:
     """Labels that are given as a plain pair as what they are, (indices, probabilities) or a teacher's (x, w)."""
-    if labels is None or not isinstance(labels, tuple) or isinstance(labels, (SoftLabels, Teacher)):
+    if not isinstance(labels, tuple):
         return labels
-    if len(labels) != 2:
-        raise TypeError(
-            f"{NAME}: labels must be class indices, a pair (indices, probabilities), or a teacher's (x, w), "
-            f"got a tuple of {len(labels)}"
-        )
-    return Teacher(*labels) if policy.is_float(labels[0]) else SoftLabels(*labels)
+    if not isinstance(labels, (SoftLabels, Teacher)):
+        if len(labels) != 2:
+            raise TypeError(
+                f"{NAME}: labels must be class indices, a pair (indices, probabilities), or a teacher's (x, w), "
+                f"got a tuple of {len(labels)}"
+            )
+        labels = Teacher(*labels) if policy.is_float(labels[0]) else SoftLabels(*labels)
+    for name, value in labels._asdict().items():
+        if value is None and name not in labels._field_defaults:
+            raise TypeError(f"{NAME}: labels are {type(labels).__name__}, which need {name}, got None")
+    return labels
 
 
 def _kind_of(labels: Any) -> str | None:

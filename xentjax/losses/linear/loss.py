@@ -107,13 +107,13 @@ def linear_cross_entropy(
         the cross-entropy of the teacher's distribution, which is KL(teacher ‖ student) and the teacher's entropy. None
         where no output needs labels. An index that is no class and not ``ignore_index`` gives NaN, and a gradient of
         NaN.
-      bias: b ``[V]``; -inf for a class of probability zero.
+      bias: b ``[V]``; -inf for a class of probability zero, but with a softcap, which makes it -c.
       weights: one factor for each example, ``[...]``. An example of weight 0 is left out, whatever it holds.
       ignore_index: the label of examples that are left out: loss 0, gradient 0, not counted.
       label_smoothing: ε, from 0 to 1: this part of each label goes to all V classes alike.
       class_weights: v ``[V]``, a factor for each class.
       z_loss: ζ, the coefficient of logsumexp(u)², which keeps logits from drifting.
-      softcap: c; logits become c·tanh(z/c), before the temperature.
+      softcap: c, positive and finite; logits become c·tanh(z/c), before the temperature.
       temperature: τ; logits are divided by it, a teacher's too.
       reduction: of the loss: ``"none"``, ``"sum"``, or ``"mean"``: over the sum of ``weights`` of the examples that
         count (not of ``class_weights``), 0 where none does. Other outputs are not reduced.
@@ -229,7 +229,7 @@ def _tuple_of(names: tuple[str, ...]) -> Any:
     return collections.namedtuple("LinearOutputs", names)  # type: ignore[misc]
 
 
-def explain(x: Any, w: Any, labels: Any, **options: Any) -> Plan:
+def explain(x: Any, w: Any, labels: Any = None, **options: Any) -> Plan:
     """How :func:`linear_cross_entropy` computes what it is called with: strategy, sizes, why, FLOP and bytes.
 
     Nothing is computed; arrays may be ``jax.ShapeDtypeStruct``. Arguments and errors are those of the function.
@@ -242,10 +242,11 @@ def explain(x: Any, w: Any, labels: Any, **options: Any) -> Plan:
     'recompute'
     """
     found = []
-    static = {n: v for n, v in options.items() if is_static(v)}
+    record = linear_cross_entropy.record
+    static = {n: v for n, v in options.items() if n not in (*record.wrt, "weights") or is_static(v)}
 
     def traced(x: Any, w: Any, labels: Any, arrays: dict[str, Any]) -> None:
-        bound = linear_cross_entropy.record.converted((x, w, labels), {**static, **arrays})
+        bound = record.converted((x, w, labels), {**static, **arrays})
         problem, _, _ = prepared({**bound, "labels": named_labels(bound["labels"])})
         found.append(plan(problem, bound["memory_budget"], bound["implementation"]))
 

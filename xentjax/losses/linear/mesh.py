@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from xentjax.core.arguments import is_static
 from xentjax.losses.linear.arguments import LAYOUTS, NAME
@@ -18,7 +18,7 @@ def is_mapped(axis_name: Any) -> bool:
     """Whether the axis is one that a ``shard_map`` around the call splits arrays over."""
     try:
         jax.lax.axis_size(axis_name)
-    except NameError:
+    except (NameError, ValueError):  # a number is taken for an axis of an array
         return False
     return True
 
@@ -28,7 +28,7 @@ def over_mesh(function: Callable[[dict[str, Any]], Any], bound: dict[str, Any]) 
     the other axes of the mesh stay the compiler's. Where the devices do not divide the classes, zeros are added.
 
     Raises:
-      ValueError: where no such mesh is set.
+      ValueError: where no such mesh is set; where the mesh has explicit axes, and an array is split over another one.
     """
     axis_name = bound["axis_name"]
     mesh = jax.sharding.get_abstract_mesh()
@@ -59,6 +59,10 @@ def over_mesh(function: Callable[[dict[str, Any]], Any], bound: dict[str, Any]) 
     options = {n: v for n, v in bound.items() if n not in arrays}
     if columns and options["num_classes"] is None:
         options["num_classes"] = width
+    if dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[axis_name] == AxisType.Explicit:
+        # There the map takes no array that is split otherwise.
+        _refuse_other_axes(axis_name, arrays)
+        arrays = jax.tree.map(jax.reshard, arrays, specs)
     of_devices = jax.shard_map(
         lambda arrays: function({**options, **arrays}),
         axis_names={axis_name},
@@ -66,3 +70,15 @@ def over_mesh(function: Callable[[dict[str, Any]], Any], bound: dict[str, Any]) 
         out_specs=PartitionSpec(),
     )
     return of_devices(arrays)
+
+
+def _refuse_other_axes(axis_name: Any, arrays: dict[str, Any]) -> None:
+    for name, array in arrays.items():
+        for leaf in jax.tree.leaves(array):
+            for axes in jax.typeof(leaf).sharding.spec:
+                if axes not in (None, axis_name, (axis_name,)):
+                    raise ValueError(
+                        f"{NAME}: {name} is split over {axes!r}, an explicit axis of the mesh, but axis_name "
+                        f"{axis_name!r} goes with axes that the compiler splits over: make the mesh with "
+                        "axis_types=(jax.sharding.AxisType.Auto, ...)"
+                    )

@@ -10,6 +10,7 @@ import pathlib
 from typing import Any, Literal, get_args
 
 import jax
+import numpy as np
 
 from xentjax.losses.linear.arguments import NAME, Problem
 from xentjax.losses.linear.vocabulary import Walk
@@ -70,6 +71,14 @@ class Plan:
     temporary_bytes: int = 0
     keeps_dlogits: bool = False
 
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"Plan: strategy must be {', '.join(map(repr, STRATEGIES))}, got {self.strategy!r}")
+        for name in ("block", "chunk"):
+            size = getattr(self, name)
+            if not isinstance(size, (int, np.integer)) or size < 0:
+                raise ValueError(f"Plan: {name} must be a whole number, 0 for one to be chosen, got {size!r}")
+
     def walk(self, problem: Problem) -> Walk:
         return Walk(problem.width, problem.classes, self.block, problem.layout, problem.axis_name, problem.shards)
 
@@ -95,6 +104,8 @@ def plan(problem: Problem, memory_budget: int | None = None, implementation: str
     Raises:
       ValueError: an unknown implementation, or one that the outputs do not go with; a budget that no plan keeps to.
     """
+    if not isinstance(memory_budget, (int, float, type(None))):
+        raise TypeError(f"{NAME}: memory_budget must be a number of bytes, got {memory_budget!r}")
     if memory_budget is not None and not memory_budget > 0:
         raise ValueError(f"{NAME}: memory_budget must be positive, in bytes, got {memory_budget}")
     if isinstance(implementation, Plan):
@@ -112,9 +123,10 @@ def plan(problem: Problem, memory_budget: int | None = None, implementation: str
 
 def _chosen(problem: Problem, memory_budget: int | None) -> Plan:
     budget = _default_budget(problem) if memory_budget is None else memory_budget
+    little = _LITTLE if memory_budget is None else memory_budget
     allowed = "the budget of" if memory_budget is not None else "three times what the gradients take,"
     dense = _with_costs(problem, Plan("dense", problem.width, problem.rows))
-    if problem.width <= _FEW_CLASSES and dense.temporary_bytes <= max(_LITTLE, budget):
+    if problem.width <= _FEW_CLASSES and dense.temporary_bytes <= max(little, budget):
         return dataclasses.replace(dense, why="few classes")
     in_forward = _with_costs(problem, _with_sizes(problem, Plan("gradient_in_forward"), budget))
     if problem.is_scalar and in_forward.temporary_bytes <= budget:

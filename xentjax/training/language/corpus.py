@@ -69,7 +69,8 @@ def _files(config: TextConfig) -> dict[str, Path]:
     key = "text.source" if config.path is None else "text.path"
     if not folder.is_dir():
         raise UserError(f"{key}: {folder} is not a folder")
-    found = {path.relative_to(folder): path for path in folder.rglob(f"*{config.suffix}") if path.is_file()}
+    named = (path for path in folder.rglob("*") if path.name.endswith(config.suffix))  # the suffix is no pattern
+    found = {path.relative_to(folder): path for path in named if path.is_file()}
     if config.path is None:
         found = {name: path for name, path in found.items() if not _NOT_EVERYWHERE & set(name.parts)}
     if not found:
