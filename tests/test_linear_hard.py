@@ -192,8 +192,11 @@ def test_promotion_of_ranks_may_be_forbidden(plan, is_teacher):
     labels = Teacher(*draw(N, 3, V, seed=1)[:2], OPTIONS["bias"]) if is_teacher else labels
     every = {"outputs": ("loss", "entropy", "top_2", "correct")} if plan != CHUNKS else {"reduction": "mean"}
 
+    names = ("bias", "weights", "label_smoothing", "class_weights", "z_loss", "softcap", "temperature")
+    every |= {n: OPTIONS[n] for n in names}
+
     def total(x, w):
-        found = linear_cross_entropy(x, w, labels, implementation=plan, **OPTIONS, **every)
+        found = linear_cross_entropy(x, w, labels, implementation=plan, **every)
         return sum(jnp.sum(a) for a in jax.tree.leaves(found) if jnp.issubdtype(a.dtype, jnp.floating))
 
     with jax.numpy_rank_promotion("raise"):
