@@ -134,11 +134,11 @@ class Walk:
         part = vector if self.blocks == 1 else jax.lax.dynamic_slice_in_dim(vector, block.start, self.block)
         return part if block.fresh is None else jnp.where(block.fresh, part, 0)
 
-    def to_fill(self, array: Any, arrays: Arrays, dtype: Any = None) -> Any:
+    def to_fill(self, array: Any, arrays: Arrays) -> Any:
         """Zeros like an array over the vocabulary, which the parts of all blocks will be put in with ``to_zeros``;
         where no two blocks have a column in common nothing is written first."""
         fill = jax.lax.empty if self.is_even else jnp.zeros
-        return vary_like(fill(array.shape, array.dtype if dtype is None else dtype), arrays["x"])
+        return vary_like(fill(array.shape, array.dtype), arrays["x"])
 
     def add_columns(self, w: Any, part: Any, block: Block, *, to_zeros: bool) -> Any:
         """w with the columns of a block added in their place; the part has zeros where columns are not fresh.
