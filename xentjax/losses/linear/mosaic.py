@@ -1,0 +1,358 @@
+r"""Products x @ w with what follows them in one kernel, for NVIDIA GPUs of compute capability 9.0 (H100, H200).
+
+The logits of a tile are in registers when its product is done.  One kernel leaves of them what the statistics of rows
+are made of, a few numbers for each row and tile; the other leaves dlogits in 16 bits.  Logits reach memory only where
+they are asked for.
+
+Both walk over the tiles of the product in the same way, a block of three warpgroups on each multiprocessor: one copies
+tiles of x and w into shared memory, steps ahead; two multiply them, each its own rows, added up in float32.  What lies
+beyond the matrices is read as 0 and never written, so columns are masked by hand: those of a partial tile, and those
+that an earlier block of the vocabulary had.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+
+#: Warpgroups that multiply; one more copies.
+_MULTIPLYING = 2
+#: Registers for each thread of the warpgroup that copies, and of those that multiply: all of them, in eights.
+_FEW_REGISTERS, _MANY_REGISTERS = 24, 240
+#: Tiles of rows that are walked over together, so that tiles of w are read again while they are in the cache.
+_TOGETHER = 16
+#: Columns of a tile that are summed at once.
+_PART = 64
+#: Bytes of a row of a tile in shared memory, and rows of it, as the tensor cores read them.
+_SWIZZLE, _ROWS = 128, 8
+#: What blocks of columns begin at a multiple of: the columns of such a row, in 16 bits.
+_COLUMNS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """What a warpgroup multiplies: ``rows`` of x and ``columns`` of w, ``depth`` of them a step, ``stages`` steps of
+    which are in shared memory."""
+
+    rows: int
+    columns: int
+    depth: int = 64
+    stages: int = 4
+
+    @property
+    def of_block(self) -> int:
+        """Rows of all warpgroups."""
+        return _MULTIPLYING * self.rows
+
+
+#: Larger ones spill registers. Shared memory holds fewer stages where results go through it.
+FOR_STATISTICS = Tiles(rows=64, columns=256)
+FOR_PRODUCTS = Tiles(rows=64, columns=256, stages=3)
+FOR_DLOGITS = Tiles(rows=128, columns=128, stages=3)
+
+
+# -- what the kernels give ---------------------------------------------------------------------------------------------
+
+
+def tile_statistics(
+    x: Any,
+    w: Any,
+    labels: Any,
+    columns: Any,
+    *,
+    layout: str,
+    spread: bool = False,
+    products: bool = False,
+    tiles: Tiles | None = None,
+) -> dict[str, Any]:
+    r"""What each tile of the logits u = x w leaves, by name, ``[T, N]`` for T tiles of columns.
+
+    Args:
+      x: ``[N, D]``, in 16 bits; N a multiple of 8, D of 64.
+      w: ``[D, V]``, or ``[V, D]`` with the layout ``"vd"``; V a multiple of 64.
+      labels: ``[N]``, int32, columns of w; -1 where there is none.
+      columns: an int32: only so many of the first columns count.
+      layout: that of w.
+      spread: whether ``spread`` is asked for.
+      products: whether ``products`` are.
+      tiles: their sizes.
+
+    Returns:
+      ``maximum``, -inf in a tile of no columns that count; ``rest``, the sum of e^{u-maximum} without one largest entry;
+      ``at``, the logit of the label, 0 in tiles that it is not in; ``spread``, the sum of maximum - u; and
+      ``products``, u ``[N, V]`` in float32.
+    """
+    tiles = tiles or (FOR_PRODUCTS if products else FOR_STATISTICS)
+    n, width = x.shape[0], w.shape[1 if layout == "dv" else 0]
+    shape = tiles.rows, tiles.columns
+    by_tile = jax.ShapeDtypeStruct((pl.cdiv(width, tiles.columns), _padded(n, tiles)), jnp.float32)
+    names = ["maximum", "rest", "at"] + ["spread"] * spread
+    types = [by_tile for _ in names]
+    if products:
+        names, types = [*names, "products"], [*types, jax.ShapeDtypeStruct((n, width), jnp.float32)]
+
+    def epilogue(tile: _Tile, u: Any, bounds: Any, labels: Any, *outputs: Any, staging: Any = None) -> None:
+        into = dict(zip(names, outputs, strict=True))
+        if products:
+            _store(tile, u, into["products"], staging)
+        u = jnp.where(_columns(shape, tile.first_column) < bounds[1], u, -jnp.inf)
+        maximum, own = jnp.max(u, axis=1), _of_rows(labels, tile)
+
+        def sums(u: Any, first_column: Any) -> dict[str, Any]:
+            column, zero, one = _columns(u.shape, first_column), jnp.zeros_like(u), jnp.ones_like(u)
+            fall = u - _along_rows(maximum, u.shape)
+            is_maximum = u == _along_rows(maximum, u.shape)
+            terms = {"ties": jnp.where(is_maximum, one, zero), "below": jnp.where(is_maximum, zero, jnp.exp(fall))}
+            terms["at"] = jnp.where(column == _along_rows(own, u.shape), u, zero)
+            if spread:
+                terms["spread"] = jnp.where(column < bounds[1], jnp.where(is_maximum, zero, -fall), zero)
+            return {name: jnp.sum(term, axis=1) for name, term in terms.items()}
+
+        # In parts: what is computed of one is summed before the next, in fewer registers.
+        parts = [sums(u[:, i : i + _PART], tile.first_column + i) for i in range(0, tiles.columns, _PART)]
+        found = jax.tree.map(lambda *of_parts: functools.reduce(jnp.add, of_parts), *parts)
+        found |= {"maximum": maximum, "rest": found.pop("below") + (found.pop("ties") - 1)}
+        for name, value in found.items():
+            plgpu.store(into[name].at[tile.j, pl.ds(tile.first_row, tiles.rows)], value, optimized=False)
+
+    bounds = jnp.stack([jnp.int32(0), jnp.asarray(columns, jnp.int32)])
+    staged = jnp.dtype(jnp.float32) if products else None
+    outputs = _over_tiles(epilogue, tiles, layout, width, bounds, x, w, [(labels, -1)], types, staged)
+    found = dict(zip(names, outputs, strict=True))
+    return {name: value if name == "products" else value[:, :n] for name, value in found.items()}
+
+
+def dlogits(
+    x: Any,
+    w: Any,
+    start: Any,
+    fresh: Any,
+    rows: dict[str, Any],
+    *,
+    columns: int,
+    layout: str,
+    tiles: Tiles | None = None,
+) -> Any:
+    r"""The cotangents of the products of a block of columns, ``[N, columns]`` in the dtype of x.
+
+    For the logits u = x w of the block, with p = e^{(u - m) - log S}: p·scale + shift, at the label p·scale_at + at +
+    shift; 0 in columns that are not fresh, and in rows that are lost.
+
+    Args:
+      x, w, layout: as of :func:`tile_statistics`.
+      start: the first column of the block, an int32, a multiple of 64.
+      fresh: two int32: which columns of the block count, from the first up to the second, that not included.
+      rows: numbers for each row, ``[N]``: ``maximum`` m and ``log_total`` log S; ``scale``; ``label``, a column of the
+        block or -1, with ``scale_at`` and ``at``; ``shift`` and ``is_lost``, which may be missing.
+      columns: of the block, a multiple of 64.
+      tiles: their sizes.
+    """
+    tiles = tiles or FOR_DLOGITS
+    fills = {"label": -1}
+    given = [(_number(rows[name]), fills.get(name, 0)) for name in rows]
+
+    def epilogue(tile: _Tile, u: Any, bounds: Any, *refs: Any, staging: Any) -> None:
+        *of_rows, into = refs
+        row = {name: _of_rows(ref, tile) for name, ref in zip(rows, of_rows, strict=True)}
+        first, end = bounds[1], bounds[2]
+
+        def cotangent(u: Any, first_column: Any) -> Any:
+            along = {name: _along_rows(value, u.shape) for name, value in row.items()}
+            column = _columns(u.shape, first_column)
+            p = jnp.exp(jnp.minimum(u - along["maximum"], 0.0) - along["log_total"])
+            g = jnp.where(column == along["label"], p * along["scale_at"] + along["at"], p * along["scale"])
+            if "shift" in row:
+                g = g + along["shift"]
+            counts = (column >= first) & (column < end)
+            if "is_lost" in row:
+                counts = counts & (along["is_lost"] == 0)
+            return jnp.where(counts, g, jnp.zeros(u.shape, jnp.float32))
+
+        _store(tile, u, into, staging, cotangent)
+
+    bounds = jnp.concatenate([jnp.asarray(start, jnp.int32)[None], jnp.asarray(fresh, jnp.int32)])
+    types = [jax.ShapeDtypeStruct((x.shape[0], columns), x.dtype)]
+    return _over_tiles(epilogue, tiles, layout, columns, bounds, x, w, given, types, x.dtype)[0]
+
+
+# -- one walk over the tiles of a product ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tile:
+    """Of one warpgroup: the tile of columns j, the first of them, and the first row."""
+
+    j: Any
+    first_column: Any
+    first_row: Any
+    warpgroup: Any
+    sizes: Tiles
+
+
+def _over_tiles(
+    epilogue: Callable[..., None],
+    tiles: Tiles,
+    layout: str,
+    columns: int,
+    bounds: Any,
+    x: Any,
+    w: Any,
+    by_row: list[tuple[Any, Any]],
+    outputs: list[Any],
+    staged: Any,
+) -> Any:
+    """``epilogue(tile, product, bounds, *by_row, *outputs)`` for each tile of x @ w, columns ``bounds[0]`` and
+    further; by_row are arrays ``[N]``, with what they are padded with; what is ``staged`` in a dtype goes from shared
+    memory to an output."""
+    n, d = x.shape
+    steps, stages = d // tiles.depth, tiles.stages
+    grid = pl.cdiv(n, tiles.of_block), pl.cdiv(columns, tiles.columns)
+    multiprocessors = _multiprocessors()
+
+    def body(bounds: Any, x: Any, w: Any, *refs: Any, filled: Any, consumed: Any, **shared: Any) -> None:
+        warpgroup = jax.lax.axis_index("warpgroup")
+        of_x, of_w = shared.pop("of_x"), shared.pop("of_w")
+
+        def each_tile(run: Callable[[Any, Any, Any], None]) -> None:
+            @plgpu.nd_loop((grid[0] * grid[1],), collective_axes="block")
+            def _(turn: Any) -> None:
+                i, j = plgpu.planar_snake(turn.index[0], grid, 0, _TOGETHER)
+                run(i, j, turn.local_index * steps)
+
+        @pl.when(warpgroup == _MULTIPLYING)
+        def _() -> None:
+            plgpu.set_max_registers(_FEW_REGISTERS, action="decrease")
+            start = pl.multiple_of(bounds[0], _COLUMNS)
+
+            def copy(i: Any, j: Any, before: Any) -> None:
+                @pl.loop(0, steps)
+                def _(step: Any) -> None:
+                    slot = jax.lax.rem(before + step, stages)
+                    inner = pl.ds(step * tiles.depth, tiles.depth)
+                    outer = pl.ds(start + j * tiles.columns, tiles.columns)
+                    plgpu.barrier_wait(consumed.at[slot])
+                    own = x.at[pl.ds(i * tiles.of_block, tiles.of_block), inner]
+                    plgpu.copy_gmem_to_smem(own, of_x.at[slot], filled.at[slot])
+                    own = w.at[inner, outer] if layout == "dv" else w.at[outer, inner]
+                    plgpu.copy_gmem_to_smem(own, of_w.at[slot], filled.at[slot])
+
+            each_tile(copy)
+
+        @pl.when(warpgroup < _MULTIPLYING)
+        def _() -> None:
+            plgpu.set_max_registers(_MANY_REGISTERS, action="increase")
+            # All slots but one are free; each step frees that of the step before, the first step the last slot.
+            for slot in range(stages - 1):
+                plgpu.barrier_arrive(consumed.at[slot])
+            own = pl.ds(warpgroup * tiles.rows, tiles.rows)
+
+            def multiply(i: Any, j: Any, before: Any) -> None:
+                def product(sums: Any) -> Any:
+                    @pl.loop(0, steps)
+                    def _(step: Any) -> None:
+                        slot = jax.lax.rem(before + step, stages)
+                        plgpu.barrier_wait(filled.at[slot])
+                        right = of_w.at[slot]
+                        plgpu.wgmma(sums, of_x.at[slot, own], right if layout == "dv" else right.T)
+                        plgpu.wgmma_wait(1)
+                        plgpu.barrier_arrive(consumed.at[jax.lax.rem(before + step + (stages - 1), stages)])
+
+                    return sums[...]
+
+                u = pl.run_scoped(product, plgpu.ACC((tiles.rows, tiles.columns), jnp.float32))
+                first_row = i * tiles.of_block + warpgroup * tiles.rows
+                tile = _Tile(j, j * tiles.columns, first_row, warpgroup, tiles)
+                epilogue(tile, u, bounds, *refs, **shared)
+
+            each_tile(multiply)
+            if staged is not None:
+                plgpu.wait_smem_to_gmem(0)
+
+    swizzled = lambda shape, dtype: plgpu.SMEM(
+        shape,
+        dtype,
+        transforms=(plgpu.TilingTransform((_ROWS, _chunk(dtype))), plgpu.SwizzleTransform(_SWIZZLE)),
+    )
+    of_w = (tiles.depth, tiles.columns) if layout == "dv" else (tiles.columns, tiles.depth)
+    scratch = {
+        "of_x": swizzled((stages, tiles.of_block, tiles.depth), x.dtype),
+        "of_w": swizzled((stages, *of_w), w.dtype),
+        "filled": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+        "consumed": plgpu.Barrier(num_arrivals=_MULTIPLYING, num_barriers=stages),
+    }
+    if staged is not None:
+        scratch["staging"] = swizzled((_MULTIPLYING, 2, tiles.rows, _chunk(staged)), staged)
+    kernel = plgpu.kernel(
+        body,
+        out_type=outputs,
+        scratch_types=scratch,
+        grid=(multiprocessors,),
+        grid_names=("block",),
+        num_threads=_MULTIPLYING + 1,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup
+        ),
+    )
+    more = _padded(n, tiles) - n
+    return kernel(bounds, x, w, *(jnp.pad(array, (0, more), constant_values=fill) for array, fill in by_row))
+
+
+def _multiprocessors() -> int:
+    """As many blocks as run at once: of a GPU that is here or that is compiled for, otherwise of an H200."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None and device.num_cores:
+        return int(device.num_cores)
+    return int(jax.devices()[0].core_count) if jax.default_backend() == "gpu" else 132
+
+
+def _padded(n: int, tiles: Tiles) -> int:
+    """The rows of whole tiles."""
+    return pl.cdiv(n, tiles.of_block) * tiles.of_block
+
+
+def _number(rows: Any) -> Any:
+    return rows.astype(jnp.int32) if rows.dtype == bool else rows
+
+
+# -- within a tile -----------------------------------------------------------------------------------------------------
+
+
+def _chunk(dtype: Any) -> int:
+    """Columns that are as wide as a row of a tile in shared memory."""
+    return _SWIZZLE // jnp.dtype(dtype).itemsize
+
+
+def _columns(shape: tuple[int, int], first: Any) -> Any:
+    return plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=plgpu.Layout.WGMMA) + first
+
+
+def _along_rows(row: Any, shape: tuple[int, int]) -> Any:
+    return jax.lax.broadcast_in_dim(row, shape, (0,))
+
+
+def _of_rows(ref: Any, tile: _Tile) -> Any:
+    """A number for each row of a tile."""
+    layout = plgpu.Layout.WGMMA.reduce(1)
+    return plgpu.load(ref.at[pl.ds(tile.first_row, tile.sizes.rows)], layout=layout, optimized=False)
+
+
+def _store(tile: _Tile, u: Any, into: Any, staging: Any, function: Callable[[Any, Any], Any] | None = None) -> None:
+    """``function(u, first column)`` of a tile to its place in memory, in turns: while one is copied, the next is
+    computed."""
+    rows, width = tile.sizes.rows, _chunk(into.dtype)
+    for turn in range(tile.sizes.columns // width):
+        part, first = u[:, turn * width : (turn + 1) * width], tile.first_column + turn * width
+        part = part if function is None else function(part, first)
+        place = staging.at[tile.warpgroup, turn % 2]
+        plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+        place[...] = part.astype(into.dtype)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(place, into.at[pl.ds(tile.first_row, rows), pl.ds(first, width)])
