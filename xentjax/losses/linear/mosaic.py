@@ -29,7 +29,7 @@ _FEW_REGISTERS, _MANY_REGISTERS = 24, 240
 #: Tiles of rows that are walked over together, so that tiles of w are read again while they are in the cache.
 _TOGETHER = 16
 #: Columns of a tile that are summed at once.
-_PART = 64
+_PART = 32
 #: Bytes of a row of a tile in shared memory, and rows of it, as the tensor cores read them.
 _SWIZZLE, _ROWS = 128, 8
 #: What blocks of columns begin at a multiple of: the columns of such a row, in 16 bits.
@@ -93,24 +93,24 @@ def tile_statistics(
     n, width = x.shape[0], w.shape[1 if layout == "dv" else 0]
     shape = tiles.rows, tiles.columns
     by_tile = jax.ShapeDtypeStruct((pl.cdiv(width, tiles.columns), _padded(n, tiles)), jnp.float32)
-    names = ["maximum", "rest", "at"] + ["spread"] * spread
-    types = [by_tile for _ in names]
+    outputs = dict.fromkeys(("maximum", "rest", "at", *["spread"] * spread), by_tile)
     if products:
-        names, types = [*names, "products"], [*types, jax.ShapeDtypeStruct((n, width), jnp.float32)]
+        outputs["products"] = jax.ShapeDtypeStruct((n, width), jnp.float32)
 
-    def epilogue(tile: _Tile, u: Any, bounds: Any, labels: Any, *outputs: Any, staging: Any = None) -> None:
-        into = dict(zip(names, outputs, strict=True))
+    def epilogue(tile: _Tile, u: Any, bounds: Any, rows: dict[str, Any], into: dict[str, Any]) -> None:
         if products:
-            _store(tile, u, into["products"], staging)
-        u = jnp.where(_columns(shape, tile.first_column) < bounds[1], u, -jnp.inf)
-        maximum, own = jnp.max(u, axis=1), _of_rows(labels, tile)
+            _store(tile, u, into["products"])
+        is_partial = tile.first_column + tiles.columns > bounds[1]
+        masked = lambda u: jnp.where(_columns(shape, tile.first_column) < bounds[1], u, -jnp.inf)
+        u = jax.lax.cond(is_partial, masked, lambda u: u, u)
+        maximum = jnp.max(u, axis=1)
 
         def sums(u: Any, first_column: Any) -> dict[str, Any]:
             column, zero, one = _columns(u.shape, first_column), jnp.zeros_like(u), jnp.ones_like(u)
             fall = u - _along_rows(maximum, u.shape)
             is_maximum = u == _along_rows(maximum, u.shape)
             terms = {"ties": jnp.where(is_maximum, one, zero), "below": jnp.where(is_maximum, zero, jnp.exp(fall))}
-            terms["at"] = jnp.where(column == _along_rows(own, u.shape), u, zero)
+            terms["at"] = jnp.where(column == _along_rows(rows["label"], u.shape), u, zero)
             if spread:
                 terms["spread"] = jnp.where(column < bounds[1], jnp.where(is_maximum, zero, -fall), zero)
             return {name: jnp.sum(term, axis=1) for name, term in terms.items()}
@@ -124,8 +124,7 @@ def tile_statistics(
 
     bounds = jnp.stack([jnp.int32(0), jnp.asarray(columns, jnp.int32)])
     staged = jnp.dtype(jnp.float32) if products else None
-    outputs = _over_tiles(epilogue, tiles, layout, width, bounds, x, w, [(labels, -1)], types, staged)
-    found = dict(zip(names, outputs, strict=True))
+    found = _over_tiles(epilogue, tiles, layout, width, bounds, x, w, {"label": labels}, outputs, staged)
     return {name: value if name == "products" else value[:, :n] for name, value in found.items()}
 
 
@@ -155,12 +154,9 @@ def dlogits(
       tiles: their sizes.
     """
     tiles = tiles or FOR_DLOGITS
-    fills = {"label": -1}
-    given = [(_number(rows[name]), fills.get(name, 0)) for name in rows]
+    given = {name: a.astype(jnp.int32) if a.dtype == bool else a for name, a in rows.items()}
 
-    def epilogue(tile: _Tile, u: Any, bounds: Any, *refs: Any, staging: Any) -> None:
-        *of_rows, into = refs
-        row = {name: _of_rows(ref, tile) for name, ref in zip(rows, of_rows, strict=True)}
+    def epilogue(tile: _Tile, u: Any, bounds: Any, row: dict[str, Any], into: dict[str, Any]) -> None:
         first, end = bounds[1], bounds[2]
 
         def cotangent(u: Any, first_column: Any) -> Any:
@@ -175,11 +171,11 @@ def dlogits(
                 counts = counts & (along["is_lost"] == 0)
             return jnp.where(counts, g, jnp.zeros(u.shape, jnp.float32))
 
-        _store(tile, u, into, staging, cotangent)
+        _store(tile, u, into["dlogits"], cotangent)
 
     bounds = jnp.concatenate([jnp.asarray(start, jnp.int32)[None], jnp.asarray(fresh, jnp.int32)])
-    types = [jax.ShapeDtypeStruct((x.shape[0], columns), x.dtype)]
-    return _over_tiles(epilogue, tiles, layout, columns, bounds, x, w, given, types, x.dtype)[0]
+    outputs = {"dlogits": jax.ShapeDtypeStruct((x.shape[0], columns), x.dtype)}
+    return _over_tiles(epilogue, tiles, layout, columns, bounds, x, w, given, outputs, x.dtype)["dlogits"]
 
 
 # -- one walk over the tiles of a product ------------------------------------------------------------------------------
@@ -187,13 +183,14 @@ def dlogits(
 
 @dataclasses.dataclass(frozen=True)
 class _Tile:
-    """Of one warpgroup: the tile of columns j, the first of them, and the first row."""
+    """Of one warpgroup: the tile of columns j, the first of them, and the first row; what results are staged in."""
 
     j: Any
     first_column: Any
     first_row: Any
     warpgroup: Any
     sizes: Tiles
+    staging: Any = None
 
 
 def _over_tiles(
@@ -204,13 +201,13 @@ def _over_tiles(
     bounds: Any,
     x: Any,
     w: Any,
-    by_row: list[tuple[Any, Any]],
-    outputs: list[Any],
+    by_row: dict[str, Any],
+    outputs: dict[str, Any],
     staged: Any,
-) -> Any:
-    """``epilogue(tile, product, bounds, *by_row, *outputs)`` for each tile of x @ w, columns ``bounds[0]`` and
-    further; by_row are arrays ``[N]``, with what they are padded with; what is ``staged`` in a dtype goes from shared
-    memory to an output."""
+) -> dict[str, Any]:
+    """What ``epilogue(tile, product, bounds, rows, outputs)`` leaves of each tile of x @ w, columns ``bounds[0]`` and
+    further: rows are those of arrays ``[N]``; what is ``staged``, in that dtype, goes from shared memory to an
+    output."""
     n, d = x.shape
     steps, stages = d // tiles.depth, tiles.stages
     grid = pl.cdiv(n, tiles.of_block), pl.cdiv(columns, tiles.columns)
@@ -266,10 +263,12 @@ def _over_tiles(
 
                     return sums[...]
 
-                u = pl.run_scoped(product, plgpu.ACC((tiles.rows, tiles.columns), jnp.float32))
                 first_row = i * tiles.of_block + warpgroup * tiles.rows
-                tile = _Tile(j, j * tiles.columns, first_row, warpgroup, tiles)
-                epilogue(tile, u, bounds, *refs, **shared)
+                tile = _Tile(j, j * tiles.columns, first_row, warpgroup, tiles, **shared)
+                # Before the product, which they are here long before the end of.
+                rows = {name: _of_rows(ref, tile) for name, ref in zip(by_row, refs[: len(by_row)], strict=True)}
+                u = pl.run_scoped(product, plgpu.ACC((tiles.rows, tiles.columns), jnp.float32))
+                epilogue(tile, u, bounds, rows, dict(zip(outputs, refs[len(by_row) :], strict=True)))
 
             each_tile(multiply)
             if staged is not None:
@@ -291,7 +290,7 @@ def _over_tiles(
         scratch["staging"] = swizzled((_MULTIPLYING, 2, tiles.rows, _chunk(staged)), staged)
     kernel = plgpu.kernel(
         body,
-        out_type=outputs,
+        out_type=list(outputs.values()),
         scratch_types=scratch,
         grid=(multiprocessors,),
         grid_names=("block",),
@@ -302,7 +301,7 @@ def _over_tiles(
         ),
     )
     more = _padded(n, tiles) - n
-    return kernel(bounds, x, w, *(jnp.pad(array, (0, more), constant_values=fill) for array, fill in by_row))
+    return dict(zip(outputs, kernel(bounds, x, w, *(jnp.pad(a, (0, more)) for a in by_row.values())), strict=True))
 
 
 def _multiprocessors() -> int:
@@ -316,10 +315,6 @@ def _multiprocessors() -> int:
 def _padded(n: int, tiles: Tiles) -> int:
     """The rows of whole tiles."""
     return pl.cdiv(n, tiles.of_block) * tiles.of_block
-
-
-def _number(rows: Any) -> Any:
-    return rows.astype(jnp.int32) if rows.dtype == bool else rows
 
 
 # -- within a tile -----------------------------------------------------------------------------------------------------
@@ -344,14 +339,14 @@ def _of_rows(ref: Any, tile: _Tile) -> Any:
     return plgpu.load(ref.at[pl.ds(tile.first_row, tile.sizes.rows)], layout=layout, optimized=False)
 
 
-def _store(tile: _Tile, u: Any, into: Any, staging: Any, function: Callable[[Any, Any], Any] | None = None) -> None:
+def _store(tile: _Tile, u: Any, into: Any, function: Callable[[Any, Any], Any] | None = None) -> None:
     """``function(u, first column)`` of a tile to its place in memory, in turns: while one is copied, the next is
     computed."""
     rows, width = tile.sizes.rows, _chunk(into.dtype)
     for turn in range(tile.sizes.columns // width):
         part, first = u[:, turn * width : (turn + 1) * width], tile.first_column + turn * width
         part = part if function is None else function(part, first)
-        place = staging.at[tile.warpgroup, turn % 2]
+        place = tile.staging.at[tile.warpgroup, turn % 2]
         plgpu.wait_smem_to_gmem(1, wait_read_only=True)
         place[...] = part.astype(into.dtype)
         plgpu.commit_smem()
