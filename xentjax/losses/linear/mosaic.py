@@ -14,13 +14,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
+
+from xentjax.core.linear_map import vary_like
+from xentjax.logit_rows import finite
+from xentjax.losses.linear.vocabulary import Arrays, Block, Walk
 
 #: Warpgroups that multiply; one more copies.
 _MULTIPLYING = 2
@@ -68,9 +72,9 @@ def tile_statistics(
     columns: Any,
     *,
     layout: str,
+    tiles: Tiles,
     spread: bool = False,
     products: bool = False,
-    tiles: Tiles | None = None,
 ) -> dict[str, Any]:
     r"""What each tile of the logits u = x w leaves, by name, ``[T, N]`` for T tiles of columns.
 
@@ -80,16 +84,15 @@ def tile_statistics(
       labels: ``[N]``, int32, columns of w; -1 where there is none.
       columns: an int32: only so many of the first columns count.
       layout: that of w.
+      tiles: their sizes.
       spread: whether ``spread`` is asked for.
       products: whether ``products`` are.
-      tiles: their sizes.
 
     Returns:
-      ``maximum``, -inf in a tile of no columns that count; ``rest``, the sum of e^{u-maximum} without one largest entry;
-      ``at``, the logit of the label, 0 in tiles that it is not in; ``spread``, the sum of maximum - u; and
+      ``maximum``, -inf in a tile of no columns that count; ``rest``, the sum of e^{u-maximum} without one largest
+      entry; ``at``, the logit of the label, 0 in tiles that it is not in; ``spread``, the sum of maximum - u; and
       ``products``, u ``[N, V]`` in float32.
     """
-    tiles = tiles or (FOR_PRODUCTS if products else FOR_STATISTICS)
     n, width = x.shape[0], w.shape[1 if layout == "dv" else 0]
     shape = tiles.rows, tiles.columns
     by_tile = jax.ShapeDtypeStruct((pl.cdiv(width, tiles.columns), _padded(n, tiles)), jnp.float32)
@@ -137,7 +140,7 @@ def dlogits(
     *,
     columns: int,
     layout: str,
-    tiles: Tiles | None = None,
+    tiles: Tiles,
 ) -> Any:
     r"""The cotangents of the products of a block of columns, ``[N, columns]`` in the dtype of x.
 
@@ -153,7 +156,6 @@ def dlogits(
       columns: of the block, a multiple of 64.
       tiles: their sizes.
     """
-    tiles = tiles or FOR_DLOGITS
     given = {name: a.astype(jnp.int32) if a.dtype == bool else a for name, a in rows.items()}
 
     def epilogue(tile: _Tile, u: Any, bounds: Any, row: dict[str, Any], into: dict[str, Any]) -> None:
@@ -176,6 +178,92 @@ def dlogits(
     bounds = jnp.concatenate([jnp.asarray(start, jnp.int32)[None], jnp.asarray(fresh, jnp.int32)])
     outputs = {"dlogits": jax.ShapeDtypeStruct((x.shape[0], columns), x.dtype)}
     return _over_tiles(epilogue, tiles, layout, columns, bounds, x, w, given, outputs, x.dtype)["dlogits"]
+
+
+# -- in the walk over the vocabulary -----------------------------------------------------------------------------------
+
+
+def rows(walk: Walk, arrays: Arrays, heads: tuple[str, ...]) -> dict[str, Any]:
+    """What a walk over all columns leaves of each row: the state in which
+    :mod:`xentjax.losses.linear.statistics` merges blocks."""
+    x, tiles = arrays["x"], FOR_PRODUCTS if "known" in heads else FOR_STATISTICS
+
+    def whole(block: Block, _: None) -> dict[str, Any]:
+        fresh = _fresh(block, walk.width)
+        of_tiles = tile_statistics(
+            x,
+            arrays["w"],
+            _label(arrays.get("labels"), block, fresh, x),
+            fresh[1],
+            layout=walk.layout,
+            tiles=tiles,
+            spread="uniform" in heads,
+            products="known" in heads,
+        )
+        return _merged(of_tiles, fresh[1], tiles)
+
+    found = dataclasses.replace(walk, block=walk.width).over(arrays, whole, None)
+    state = {"maximum": found["maximum"], "rest": found["rest"]}
+    if "gap" in heads:
+        state["at"] = found["at"][:, None]
+    if "uniform" in heads:
+        is_finite = jnp.abs(found["maximum"]) < jnp.inf
+        state |= {"reference": jnp.where(is_finite, found["maximum"], 0), "uniform": found["spread"]}
+    if "known" in heads:
+        state["known"] = found["products"]
+    return {name: vary_like(value, x) for name, value in state.items()}
+
+
+def cotangents_of_block(
+    walk: Walk, arrays: Arrays, heads: Mapping[str, Any], block: Block, cotangents: Mapping[str, Any]
+) -> Any:
+    """The dlogits of a block of columns, in 16 bits, from the cotangents of the sums of
+    :mod:`xentjax.losses.linear.slopes`."""
+    x, columns = arrays["x"], heads.get("columns")
+    fresh, none = _fresh(block, walk.block), jnp.zeros_like(heads["maximum"])
+    row = {"maximum": finite(heads["maximum"]), "log_total": heads["log_total"], "scale": cotangents["mean"]}
+    row["label"] = _label(columns, block, fresh, x)
+    row |= {"scale_at": none, "at": none}
+    if columns is not None:
+        row["scale_at"] = jnp.where(columns[:, 0] == heads["left_out"], 0, cotangents["mean"])
+        row["at"] = cotangents["at"][:, 0]
+    if "uniform" in heads:
+        row["shift"] = cotangents["uniform"]
+    if "is_lost" in heads:
+        row["is_lost"] = heads["is_lost"]
+    sizes = {"columns": walk.block, "layout": walk.layout, "tiles": FOR_DLOGITS}
+    return vary_like(dlogits(x, arrays["w"], block.start, jnp.stack(fresh), row, **sizes), x)
+
+
+def _merged(of_tiles: dict[str, Any], columns: Any, tiles: Tiles) -> dict[str, Any]:
+    """The statistics of whole rows; ``spread`` is then the sum of m - u."""
+    maximum = of_tiles["maximum"]
+    highest = jnp.max(maximum, axis=0)
+    place = jnp.arange(len(maximum), dtype=jnp.int32)[:, None]
+    is_holder = place == jnp.argmax(maximum, axis=0)
+    fall = jnp.where(maximum == highest, 0, maximum - highest)
+    rest = jnp.sum(jnp.where(is_holder, of_tiles["rest"], (1 + of_tiles["rest"]) * jnp.exp(fall)), axis=0)
+    found = {"maximum": highest, "rest": rest, "at": jnp.sum(of_tiles["at"], axis=0)}
+    if "spread" in of_tiles:
+        counted = jnp.clip(columns - place * tiles.columns, 0, tiles.columns)
+        found["spread"] = jnp.sum(of_tiles["spread"] - jnp.where(counted == 0, 0, counted * fall), axis=0)
+    return found | {n: v for n, v in of_tiles.items() if n == "products"}
+
+
+def _fresh(block: Block, size: int) -> tuple[Any, Any]:
+    """The columns of a block that no block before had and that are classes: from the first up to the second."""
+    if block.fresh is None:
+        return jnp.int32(0), jnp.int32(size)
+    first = jnp.argmax(block.fresh).astype(jnp.int32)
+    return first, first + jnp.sum(block.fresh, dtype=jnp.int32)
+
+
+def _label(labels: Any, block: Block, fresh: tuple[Any, Any], x: Any) -> Any:
+    """The column of each row's label, -1 where that is not fresh."""
+    if labels is None:
+        return vary_like(jnp.full(x.shape[0], -1, jnp.int32), x)
+    label = labels[:, 0].astype(jnp.int32) - block.first
+    return jnp.where((label >= fresh[0]) & (label < fresh[1]), label, -1)
 
 
 # -- one walk over the tiles of a product ------------------------------------------------------------------------------
@@ -296,9 +384,7 @@ def _over_tiles(
         grid_names=("block",),
         num_threads=_MULTIPLYING + 1,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(
-            approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup
-        ),
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
     )
     more = _padded(n, tiles) - n
     return dict(zip(outputs, kernel(bounds, x, w, *(jnp.pad(a, (0, more)) for a in by_row.values())), strict=True))

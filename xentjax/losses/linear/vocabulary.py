@@ -26,6 +26,7 @@ from xentjax.core.widening import narrowed, rounded_to_bfloat16
 #: known [N, V], the products x @ w.
 Arrays = Mapping[str, Any]
 Layout = Literal["dv", "vd"]
+Kernels = Literal["xla", "mosaic"]
 
 
 class Block(NamedTuple):
@@ -53,6 +54,7 @@ class Walk:
       layout: ``"dv"`` or ``"vd"``: which axis of w the vocabulary is along.
       axis_name: the mesh axis that the vocabulary is split over, or None.
       shards: over how many devices.
+      kernels: what computes on a GPU; ``"mosaic"``: :mod:`xentjax.losses.linear.mosaic`.
     """
 
     width: int
@@ -61,6 +63,7 @@ class Walk:
     layout: Layout = "dv"
     axis_name: Any = None
     shards: int = 1
+    kernels: Kernels = "xla"
 
     @property
     def axis(self) -> int:
