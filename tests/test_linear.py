@@ -25,6 +25,16 @@ def draw(n, d, v, seed=0, sd=1.0):
     return x.astype(np.float32), w.astype(np.float32), rng.integers(0, v, n).astype(np.int32)
 
 
+def draw_cotangents(n):
+    """For each output."""
+    return {name: np.random.default_rng(i).standard_normal(n).astype(np.float32) for i, name in enumerate(OUTPUTS)}
+
+
+def named(parameter):
+    """A shape, or a plan with its sizes."""
+    return f"{parameter.strategy}-{parameter.block}" if isinstance(parameter, Plan) else str(parameter)
+
+
 def with_gradients(outputs=("loss",), **static):
     """A program of (x, w, bias, labels, cotangents, options): outputs by name; gradients by x, w and bias."""
 
@@ -69,15 +79,12 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("shape", "plan"), SHAPES, ids=lambda p: f"{p.strategy}-{p.block}" if isinstance(p, Plan) else str(p)
-)
+@pytest.mark.parametrize(("shape", "plan"), SHAPES, ids=named)
 def test_shapes_and_scales(shape, plan):
     """Each with random cotangents on every float output: of logits that are all 0, small, large, and far from 0."""
     n, _, v = shape
     program = with_gradients(OUTPUTS, implementation=plan)
-    cotangents = {name: np.random.default_rng(i).standard_normal(n) for i, name in enumerate(OUTPUTS)}
-    cotangents = {name: c.astype(np.float32) for name, c in cotangents.items()}
+    cotangents = draw_cotangents(n)
     for sd in (0.0, 30.0) if n * v > 2**20 else (0.0, 0.1, 1.0, 30.0):
         values, _ = check(program, *draw(*shape, sd=sd), cotangents)
         if sd == 0:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from linear_truth import OUTPUTS, truth
-from test_linear import BLOCKS, CHUNKS, IDS, check, draw, with_gradients
+from test_linear import BLOCKS, CHUNKS, IDS, check, draw, draw_cotangents, named, with_gradients
 
 from xentjax.losses.linear import Plan, Teacher, linear_cross_entropy
 
@@ -27,16 +27,13 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("shape", "plan"), SHAPES, ids=lambda p: f"{p.strategy}-{p.block}" if isinstance(p, Plan) else str(p)
-)
+@pytest.mark.parametrize(("shape", "plan"), SHAPES, ids=named)
 def test_vocabularies(shape, plan):
     """Labels at the ends of blocks, and at every scale of logits, far from 0 too."""
     n, _, v = shape
     block = plan.block if isinstance(plan, Plan) else v
     program = with_gradients(OUTPUTS, implementation=plan)
-    cotangents = {name: np.random.default_rng(i).standard_normal(n) for i, name in enumerate(OUTPUTS)}
-    cotangents = {name: c.astype(np.float32) for name, c in cotangents.items()}
+    cotangents = draw_cotangents(n)
     edges = np.clip(np.array([0, v - 1, v - block, v - block - 1, block - 1, block, 2 * block]), 0, v - 1)
     for sd in (0.0, 0.1, 1.0, 30.0):
         x, w, labels = draw(*shape, sd=sd)

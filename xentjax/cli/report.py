@@ -21,6 +21,7 @@ from xentjax.cli import extras
 from xentjax.training.evaluation import Evaluation
 from xentjax.training.job import Fitted
 from xentjax.training.language.language_result import LanguageRun
+from xentjax.training.machine import Cost
 from xentjax.training.many import Grid
 from xentjax.training.regression_result import Regression
 from xentjax.training.steps import Progress as Step
@@ -91,18 +92,14 @@ def _shown(*columns: object) -> Progress:
 def print_fit(fitted: Fitted, folder: Path) -> None:
     """The table at the end of a fit: the model on training and test examples, then how it was found."""
     _print(_evaluations(fitted.config.name, fitted.train, fitted.test))
-    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    facts = _facts()
     precision = fitted.config.precision
     facts.add_row("status", str(fitted.status))
     facts.add_row("steps", str(fitted.steps[-1]))
     facts.add_row("objective", f"{_number(fitted.value[-1])} nats, with l2 = {fitted.config.model.l2:g}")
     facts.add_row("largest gradient component", _number(fitted.gradient_norm[-1]))
     facts.add_row("hand-derived − automatic gradient", f"at most {_number(fitted.gradient_deviation)} ({precision})")
-    facts.add_row("compile time", _seconds(fitted.cost.compile_seconds))
-    facts.add_row("run time", _seconds(fitted.cost.run_seconds))
-    facts.add_row("device", fitted.cost.device)
-    facts.add_row("run folder", str(folder))
-    _print(facts)
+    _print_facts(facts, fitted.cost, folder)
     _print(f"[dim]{fitted.status}: {fitted.status.message}.[/]")
     _print_note(fitted.train)
 
@@ -111,13 +108,9 @@ def print_regression(made: Regression, folder: Path) -> None:
     """The tables of a regression, then the model on training and test examples, and how long it took."""
     say(f"{made.text()}\n")
     _print(_evaluations(made.config.name, made.train, made.test))
-    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    facts = _facts()
     facts.add_row("precision", made.config.precision)
-    facts.add_row("compile time", _seconds(made.cost.compile_seconds))
-    facts.add_row("run time", _seconds(made.cost.run_seconds))
-    facts.add_row("device", made.cost.device)
-    facts.add_row("run folder", str(folder))
-    _print(facts)
+    _print_facts(facts, made.cost, folder)
     if made.interrupted:
         _print(f"[dim]{made.status}: {made.status.message}.[/]")
     _print_note(made.train)
@@ -129,12 +122,7 @@ def print_language(made: LanguageRun, folder: Path) -> None:
     if made.sample:
         lines = "\n".join(f"  │ {line}" for line in made.sample.strip("\n").split("\n"))
         say(f"The model begins a file:\n{lines}\n")
-    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    facts.add_row("compile time", _seconds(made.cost.compile_seconds))
-    facts.add_row("run time", _seconds(made.cost.run_seconds))
-    facts.add_row("device", made.cost.device)
-    facts.add_row("run folder", str(folder))
-    _print(facts)
+    _print_facts(_facts(), made.cost, folder)
     _print(f"[dim]{made.status}: {made.message}.[/]")
 
 
@@ -188,17 +176,12 @@ def print_grid(grid: Grid, folder: Path) -> None:
             cells += [_number(np.median(test[i])), f"{np.median(accuracy):.2f} % {spread}"]
         table.add_row(*cells)
     _print(table)
-    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    facts.add_row("compile time", _seconds(grid.cost.compile_seconds))
-    facts.add_row("run time", f"{_seconds(grid.cost.run_seconds)} for all {grid.steps.size} fits")
-    facts.add_row("device", grid.cost.device)
-    facts.add_row("run folder", str(folder))
-    _print(facts)
+    _print_facts(_facts(), grid.cost, folder, f" for all {grid.steps.size} fits")
 
 
 def print_info() -> None:
     """Devices, versions, and extras."""
-    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    facts = _facts()
     facts.add_row("xentjax", xj.__version__)
     facts.add_row("python", f"{platform.python_version()} on {platform.platform()}")
     for name in ("jax", "jaxlib", "optax", "numpy"):
@@ -227,6 +210,19 @@ def _table(title: str) -> Table:
     return Table(
         title=title, title_justify="left", title_style="bold", header_style="bold", box=None, padding=(0, 2, 0, 0)
     )
+
+
+def _facts() -> Table:
+    return Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+
+
+def _print_facts(facts: Table, cost: Cost, folder: Path, of: str = "") -> None:
+    """Facts of a run, then what it cost and where it is."""
+    facts.add_row("compile time", _seconds(cost.compile_seconds))
+    facts.add_row("run time", _seconds(cost.run_seconds) + of)
+    facts.add_row("device", cost.device)
+    facts.add_row("run folder", str(folder))
+    _print(facts)
 
 
 def _print(what: Table | str) -> None:

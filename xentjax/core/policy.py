@@ -222,19 +222,20 @@ def weighted_mean(values: Any, weights: Any) -> Any:
 
 def _weighted_mean_rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
     (values, weights), (values_dot, weights_dot) = primals, tangents
-    inverse = _inverse(jnp.sum(weights))
-    mean_dot = jnp.zeros_like(inverse)
+    scale = inverse(jnp.sum(weights))
+    mean_dot = jnp.zeros_like(scale)
     if not isinstance(values_dot, SymbolicZero):
-        mean_dot = mean_dot + jnp.sum(weights * values_dot) * inverse
+        mean_dot = mean_dot + jnp.sum(weights * values_dot) * scale
     if not isinstance(weights_dot, SymbolicZero):
-        mean_dot = mean_dot + jnp.sum(from_mean(values, weights * inverse) * weights_dot) * inverse
+        mean_dot = mean_dot + jnp.sum(from_mean(values, weights * scale) * weights_dot) * scale
     return weighted_mean(values, weights), mean_dot
 
 
 weighted_mean.defjvp(_weighted_mean_rule, symbolic_zeros=True)
 
 
-def _inverse(total: Any) -> Any:
+def inverse(total: Any) -> Any:
+    """1/total, and 0 where the total is 0: the mean over no weight at all."""
     return jnp.where(total == 0, 0, 1 / jnp.where(total == 0, 1, total))
 
 

@@ -22,13 +22,13 @@ from xentjax.training.data import load_examples
 from xentjax.training.evaluation import Evaluation, evaluations
 from xentjax.training.machine import Cost, timed
 from xentjax.training.prepared import initial_params, split_and_encode
-from xentjax.training.steps import Progress, Stand, ended, follow, stands, total_steps
+from xentjax.training.steps import Ending, Progress, Stand, ended, follow, stands, total_steps
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Fitted:
+class Fitted(Ending):
     """What a run ends with. Times are in seconds; the steps of the history are numbered from 0, the initial values."""
 
     config: FitConfig
@@ -41,16 +41,6 @@ class Fitted:
     test: Evaluation | None
     gradient_deviation: float
     cost: Cost
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the user stopped it."""
-        return bool(self.status == "interrupted")
-
-    @property
-    def failure(self) -> str | None:
-        """Why there is no trained model, and what to do; None where there is one, converged or not."""
-        return f"{self.status}: {self.status.message}" if self.status.names in ("diverged", "not_finite") else None
 
     def summary(self) -> dict[str, Any]:
         return {

@@ -54,6 +54,22 @@ class Stand(NamedTuple):
     history: tuple[Array, Array, Array]
 
 
+class Ending:
+    """What a run that has a status ends with."""
+
+    status: Status
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user stopped it."""
+        return bool(self.status == "interrupted")
+
+    @property
+    def failure(self) -> str | None:
+        """Why there is no trained model, and what to do; None where there is one, converged or not."""
+        return f"{self.status}: {self.status.message}" if self.status.names in ("diverged", "not_finite") else None
+
+
 def follow(stands: Iterator[_Seen], see: Callable[[_Seen], None]) -> _Seen:
     """Show ``see`` each of the stands; the last one, which a KeyboardInterrupt makes that which was seen last."""
     stand = next(stands)

@@ -33,7 +33,6 @@ class Problem:
       layout: that of w.
       outputs: their names, in order.
       labels: ``"indices"``, ``"soft"``, ``"teacher"``, or None.
-      per_label: k, the labels of an example.
       options: the names of the options that are given.
       reduction: of the loss.
       operands: the dtype of the matrix products' operands.
@@ -49,7 +48,6 @@ class Problem:
     layout: Layout
     outputs: tuple[str, ...]
     labels: str | None
-    per_label: int
     options: frozenset[str]
     reduction: policy.Reduction
     operands: Any
@@ -138,7 +136,6 @@ def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
         layout=layout,
         outputs=outputs,
         labels=kind,
-        per_label=arrays["labels"].shape[1] if "labels" in arrays else 0,
         options=frozenset({*arrays, *(n for n, v in numbers.items() if v is not None)}),
         reduction=bound["reduction"],
         operands=operands,

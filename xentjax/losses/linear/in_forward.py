@@ -18,6 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 from xentjax.core import policy
 from xentjax.core.linear_map import vary_like
 from xentjax.losses.linear import rule, slopes
+from xentjax.losses.linear.plan import Plan
 from xentjax.losses.linear.statistics import State, statistics
 from xentjax.losses.linear.vocabulary import Walk
 
@@ -31,7 +32,7 @@ Loss = Callable[[Values, State], Any]
 
 
 def loss_in_forward(
-    walk: Walk, heads: tuple[str, ...], loss: Loss, chunk: int, names: tuple[str, ...], values: Values
+    walk: Walk, heads: tuple[str, ...], loss: Loss, plan: Plan, names: tuple[str, ...], values: Values
 ) -> Any:
     """A scalar loss whose gradient is computed as its value is, wherever it is differentiated.
 
@@ -39,7 +40,7 @@ def loss_in_forward(
       walk: how the vocabulary is walked over.
       heads: the statistics that the loss is made of.
       loss: of values and statistics of any examples, a sum over them.
-      chunk: how many examples to take at a time, whose logits are stored.
+      plan: how many examples to take at a time, whose logits are stored, and whether dlogits of all are kept.
       names: of the arrays of the walk; all else are numbers of the loss.
       values: arrays and numbers, ``weights`` among them.
     """
@@ -66,7 +67,7 @@ def loss_in_forward(
 
     @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
     def value_and_gradients(moving: tuple[str, ...], values: Values) -> tuple[Any, dict[str, Any]]:
-        return _in_chunks(walk, heads, loss, chunk, names, moving, values)
+        return _in_chunks(walk, heads, loss, plan, names, moving, values)
 
     @value_and_gradients.defjvp
     def _(moving: tuple[str, ...], primals: Any, tangents: Any) -> tuple[Any, Any]:
@@ -89,22 +90,19 @@ def _in_chunks(
     walk: Walk,
     heads: tuple[str, ...],
     loss: Loss,
-    chunk: int,
+    plan: Plan,
     names: tuple[str, ...],
     moving: tuple[str, ...],
     values: Values,
 ) -> tuple[Any, dict[str, Any]]:
     """Value and gradients: those of the examples in their place, all others added up in the dtype of computation."""
     rows = values["x"].shape[0]
-    chunks = -(-rows // chunk)
+    chunks = -(-rows // plan.chunk)
     size = -(-rows // chunks)
     by_example = {n for n in values if n in _BY_EXAMPLE} | {"dlogits"}
-    # Of many chunks the gradient by w is a sum. Where that takes more memory, in the dtype of computation, than the
-    # dlogits of all examples do in 16 bits, these are stored, and the products with x and w are those of one chunk.
     wanted, kind = moving, jnp.dtype(policy.result_dtype((values["x"], values["w"])))
     dtype = policy.compute_dtype(kind)
-    is_less = rows * kind.itemsize < values["x"].shape[1] * dtype.itemsize
-    if chunks > 1 and kind == jnp.bfloat16 and "w" in moving and is_less:
+    if plan.keeps_dlogits and "w" in moving:
         moving = (*(n for n in moving if n not in ("x", "w")), "dlogits")
 
     def step(i: Any, carry: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:

@@ -107,14 +107,17 @@ def _loss(problem: Problem, walk: Walk, arrays: Arrays, numbers: Numbers, found:
             own = _class_weights_of_labels(walk, arrays)
             masses = own if masses is None else masses * own
         gap = found["gap"]
-        # 0·log 0 = 0; elsewhere a mass of 0 still has a derivative.
-        loss = gap if masses is None else jnp.where((masses == 0) & (gap == jnp.inf), 0, masses * gap)
-        loss = jnp.sum(loss, axis=1)
+        loss = jnp.sum(gap if masses is None else _massed(masses, gap), axis=1)
     if smoothing is not None:
         loss = (1 - smoothing) * loss + smoothing / problem.classes * mass * found["uniform"]
     if (z_loss := numbers.get("z_loss")) is not None:
         loss = loss + z_loss * jnp.square(found["maximum"] + found["log_total"])
     return loss
+
+
+def _massed(masses: Any, gap: Any) -> Any:
+    """m (-log p), where 0·log 0 = 0; elsewhere a mass of 0 still has a derivative."""
+    return jnp.where((masses == 0) & (gap == jnp.inf), 0, masses * gap)
 
 
 def _class_weights_of_labels(walk: Walk, arrays: Arrays) -> Any:
@@ -142,7 +145,7 @@ def _in_forward(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers) 
         return _reduced("sum", own, _loss(problem, walk, {n: values[n] for n in arrays}, own, found))
 
     values = {**arrays, **given, "weights": _shares(problem, numbers)}
-    return loss_in_forward(walk, _heads(problem, plan), loss, plan.chunk, tuple(arrays), values)
+    return loss_in_forward(walk, _heads(problem, plan), loss, plan, tuple(arrays), values)
 
 
 def _shares(problem: Problem, numbers: Numbers) -> Any:
@@ -153,8 +156,7 @@ def _shares(problem: Problem, numbers: Numbers) -> Any:
         shares = jnp.where(counted, shares, 0)
     if problem.reduction == "sum":
         return shares
-    total = jnp.sum(shares)
-    return jnp.where(total == 0, 0, shares / jnp.where(total == 0, 1, total))
+    return shares * policy.inverse(jnp.sum(shares))
 
 
 def _kept(numbers: Numbers, values: Any) -> Any:
@@ -174,7 +176,7 @@ def _surprise(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers, fo
     gap, masses = found["gap"], numbers["probabilities"]
     if masses is None:
         return gap[:, 0]
-    return jnp.sum(jnp.where((masses == 0) & (gap == jnp.inf), 0, masses * gap), axis=1)
+    return jnp.sum(_massed(masses, gap), axis=1)
 
 
 def _label(problem: Problem, arrays: Arrays, numbers: Numbers, found: State) -> Any:

@@ -21,12 +21,17 @@ STRATEGIES = get_args(Strategy)
 TABLE = pathlib.Path(__file__).parent / "blocks.json"
 
 _MIB = 2**20
-#: Columns at a time where nothing was measured, by platform, for 16-bit operands and for others; tokens at a time.
-_COLUMNS = {"cpu": (2048, 1024)}
-_TOKENS = {"cpu": 1024}
-_ELSEWHERE_COLUMNS, _ELSEWHERE_TOKENS = (8192, 4096), 4096
-#: Fewer tokens at a time leave products that are slow; blocks are multiples of so many columns.
-_FEWEST_TOKENS, _MULTIPLE = 256, 128
+#: Tokens at a time where nothing was measured, half of all at most; fewer than the least leave products that are slow.
+_TOKENS, _FEWEST_TOKENS = 1024, 256
+#: The budget where none is given: so many times what the gradients by x and w take in the dtype of computation.
+_GENEROUS = 3
+#: Columns at a time where nothing was measured: on a CPU, by the bytes of an operand; elsewhere as many as have logits
+#: and dlogits of so many bytes, between the least and the most.
+_CPU_COLUMNS = {2: 2048, 4: 1024, 8: 1024}
+_BLOCK_BYTES, _FEWEST_COLUMNS, _MOST_COLUMNS = 128 * _MIB, 3072, 8192
+#: Blocks are multiples of so many columns on a CPU, and elsewhere where that lets them divide the vocabulary; and what
+#: products of a GPU's library work in.
+_MULTIPLE, _ALIGNED, _WORKSPACE = 128, 8, 32 * _MIB
 #: Up to so many classes rows are summed class by class, and all logits stored where they take no more than so much.
 _FEW_CLASSES, _LITTLE = 512, 32 * _MIB
 #: An entry of the table stands for sizes that differ from its own by this factor at most, each.
@@ -49,6 +54,9 @@ class Plan:
       forward_flop, backward_flop: operations of the matrix products of the loss, and further ones of its gradient by x
         and w.
       temporary_bytes: what value and gradient store beside arguments and results, about.
+      keeps_dlogits: of several chunks the gradient by w is a sum in float32. Where they take less memory than that, the
+        dlogits of all tokens are stored in bfloat16, and the gradients by w and x are one product each. Found, as the
+        costs are.
     """
 
     strategy: Strategy
@@ -58,6 +66,7 @@ class Plan:
     forward_flop: int = 0
     backward_flop: int = 0
     temporary_bytes: int = 0
+    keeps_dlogits: bool = False
 
     def walk(self, problem: Problem) -> Walk:
         return Walk(problem.width, problem.classes, self.block, problem.layout, problem.axis_name, problem.shards)
@@ -72,9 +81,9 @@ class Plan:
 def plan(problem: Problem, memory_budget: int | None = None, implementation: str | Plan | None = None) -> Plan:
     """The way that a problem is computed.
 
-    By default a scalar loss has its gradient in the forward pass, in chunks of tokens that take as much memory as its
-    gradients by x and w do in float32 (16-bit ones twice that: one half is their sums). What is not scalar is computed
-    again, block by block. Few logits are stored.
+    By default a scalar loss has its gradient in the forward pass, in chunks of tokens, two at least, that take three
+    times the memory of its gradients by x and w at most. What is not scalar is computed again, block by block. Few
+    logits are stored.
 
     Args:
       problem: the shapes and dtypes.
@@ -101,7 +110,7 @@ def plan(problem: Problem, memory_budget: int | None = None, implementation: str
 
 def _chosen(problem: Problem, memory_budget: int | None) -> Plan:
     budget = _default_budget(problem) if memory_budget is None else memory_budget
-    allowed = "the budget of" if memory_budget is not None else "what the gradients take,"
+    allowed = "the budget of" if memory_budget is not None else "three times what the gradients take,"
     dense = _with_costs(problem, Plan("dense", problem.width, problem.rows))
     if problem.width <= _FEW_CLASSES and dense.temporary_bytes <= max(_LITTLE, budget):
         return dataclasses.replace(dense, why="few classes")
@@ -134,13 +143,12 @@ def _kept(problem: Problem, plan: Plan, memory_budget: int | None) -> Plan:
 
 def _default_budget(problem: Problem) -> int:
     gradients = (problem.rows + problem.width) * problem.depth * int(problem.dtype.itemsize)
-    return max(gradients + _sums(problem), _LITTLE)
+    return max(_GENEROUS * gradients, _LITTLE)
 
 
-def _sums(problem: Problem) -> int:
-    """Bytes of a 16-bit gradient by w as it adds up, in the dtype of computation."""
-    wide, narrow = int(problem.dtype.itemsize), int(problem.operands.itemsize)
-    return problem.depth * problem.width * wide if narrow < wide else 0
+def _bytes_each(problem: Problem) -> tuple[int, int]:
+    """Of a number as it is computed, and of one as products take it."""
+    return int(problem.dtype.itemsize), int(problem.operands.itemsize)
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------
@@ -149,22 +157,37 @@ def _sums(problem: Problem) -> int:
 def _with_sizes(problem: Problem, plan: Plan, budget: int | None) -> Plan:
     """The plan with what it leaves open: as it was measured on a device of this kind, otherwise by a rule, and no more
     than the budget allows."""
-    measured = _measured(problem, plan.strategy)
     if plan.strategy == "dense":
         return dataclasses.replace(plan, block=problem.width, chunk=problem.rows)
-    platform = jax.default_backend()
-    is_narrow = problem.operands.itemsize == 2
+    measured = _measured(problem, plan.strategy)
     chunk = plan.chunk or problem.rows
     if plan.strategy == "gradient_in_forward" and not plan.chunk:
-        chunk = measured.get("chunk") or _TOKENS.get(platform, _ELSEWHERE_TOKENS)
-    most_columns = measured.get("block") or _COLUMNS.get(platform, _ELSEWHERE_COLUMNS)[0 if is_narrow else 1]
-    block = plan.block or _even(problem.width, most_columns)
+        chunk = measured.get("chunk") or min(_TOKENS, max(-(-problem.rows // 2), _FEWEST_TOKENS))
+    block = plan.block or measured.get("block") or _columns(problem, plan.strategy)
     sized = dataclasses.replace(plan, block=min(block, problem.width), chunk=max(min(chunk, problem.rows), 1))
     if budget is None:
         return sized
     if plan.strategy == "gradient_in_forward" and not plan.chunk:
         sized = _fewer_tokens(problem, sized, budget)
     return sized if plan.block else _fewer_columns(problem, sized, budget)
+
+
+def _columns(problem: Problem, strategy: str) -> int:
+    """The columns of a block, by the rule."""
+    wide, narrow = _bytes_each(problem)
+    if _is_cpu():
+        return _even(problem.width, _CPU_COLUMNS[narrow])
+    if strategy == "gradient_in_forward" and problem.width % _ALIGNED == 0:
+        # The logits of a chunk are stored: those of all columns at a time, as products can take them.
+        return problem.width
+    most = _BLOCK_BYTES // (max(problem.rows, 1) * (wide + narrow))
+    most = min(max(most, _FEWEST_COLUMNS), _MOST_COLUMNS)
+    dividing = [c for c in range(most - most % _ALIGNED, most // 2, -_ALIGNED) if problem.width % c == 0]
+    return dividing[0] if dividing and problem.width > most else _even(problem.width, most)
+
+
+def _is_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _fewer_tokens(problem: Problem, plan: Plan, budget: int) -> Plan:
@@ -218,16 +241,30 @@ def _measured(problem: Problem, strategy: str) -> dict[str, Any]:
 def _with_costs(problem: Problem, plan: Plan) -> Plan:
     """The plan with what it costs: products of N x D x V, logits in the dtype of computation, dlogits in that of the
     operands, gradients as they add up."""
-    wide, narrow = int(problem.dtype.itemsize), int(problem.operands.itemsize)
+    wide, narrow = _bytes_each(problem)
     once = 2 * problem.rows * problem.depth * problem.width
-    tokens = plan.chunk if plan.strategy == "gradient_in_forward" else problem.rows
+    is_in_forward = plan.strategy == "gradient_in_forward"
+    tokens = plan.chunk if is_in_forward else problem.rows
     of_tokens = tokens * (problem.depth * (wide + narrow) + 16 * wide)
     of_logits = tokens * (wide + (narrow if narrow < wide else 0))
-    if plan.strategy == "dense":
-        stored = problem.width * of_logits + of_tokens
-    else:
-        stored = plan.block * (of_logits + problem.depth * (wide + narrow)) + of_tokens
-    if plan.strategy == "gradient_in_forward":
-        stored += tokens * problem.width * wide + _sums(problem)
+    stored = plan.block * of_logits + of_tokens
+    if not _is_cpu():
+        stored += _WORKSPACE
+    elif plan.strategy != "dense":
+        # A block of w and of its gradient, which elsewhere are read and written where they are.
+        stored += plan.block * problem.depth * (wide + narrow)
+    keeps_dlogits = False
+    if is_in_forward and plan.block < problem.width:
+        stored += tokens * problem.width * wide
+    if is_in_forward and plan.chunk < problem.rows and narrow < wide:
+        of_sums, of_dlogits = problem.depth * problem.width * wide, problem.rows * problem.width * narrow
+        keeps_dlogits = problem.operands.name == "bfloat16" and of_dlogits < of_sums
+        stored += of_dlogits if keeps_dlogits else of_sums
     again = 1 if plan.strategy == "recompute" else 0
-    return dataclasses.replace(plan, forward_flop=once, backward_flop=(2 + again) * once, temporary_bytes=stored)
+    return dataclasses.replace(
+        plan,
+        forward_flop=once,
+        backward_flop=(2 + again) * once,
+        temporary_bytes=stored,
+        keeps_dlogits=keeps_dlogits,
+    )

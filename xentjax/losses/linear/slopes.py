@@ -34,7 +34,7 @@ from xentjax.core import policy
 from xentjax.core.linear_map import vary_like
 from xentjax.logit_rows import finite, huge
 from xentjax.losses.linear.statistics import at_labels, is_in, teacher_probabilities
-from xentjax.losses.linear.vocabulary import Arrays, Block, Walk, rounded_product, shapers, zeros
+from xentjax.losses.linear.vocabulary import SHAPERS, Arrays, Block, Walk, rounded_product, shapers, zeros
 
 #: How the vocabulary is walked over, and which arrays move.
 Config = tuple[Walk, tuple[str, ...]]
@@ -56,7 +56,7 @@ def forward(config: Config, residuals: Residuals, moving: Arrays) -> dict[str, A
     (walk, _), (arrays, heads) = config, residuals
 
     def step(block: Block, sums: dict[str, Any]) -> dict[str, Any]:
-        moved = {n: moving[n] for n in moving if n.removeprefix("teacher_") in ("softcap", "temperature")}
+        moved = {n: moving[n] for n in moving if n in SHAPERS}
         for of in _SOURCES:
             parts = []
             if f"{of}x" in moving:
@@ -91,9 +91,7 @@ def add_gradients(
     zeros there. Among what moves may be ``"dlogits"``, the products x @ w as such: their cotangent ``[N, V]``, rounded
     as for the products with w and x."""
     (walk, names), (arrays, heads) = config, residuals
-    transposed = {of: arrays[f"{of}x"].T for of in _SOURCES if f"{of}w" in names}
-    if walk.block >= TRANSPOSED:
-        transposed = jax.lax.optimization_barrier(transposed)
+    transposed = {of: _transposed(walk, arrays[f"{of}x"]) for of in _SOURCES if f"{of}w" in names}
     scale = _scale(arrays["x"].dtype, cotangents)
 
     # Logits that are stored are not computed again.
@@ -131,9 +129,7 @@ def add_gradients(
         if "class_weights" in names:
             part = g["class_weights"] if block.fresh is None else jnp.where(block.fresh, g["class_weights"], 0)
             new["class_weights"] = walk.add_entries(found["class_weights"], part, block, to_zeros=to_zeros)
-        for name in names:
-            if name.removeprefix("teacher_") in ("softcap", "temperature"):
-                new[name] = found[name] + g[name]
+        new |= {n: found[n] + g[n] for n in names if n in SHAPERS}
         return new
 
     return walk.over(arrays, step, dict(start))
@@ -143,7 +139,7 @@ def _cotangents(
     walk: Walk, arrays: Arrays, heads: Mapping[str, Any], block: Block, names: tuple[str, ...], cotangents: Any
 ) -> dict[str, Any]:
     """Those of the products z of a block, of the numbers that shape logits, and of the block's class weights."""
-    moved = {n: arrays[n] for n in names if n.removeprefix("teacher_") in ("softcap", "temperature")}
+    moved = {n: arrays[n] for n in names if n in SHAPERS}
     for of in _SOURCES:
         if {f"{of}x", f"{of}w", f"{of}bias", f"{of}dlogits"} & set(names):
             moved[f"{of}z"] = zeros(_shape(arrays, walk), arrays)
@@ -187,7 +183,7 @@ def _by_kernel(walk: Walk, arrays: Arrays, heads: Mapping[str, Any], block: Bloc
 def products_of_dlogits(walk: Walk, arrays: Arrays, dlogits: Any) -> dict[str, Any]:
     """The gradients by x and w, where the dlogits ``[N, V]`` of all examples are stored, rounded to their dtypes."""
     x, w = (vary_like(arrays[n], dlogits) for n in ("x", "w"))
-    transposed = x.T if walk.block < TRANSPOSED else jax.lax.optimization_barrier(x.T)
+    transposed = _transposed(walk, x)
 
     def at_once(block: Block, found: None) -> dict[str, Any]:
         by_x = rounded_product(dlogits, walk.columns_of(w, block), 1, walk.axis, x.dtype)
@@ -206,6 +202,10 @@ def products_of_dlogits(walk: Walk, arrays: Arrays, dlogits: Any) -> dict[str, A
 
     start = {"x": zeros(x.shape, {"x": x}), "w": zeros(w.shape, {"x": w}, w.dtype)}
     return walk.over(arrays, step, start)
+
+
+def _transposed(walk: Walk, x: Any) -> Any:
+    return x.T if walk.block < TRANSPOSED else jax.lax.optimization_barrier(x.T)
 
 
 def _shape(arrays: Arrays, walk: Walk) -> tuple[int, int]:

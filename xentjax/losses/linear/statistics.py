@@ -257,15 +257,9 @@ def _across_devices(walk: Walk, arrays: Arrays, state: State, heads: tuple[str, 
 
 def _own_mass(walk: Walk, arrays: Arrays) -> Any:
     """The sum of the class weights on this device; the number of its classes where there are none."""
-    classes = walk.classes if walk.axis_name is None else walk.classes - arrays["offset"]
-    if "class_weights" not in arrays:
-        return (
-            jnp.clip(classes, 0, walk.width).astype(policy.compute_dtype(arrays["x"].dtype))
-            if walk.axis_name
-            else classes
-        )
-    weights = arrays["class_weights"]
-    return jnp.sum(jnp.where(jnp.arange(walk.width) < classes, weights, 0))
+    is_class = jnp.arange(walk.width) < walk.classes - arrays.get("offset", 0)
+    ones = jnp.ones((), policy.compute_dtype(arrays["x"].dtype))
+    return jnp.sum(jnp.where(is_class, arrays.get("class_weights", ones), 0))
 
 
 def class_mass(walk: Walk, arrays: Arrays) -> Any:

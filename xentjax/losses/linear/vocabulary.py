@@ -268,6 +268,10 @@ def _taken(config: Place, start: Any, cotangent: Any) -> tuple[Any, Any]:
     return rest, part.astype(dtype)
 
 
+#: Numbers that shape logits, the student's and the teacher's.
+SHAPERS = ("softcap", "teacher_softcap", "temperature")
+
+
 def shapers(arrays: Arrays, of: str = "") -> dict[str, Any]:
     """The numbers that shape logits."""
     return {n: arrays[n] for n in (f"{of}softcap", "temperature") if n in arrays}

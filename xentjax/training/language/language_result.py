@@ -20,12 +20,13 @@ from xentjax.training.language.network import LanguageParams, context
 from xentjax.training.language.tokenized import Tokenized
 from xentjax.training.language_config import LanguageConfig
 from xentjax.training.machine import Cost, versions
+from xentjax.training.steps import Ending
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class LanguageRun:
+class LanguageRun(Ending):
     """What a run ends with. Arrays are of NumPy, times in seconds."""
 
     config: LanguageConfig
@@ -43,16 +44,6 @@ class LanguageRun:
     sample: str
     """The beginning of a file as the model writes it."""
     cost: Cost
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the user stopped it."""
-        return bool(self.status == "interrupted")
-
-    @property
-    def failure(self) -> str | None:
-        """Why there is no trained model, and what to do; None where there is one."""
-        return f"{self.status}: {self.status.message}" if self.status.names in ("diverged", "not_finite") else None
 
     @property
     def message(self) -> str:
