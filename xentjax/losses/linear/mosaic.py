@@ -123,7 +123,8 @@ def tile_statistics(
         found = jax.tree.map(lambda *of_parts: functools.reduce(jnp.add, of_parts), *parts)
         found |= {"maximum": maximum, "rest": found.pop("below") + (found.pop("ties") - 1)}
         for name, value in found.items():
-            plgpu.store(into[name].at[tile.j, pl.ds(tile.first_row, tiles.rows)], value, optimized=False)
+            place = into[name].at[tile.j, pl.ds(tile.first_row, tiles.rows)]
+            plgpu.store(place, value, optimized=False)  # type: ignore[attr-defined]
 
     bounds = jnp.stack([jnp.int32(0), jnp.asarray(columns, jnp.int32)])
     staged = jnp.dtype(jnp.float32) if products else None
@@ -231,7 +232,7 @@ def cotangents_of_block(
         row["shift"] = cotangents["uniform"]
     if "is_lost" in heads:
         row["is_lost"] = heads["is_lost"]
-    sizes = {"columns": walk.block, "layout": walk.layout, "tiles": FOR_DLOGITS}
+    sizes: Any = {"columns": walk.block, "layout": walk.layout, "tiles": FOR_DLOGITS}
     return vary_like(dlogits(x, arrays["w"], block.start, jnp.stack(fresh), row, **sizes), x)
 
 
@@ -368,7 +369,7 @@ def _over_tiles(
         transforms=(plgpu.TilingTransform((_ROWS, _chunk(dtype))), plgpu.SwizzleTransform(_SWIZZLE)),
     )
     of_w = (tiles.depth, tiles.columns) if layout == "dv" else (tiles.columns, tiles.depth)
-    scratch = {
+    scratch: dict[str, Any] = {
         "of_x": swizzled((stages, tiles.of_block, tiles.depth), x.dtype),
         "of_w": swizzled((stages, *of_w), w.dtype),
         "filled": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
@@ -421,8 +422,8 @@ def _along_rows(row: Any, shape: tuple[int, int]) -> Any:
 
 def _of_rows(ref: Any, tile: _Tile) -> Any:
     """A number for each row of a tile."""
-    layout = plgpu.Layout.WGMMA.reduce(1)
-    return plgpu.load(ref.at[pl.ds(tile.first_row, tile.sizes.rows)], layout=layout, optimized=False)
+    rows = ref.at[pl.ds(tile.first_row, tile.sizes.rows)]
+    return plgpu.load(rows, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)  # type: ignore[call-arg]
 
 
 def _store(tile: _Tile, u: Any, into: Any, function: Callable[[Any, Any], Any] | None = None) -> None:
