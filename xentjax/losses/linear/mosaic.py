@@ -21,6 +21,7 @@ import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
+import numpy as np
 
 from xentjax.core.linear_map import vary_like
 from xentjax.logit_rows import finite
@@ -306,6 +307,10 @@ def _over_tiles(
         warpgroup = jax.lax.axis_index("warpgroup")
         of_x, of_w = shared.pop("of_x"), shared.pop("of_w")
 
+        # In 32 bits, whatever JAX's are.
+        slot_of = lambda turn: jax.lax.rem(turn, np.int32(stages))
+        each_step = lambda turn: jax.lax.fori_loop(np.int32(0), np.int32(steps), turn, None)
+
         def each_tile(run: Callable[[Any, Any, Any], None]) -> None:
             @plgpu.nd_loop((grid[0] * grid[1],), collective_axes="block")
             def _(turn: Any) -> None:
@@ -318,9 +323,8 @@ def _over_tiles(
             start = pl.multiple_of(bounds[0], _COLUMNS)
 
             def copy(i: Any, j: Any, before: Any) -> None:
-                @pl.loop(0, steps)
-                def _(step: Any) -> None:
-                    slot = jax.lax.rem(before + step, stages)
+                def turn(step: Any, _: None) -> None:
+                    slot = slot_of(before + step)
                     inner = pl.ds(step * tiles.depth, tiles.depth)
                     outer = pl.ds(start + j * tiles.columns, tiles.columns)
                     plgpu.barrier_wait(consumed.at[slot])
@@ -328,6 +332,8 @@ def _over_tiles(
                     plgpu.copy_gmem_to_smem(own, of_x.at[slot], filled.at[slot])
                     own = w.at[inner, outer] if layout == "dv" else w.at[outer, inner]
                     plgpu.copy_gmem_to_smem(own, of_w.at[slot], filled.at[slot])
+
+                each_step(turn)
 
             each_tile(copy)
 
@@ -341,15 +347,15 @@ def _over_tiles(
 
             def multiply(i: Any, j: Any, before: Any) -> None:
                 def product(sums: Any) -> Any:
-                    @pl.loop(0, steps)
-                    def _(step: Any) -> None:
-                        slot = jax.lax.rem(before + step, stages)
+                    def turn(step: Any, _: None) -> None:
+                        slot = slot_of(before + step)
                         plgpu.barrier_wait(filled.at[slot])
                         right = of_w.at[slot]
                         plgpu.wgmma(sums, of_x.at[slot, own], right if layout == "dv" else right.T)
                         plgpu.wgmma_wait(1)
-                        plgpu.barrier_arrive(consumed.at[jax.lax.rem(before + step + (stages - 1), stages)])
+                        plgpu.barrier_arrive(consumed.at[slot_of(before + step + (stages - 1))])
 
+                    each_step(turn)
                     return sums[...]
 
                 first_row = i * tiles.of_block + warpgroup * tiles.rows
