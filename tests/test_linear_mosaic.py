@@ -1,4 +1,4 @@
-"""The kernels for Hopper GPUs: interpreted, against float64 and XLA, and compiled for an H200 not here."""
+"""The kernels for Hopper GPUs: interpreted, against float64 and against XLA."""
 
 import dataclasses
 import functools
@@ -23,9 +23,10 @@ TILES = mosaic.Tiles(rows=64, columns=128, stages=2)
 
 
 @pytest.fixture(autouse=True)
-def _on_two_multiprocessors(monkeypatch):
+def _small(monkeypatch):
+    """Small tiles, on two multiprocessors."""
     monkeypatch.setattr(mosaic, "_multiprocessors", lambda: 2)
-    for name in ("FOR_STATISTICS", "FOR_PRODUCTS", "FOR_DLOGITS"):
+    for name in ("FOR_STATISTICS", "FOR_PRODUCTS", "FOR_SPREAD", "FOR_DLOGITS"):
         monkeypatch.setattr(mosaic, name, TILES)
 
 
@@ -238,45 +239,104 @@ def test_cotangents_of_block(options):
 # -- the whole function ------------------------------------------------------------------------------------------------
 
 
+PLANS = [Plan("recompute", 192), Plan("gradient_in_forward", 320, 40), Plan("dense")]
+OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-3, "ignore_index": 7, "reduction": "mean"}
+
+
+def with_kernels(plan):
+    return dataclasses.replace(plan, kernels="mosaic")
+
+
 @pytest.fixture
 def _as_on_a_gpu(monkeypatch):
-    """What a GPU would run by kernels is that."""
+    """What a GPU runs by kernels is run by them. Nothing is compiled: their interpreter runs in no loop of XLA's."""
     by_platform = jax.lax.platform_dependent
 
     def chosen(*arguments, cuda=None, **others):
         return cuda(*arguments) if cuda is not None else by_platform(*arguments, **others)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", chosen)
-    monkeypatch.setattr(mosaic, "FOR_DLOGITS", TILES)
-
-
-PLANS = [Plan("recompute", 192), Plan("gradient_in_forward", 320, 40), "dense"]
-OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-3, "ignore_index": 7}
-
-
-def with_kernels(plan):
-    return dataclasses.replace(Plan(plan) if isinstance(plan, str) else plan, kernels="mosaic")
+    with jax.disable_jit():
+        yield
 
 
 @pytest.mark.usefixtures("_as_on_a_gpu")
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: getattr(plan, "strategy", plan))
+@pytest.mark.parametrize(("plan", "dtype"), [*((p, "bfloat16") for p in PLANS), (PLANS[0], "float16")], ids=str)
 def test_gradients(plan, dtype):
     """Value and gradients are XLA's, to a rounding of what is in 16 bits."""
     x, w, labels, _ = drawn(80, 128, 320, dtype)
     labels = jnp.maximum(labels, 7)
 
-    def loss(x, w, plan):
-        return linear_cross_entropy(x, w, labels, reduction="mean", implementation=plan, **OPTIONS)
+    def value_and_grad(plan):
+        loss = functools.partial(linear_cross_entropy, labels=labels, implementation=plan, **OPTIONS)
+        return lambda: jax.value_and_grad(loss, (0, 1))(x, w)
+
+    expected, slopes = value_and_grad(plan)()
+    assert explain(x, w, labels, implementation=with_kernels(plan), **OPTIONS).kernels == "mosaic"
+    found, got = interpreted(value_and_grad(with_kernels(plan)))
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.float32(found), np.float32(expected), rtol=eps)
+    for one, other in zip(got, slopes, strict=True):
+        np.testing.assert_allclose(np.float32(one), np.float32(other), atol=2 * eps * np.abs(np.float32(other)).max())
+
+
+def _hessian_product(f):
+    return lambda x, w: jax.jvp(jax.grad(f, (0, 1)), (x, w), (x, w))[1]
+
+
+TRANSFORMED = {
+    "jvp": lambda f: lambda x, w: jax.jvp(f, (x, w), (x, w)),
+    "grad": lambda f: jax.grad(f, (0, 1)),
+    "checkpoint": lambda f: jax.grad(jax.checkpoint(f), (0, 1)),
+    "hessian product": _hessian_product,
+    "vmap": lambda f: lambda x, w: jax.vmap(_hessian_product(f), (0, None))(jnp.stack([x, -x]), w),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_transformed(name):
+    """XLA's number for number on a CPU, whatever is made of the function."""
+    x, w, labels, _ = drawn(8, 64, 192)
 
     def program(plan):
-        return jax.value_and_grad(functools.partial(loss, plan=plan), (0, 1))
+        loss = functools.partial(linear_cross_entropy, labels=labels, implementation=plan, **OPTIONS)
+        return jax.jit(TRANSFORMED[name](loss))
 
-    expected, slopes = jax.jit(program(plan))(x, w)
-    plan = with_kernels(plan)
-    assert explain(x, w, labels, reduction="mean", implementation=plan, **OPTIONS).kernels == "mosaic"
-    found, got = interpreted(program(plan), x, w)
-    np.testing.assert_allclose(np.float32(found), np.float32(expected), rtol=float(jnp.finfo(dtype).eps))
-    for name, one, other in zip("xw", got, slopes, strict=True):
-        one, other = np.float32(one), np.float32(other)
-        np.testing.assert_allclose(one, other, atol=2 * float(jnp.finfo(dtype).eps) * np.abs(other).max(), err_msg=name)
+    plan = Plan("recompute", 128)
+    jax.tree.map(np.testing.assert_array_equal, program(with_kernels(plan))(x, w), program(plan)(x, w))
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({}, None),
+        ({"labels": None, "outputs": "logsumexp", "reduction": "none"}, None),
+        ({"n": 1020}, "multiples of 8"),
+        ({"d": 96}, "D to be a multiple of 64"),
+        ({"v": 1000}, "V to be a multiple of 64"),
+        ({"plan": Plan("recompute", 100)}, "block to be a multiple of 64"),
+        ({"plan": Plan("gradient_in_forward", 1024, 500)}, "tokens at a time"),
+        ({"dtype": jnp.float32}, "16 bits"),
+        ({"softcap": 30.0}, "a soft cap"),
+        ({"bias": jax.ShapeDtypeStruct((1024,), jnp.float32)}, "a bias"),
+        ({"outputs": ("loss", "entropy"), "reduction": "none"}, "entropy"),
+    ],
+    ids=str,
+)
+def test_what_the_kernels_are_not_for(changed, why):
+    """Is XLA's, and said."""
+    options = {"n": 1024, "d": 128, "v": 1024, "dtype": jnp.bfloat16, "plan": Plan("recompute"), "reduction": "mean"}
+    options |= changed
+    n, d, v, dtype, plan = (options.pop(name) for name in ("n", "d", "v", "dtype", "plan"))
+    x, w = jax.ShapeDtypeStruct((n, d), dtype), jax.ShapeDtypeStruct((d, v), dtype)
+    labels = options.pop("labels", jax.ShapeDtypeStruct((n,), jnp.int32))
+    found = explain(x, w, labels, implementation=with_kernels(plan), **options)
+    assert found.kernels == ("mosaic" if why is None else "xla")
+    assert "kernels" in str(found)
+    assert (why or "kernels") in str(found)
+
+
+def test_unknown_kernels():
+    x, w, labels, _ = drawn(8, 64, 192)
+    with pytest.raises(ValueError, match="must be 'xla' or 'mosaic', got 'triton'"):
+        linear_cross_entropy(x, w, labels, implementation=Plan("recompute", kernels="triton"))

@@ -14,8 +14,8 @@ KERNELS = get_args(Kernels)
 #: What D, the classes on a device, and the columns of a block are multiples of, and the tokens of a chunk: tiles in
 #: shared memory have rows of 128 bytes, in groups of 8.
 ALIGNED, ALIGNED_TOKENS = 64, 8
-#: Columns of a tile, each of which leaves so many numbers in float32 of a row.
-TILE, NUMBERS = 256, 4
+#: Columns of a tile at least, each of which leaves so many numbers in float32 of a row at most.
+TILE, NUMBERS = 192, 4
 
 _OUTPUTS = {"loss", "logsumexp", "log_prob"}
 _OPTIONS = {"bias": "a bias", "class_weights": "class weights", "softcap": "a soft cap", "temperature": "a temperature"}

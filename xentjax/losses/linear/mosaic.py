@@ -60,6 +60,7 @@ class Tiles:
 #: Larger ones spill registers. Shared memory holds fewer stages where results go through it.
 FOR_STATISTICS = Tiles(rows=64, columns=256)
 FOR_PRODUCTS = Tiles(rows=64, columns=256, stages=3)
+FOR_SPREAD = Tiles(rows=64, columns=192)
 FOR_DLOGITS = Tiles(rows=128, columns=128, stages=3)
 
 
@@ -114,9 +115,9 @@ def tile_statistics(
             fall = u - _along_rows(maximum, u.shape)
             is_maximum = u == _along_rows(maximum, u.shape)
             terms = {"ties": jnp.where(is_maximum, one, zero), "below": jnp.where(is_maximum, zero, jnp.exp(fall))}
-            terms["at"] = jnp.where(column == _along_rows(rows["label"], u.shape), u, zero)
             if spread:
                 terms["spread"] = jnp.where(column < bounds[1], jnp.where(is_maximum, zero, -fall), zero)
+            terms["at"] = jnp.where(column == _along_rows(rows["label"], u.shape), u, zero)
             return {name: jnp.sum(term, axis=1) for name, term in terms.items()}
 
         # In parts: what is computed of one is summed before the next, in fewer registers.
@@ -189,6 +190,7 @@ def rows(walk: Walk, arrays: Arrays, heads: tuple[str, ...]) -> dict[str, Any]:
     """What a walk over all columns leaves of each row: the state in which
     :mod:`xentjax.losses.linear.statistics` merges blocks."""
     x, tiles = arrays["x"], FOR_PRODUCTS if "known" in heads else FOR_STATISTICS
+    tiles = FOR_SPREAD if "uniform" in heads else tiles
 
     def whole(block: Block, _: None) -> dict[str, Any]:
         fresh = _fresh(block, walk.width)

@@ -278,8 +278,11 @@ def _with_costs(problem: Problem, plan: Plan) -> Plan:
     of_block = plan.block * of_logits
     if plan.kernels == "mosaic" and not _is_cpu():
         of_tiles = bytes_of_tiles(problem, tokens)
-        # One after the other, where logits are not stored.
-        of_block = max(plan.block * tokens * narrow, of_tiles) if plan.strategy == "recompute" else of_block + of_tiles
+        if plan.strategy == "recompute":
+            # In turn: tiles; dlogits and a block of w or of its gradient, which XLA has where logits were.
+            of_block = max(plan.block * (tokens + problem.depth) * narrow, of_tiles)
+        else:
+            of_block += of_tiles
     stored = of_block + of_tokens
     if not _is_cpu():
         stored += _WORKSPACE
