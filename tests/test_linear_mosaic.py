@@ -342,6 +342,19 @@ def test_what_the_kernels_are_not_for(changed, why):
     assert (why or "kernels") in str(found)
 
 
+def test_the_table_names_kernels(monkeypatch):
+    """Where they were fastest, they are chosen, with the sizes measured; but where XLA is asked for."""
+    x, w, labels, _ = drawn(80, 128, 320)
+    entry = {"device": jax.devices()[0].device_kind, "dtype": "bfloat16", "n": 80, "d": 128, "v": 320, "chunk": None}
+    entries = [entry | {"strategy": "recompute", "block": 64, "kernels": "mosaic"}]
+    monkeypatch.setattr("xentjax.losses.linear.plan._table", lambda: entries)
+    chosen = explain(x, w, labels, implementation="recompute")
+    assert (chosen.kernels, chosen.block) == ("mosaic", 64)
+    by_xla = explain(x, w, labels, implementation=Plan("recompute"))
+    assert (by_xla.kernels, by_xla.block) == ("xla", 320)
+    assert explain(x, w, labels, implementation="recompute", softcap=30.0).kernels == "xla"
+
+
 def test_unknown_kernels():
     x, w, labels, _ = drawn(8, 64, 192)
     with pytest.raises(ValueError, match="must be 'xla' or 'mosaic', got 'triton'"):
