@@ -16,7 +16,7 @@ if jax.__version_info__ < (0, 12):
 
 import jax.experimental.pallas.mosaic_gpu as plgpu
 
-from xentjax.losses.linear import mosaic, slopes, statistics
+from xentjax.losses.linear import mosaic, slopes, statistics, tiles
 
 #: Of one step, and of as many as there are stages; the least that the tensor cores take.
 TILES = mosaic.Tiles(rows=64, columns=128, stages=2)
@@ -25,7 +25,7 @@ TILES = mosaic.Tiles(rows=64, columns=128, stages=2)
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     """Small tiles, on two multiprocessors."""
-    monkeypatch.setattr(mosaic, "_multiprocessors", lambda: 2)
+    monkeypatch.setattr(tiles, "_multiprocessors", lambda: 2)
     for name in ("FOR_STATISTICS", "FOR_PRODUCTS", "FOR_SPREAD", "FOR_DLOGITS"):
         monkeypatch.setattr(mosaic, name, TILES)
 
@@ -265,7 +265,6 @@ def _as_on_a_gpu(monkeypatch):
 
 
 @pytest.mark.usefixtures("_as_on_a_gpu")
-@pytest.mark.thorough
 @pytest.mark.parametrize(("plan", "dtype"), [*((p, "bfloat16") for p in PLANS), (PLANS[0], "float16")], ids=NAMED)
 def test_gradients(plan, dtype):
     """Value and gradients are XLA's, to a rounding of what is in 16 bits."""
@@ -298,7 +297,6 @@ TRANSFORMED = {
 }
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("name", TRANSFORMED)
 def test_transformed(name):
     """XLA's number for number on a CPU, whatever is made of the function."""

@@ -4,59 +4,28 @@ The logits of a tile are in registers when its product is done.  One kernel leav
 are made of, a few numbers for each row and tile; the other leaves dlogits in 16 bits.  Logits reach memory only where
 they are asked for.
 
-Both walk over the tiles of the product in the same way, a block of three warpgroups on each multiprocessor: one copies
-tiles of x and w into shared memory, steps ahead; two multiply them, each its own rows, added up in float32.  What lies
-beyond the matrices is read as 0 and never written, so columns are masked by hand: those of a partial tile, and those
-that an earlier block of the vocabulary had.
+Columns are masked by hand: those of a partial tile, and those that an earlier block of the vocabulary had.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
-import numpy as np
 
 from xentjax.core.linear_map import vary_like
 from xentjax.logit_rows import finite
+from xentjax.losses.linear.tiles import Tile, Tiles, along_rows, columns_of, over_tiles, padded, store
 from xentjax.losses.linear.vocabulary import Arrays, Block, Walk
 
-#: Warpgroups that multiply; one more copies.
-_MULTIPLYING = 2
-#: Registers for each thread of the warpgroup that copies, and of those that multiply: all of them, in eights.
-_FEW_REGISTERS, _MANY_REGISTERS = 24, 240
-#: Tiles of rows that are walked over together, so that tiles of w are read again while they are in the cache.
-_TOGETHER = 16
 #: Columns of a tile that are summed at once.
 _PART = 32
-#: Bytes of a row of a tile in shared memory, and rows of it, as the tensor cores read them.
-_SWIZZLE, _ROWS = 128, 8
-#: What blocks of columns begin at a multiple of: the columns of such a row, in 16 bits.
-_COLUMNS = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Tiles:
-    """What a warpgroup multiplies: ``rows`` of x and ``columns`` of w, ``depth`` of them a step, ``stages`` steps of
-    which are in shared memory."""
-
-    rows: int
-    columns: int
-    depth: int = 64
-    stages: int = 4
-
-    @property
-    def of_block(self) -> int:
-        """Rows of all warpgroups."""
-        return _MULTIPLYING * self.rows
-
-
 #: Larger ones spill registers. Shared memory holds fewer stages where results go through it.
 FOR_STATISTICS = Tiles(rows=64, columns=256)
 FOR_PRODUCTS = Tiles(rows=64, columns=256, stages=3)
@@ -97,27 +66,27 @@ def tile_statistics(
     """
     n, width = x.shape[0], w.shape[1 if layout == "dv" else 0]
     shape = tiles.rows, tiles.columns
-    by_tile = jax.ShapeDtypeStruct((pl.cdiv(width, tiles.columns), _padded(n, tiles)), jnp.float32)
+    by_tile = jax.ShapeDtypeStruct((pl.cdiv(width, tiles.columns), padded(n, tiles)), jnp.float32)
     outputs = dict.fromkeys(("maximum", "rest", "at", *["spread"] * spread), by_tile)
     if products:
         outputs["products"] = jax.ShapeDtypeStruct((n, width), jnp.float32)
 
-    def epilogue(tile: _Tile, u: Any, bounds: Any, rows: dict[str, Any], into: dict[str, Any]) -> None:
+    def epilogue(tile: Tile, u: Any, bounds: Any, rows: dict[str, Any], into: dict[str, Any]) -> None:
         if products:
-            _store(tile, u, into["products"])
+            store(tile, u, into["products"])
         is_partial = tile.first_column + tiles.columns > bounds[1]
-        masked = lambda u: jnp.where(_columns(shape, tile.first_column) < bounds[1], u, -jnp.inf)
+        masked = lambda u: jnp.where(columns_of(shape, tile.first_column) < bounds[1], u, -jnp.inf)
         u = jax.lax.cond(is_partial, masked, lambda u: u, u)
         maximum = jnp.max(u, axis=1)
 
         def sums(u: Any, first_column: Any) -> dict[str, Any]:
-            column, zero, one = _columns(u.shape, first_column), jnp.zeros_like(u), jnp.ones_like(u)
-            fall = u - _along_rows(maximum, u.shape)
-            is_maximum = u == _along_rows(maximum, u.shape)
+            column, zero, one = columns_of(u.shape, first_column), jnp.zeros_like(u), jnp.ones_like(u)
+            fall = u - along_rows(maximum, u.shape)
+            is_maximum = u == along_rows(maximum, u.shape)
             terms = {"ties": jnp.where(is_maximum, one, zero), "below": jnp.where(is_maximum, zero, jnp.exp(fall))}
             if spread:
                 terms["spread"] = jnp.where(column < bounds[1], jnp.where(is_maximum, zero, -fall), zero)
-            terms["at"] = jnp.where(column == _along_rows(rows["label"], u.shape), u, zero)
+            terms["at"] = jnp.where(column == along_rows(rows["label"], u.shape), u, zero)
             return {name: jnp.sum(term, axis=1) for name, term in terms.items()}
 
         # In parts: what is computed of one is summed before the next, in fewer registers.
@@ -130,7 +99,7 @@ def tile_statistics(
 
     bounds = jnp.stack([jnp.int32(0), jnp.asarray(columns, jnp.int32)])
     staged = jnp.dtype(jnp.float32) if products else None
-    found = _over_tiles(epilogue, tiles, layout, width, bounds, x, w, {"label": labels}, outputs, staged)
+    found = over_tiles(epilogue, tiles, layout, width, bounds, x, w, {"label": labels}, outputs, staged)
     return {name: value if name == "products" else value[:, :n] for name, value in found.items()}
 
 
@@ -161,12 +130,12 @@ def dlogits(
     """
     given = {name: a.astype(jnp.int32) if a.dtype == bool else a for name, a in rows.items()}
 
-    def epilogue(tile: _Tile, u: Any, bounds: Any, row: dict[str, Any], into: dict[str, Any]) -> None:
+    def epilogue(tile: Tile, u: Any, bounds: Any, row: dict[str, Any], into: dict[str, Any]) -> None:
         first, end = bounds[1], bounds[2]
 
         def cotangent(u: Any, first_column: Any) -> Any:
-            along = {name: _along_rows(value, u.shape) for name, value in row.items()}
-            column = _columns(u.shape, first_column)
+            along = {name: along_rows(value, u.shape) for name, value in row.items()}
+            column = columns_of(u.shape, first_column)
             p = jnp.exp(jnp.minimum(u - along["maximum"], 0.0) - along["log_total"])
             g = jnp.where(column == along["label"], p * along["scale_at"] + along["at"], p * along["scale"])
             if "shift" in row:
@@ -176,11 +145,11 @@ def dlogits(
                 counts = counts & (along["is_lost"] == 0)
             return jnp.where(counts, g, jnp.zeros(u.shape, jnp.float32))
 
-        _store(tile, u, into["dlogits"], cotangent)
+        store(tile, u, into["dlogits"], cotangent)
 
     bounds = jnp.concatenate([jnp.asarray(start, jnp.int32)[None], jnp.asarray(fresh, jnp.int32)])
     outputs = {"dlogits": jax.ShapeDtypeStruct((x.shape[0], columns), x.dtype)}
-    return _over_tiles(epilogue, tiles, layout, columns, bounds, x, w, given, outputs, x.dtype)["dlogits"]
+    return over_tiles(epilogue, tiles, layout, columns, bounds, x, w, given, outputs, x.dtype)["dlogits"]
 
 
 # -- in the walk over the vocabulary -----------------------------------------------------------------------------------
@@ -268,181 +237,3 @@ def _label(labels: Any, block: Block, fresh: tuple[Any, Any], x: Any) -> Any:
         return vary_like(jnp.full(x.shape[0], -1, jnp.int32), x)
     label = labels[:, 0].astype(jnp.int32) - block.first
     return jnp.where((label >= fresh[0]) & (label < fresh[1]), label, -1)
-
-
-# -- one walk over the tiles of a product ------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tile:
-    """Of one warpgroup: the tile of columns j, the first of them, and the first row; what results are staged in."""
-
-    j: Any
-    first_column: Any
-    first_row: Any
-    warpgroup: Any
-    sizes: Tiles
-    staging: Any = None
-
-
-def _over_tiles(
-    epilogue: Callable[..., None],
-    tiles: Tiles,
-    layout: str,
-    columns: int,
-    bounds: Any,
-    x: Any,
-    w: Any,
-    by_row: dict[str, Any],
-    outputs: dict[str, Any],
-    staged: Any,
-) -> dict[str, Any]:
-    """What ``epilogue(tile, product, bounds, rows, outputs)`` leaves of each tile of x @ w, columns ``bounds[0]`` and
-    further: rows are those of arrays ``[N]``; what is ``staged``, in that dtype, goes from shared memory to an
-    output."""
-    n, d = x.shape
-    steps, stages = d // tiles.depth, tiles.stages
-    grid = pl.cdiv(n, tiles.of_block), pl.cdiv(columns, tiles.columns)
-    multiprocessors = _multiprocessors()
-
-    def body(bounds: Any, x: Any, w: Any, *refs: Any, filled: Any, consumed: Any, **shared: Any) -> None:
-        warpgroup = jax.lax.axis_index("warpgroup")
-        of_x, of_w = shared.pop("of_x"), shared.pop("of_w")
-
-        # In 32 bits, whatever JAX's are.
-        slot_of = lambda turn: jax.lax.rem(turn, np.int32(stages))
-        each_step = lambda turn: jax.lax.fori_loop(np.int32(0), np.int32(steps), turn, None)
-
-        def each_tile(run: Callable[[Any, Any, Any], None]) -> None:
-            @plgpu.nd_loop((grid[0] * grid[1],), collective_axes="block")
-            def _(turn: Any) -> None:
-                i, j = plgpu.planar_snake(turn.index[0], grid, 0, _TOGETHER)
-                run(i, j, turn.local_index * steps)
-
-        @pl.when(warpgroup == _MULTIPLYING)
-        def _() -> None:
-            plgpu.set_max_registers(_FEW_REGISTERS, action="decrease")
-            start = pl.multiple_of(bounds[0], _COLUMNS)
-
-            def copy(i: Any, j: Any, before: Any) -> None:
-                def turn(step: Any, _: None) -> None:
-                    slot = slot_of(before + step)
-                    inner = pl.ds(step * tiles.depth, tiles.depth)
-                    outer = pl.ds(start + j * tiles.columns, tiles.columns)
-                    plgpu.barrier_wait(consumed.at[slot])
-                    own = x.at[pl.ds(i * tiles.of_block, tiles.of_block), inner]
-                    plgpu.copy_gmem_to_smem(own, of_x.at[slot], filled.at[slot])
-                    own = w.at[inner, outer] if layout == "dv" else w.at[outer, inner]
-                    plgpu.copy_gmem_to_smem(own, of_w.at[slot], filled.at[slot])
-
-                each_step(turn)
-
-            each_tile(copy)
-
-        @pl.when(warpgroup < _MULTIPLYING)
-        def _() -> None:
-            plgpu.set_max_registers(_MANY_REGISTERS, action="increase")
-            # All slots but one are free; each step frees that of the step before, the first step the last slot.
-            for slot in range(stages - 1):
-                plgpu.barrier_arrive(consumed.at[slot])
-            own = pl.ds(warpgroup * tiles.rows, tiles.rows)
-
-            def multiply(i: Any, j: Any, before: Any) -> None:
-                def product(sums: Any) -> Any:
-                    def turn(step: Any, _: None) -> None:
-                        slot = slot_of(before + step)
-                        plgpu.barrier_wait(filled.at[slot])
-                        right = of_w.at[slot]
-                        plgpu.wgmma(sums, of_x.at[slot, own], right if layout == "dv" else right.T)
-                        plgpu.wgmma_wait(1)
-                        plgpu.barrier_arrive(consumed.at[slot_of(before + step + (stages - 1))])
-
-                    each_step(turn)
-                    return sums[...]
-
-                first_row = i * tiles.of_block + warpgroup * tiles.rows
-                tile = _Tile(j, j * tiles.columns, first_row, warpgroup, tiles, **shared)
-                # Before the product, which they are here long before the end of.
-                rows = {name: _of_rows(ref, tile) for name, ref in zip(by_row, refs[: len(by_row)], strict=True)}
-                u = pl.run_scoped(product, plgpu.ACC((tiles.rows, tiles.columns), jnp.float32))
-                epilogue(tile, u, bounds, rows, dict(zip(outputs, refs[len(by_row) :], strict=True)))
-
-            each_tile(multiply)
-            if staged is not None:
-                plgpu.wait_smem_to_gmem(0)
-
-    swizzled = lambda shape, dtype: plgpu.SMEM(
-        shape,
-        dtype,
-        transforms=(plgpu.TilingTransform((_ROWS, _chunk(dtype))), plgpu.SwizzleTransform(_SWIZZLE)),
-    )
-    of_w = (tiles.depth, tiles.columns) if layout == "dv" else (tiles.columns, tiles.depth)
-    scratch: dict[str, Any] = {
-        "of_x": swizzled((stages, tiles.of_block, tiles.depth), x.dtype),
-        "of_w": swizzled((stages, *of_w), w.dtype),
-        "filled": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
-        "consumed": plgpu.Barrier(num_arrivals=_MULTIPLYING, num_barriers=stages),
-    }
-    if staged is not None:
-        scratch["staging"] = swizzled((_MULTIPLYING, 2, tiles.rows, _chunk(staged)), staged)
-    kernel = plgpu.kernel(
-        body,
-        out_type=list(outputs.values()),
-        scratch_types=scratch,
-        grid=(multiprocessors,),
-        grid_names=("block",),
-        num_threads=_MULTIPLYING + 1,
-        thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
-    )
-    more = _padded(n, tiles) - n
-    return dict(zip(outputs, kernel(bounds, x, w, *(jnp.pad(a, (0, more)) for a in by_row.values())), strict=True))
-
-
-def _multiprocessors() -> int:
-    """As many blocks as run at once: of a GPU that is here or that is compiled for, otherwise of an H200."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is not None and device.num_cores:
-        return int(device.num_cores)
-    return int(jax.devices()[0].core_count) if jax.default_backend() == "gpu" else 132
-
-
-def _padded(n: int, tiles: Tiles) -> int:
-    """The rows of whole tiles."""
-    return pl.cdiv(n, tiles.of_block) * tiles.of_block
-
-
-# -- within a tile -----------------------------------------------------------------------------------------------------
-
-
-def _chunk(dtype: Any) -> int:
-    """Columns that are as wide as a row of a tile in shared memory."""
-    return _SWIZZLE // jnp.dtype(dtype).itemsize
-
-
-def _columns(shape: tuple[int, int], first: Any) -> Any:
-    return plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=plgpu.Layout.WGMMA) + first
-
-
-def _along_rows(row: Any, shape: tuple[int, int]) -> Any:
-    return jax.lax.broadcast_in_dim(row, shape, (0,))
-
-
-def _of_rows(ref: Any, tile: _Tile) -> Any:
-    """A number for each row of a tile."""
-    rows = ref.at[pl.ds(tile.first_row, tile.sizes.rows)]
-    return plgpu.load(rows, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)  # type: ignore[call-arg]
-
-
-def _store(tile: _Tile, u: Any, into: Any, function: Callable[[Any, Any], Any] | None = None) -> None:
-    """``function(u, first column)`` of a tile to its place in memory, in turns: while one is copied, the next is
-    computed."""
-    rows, width = tile.sizes.rows, _chunk(into.dtype)
-    for turn in range(tile.sizes.columns // width):
-        part, first = u[:, turn * width : (turn + 1) * width], tile.first_column + turn * width
-        part = part if function is None else function(part, first)
-        place = tile.staging.at[tile.warpgroup, turn % 2]
-        plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-        place[...] = part.astype(into.dtype)
-        plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(place, into.at[pl.ds(tile.first_row, rows), pl.ds(first, width)])
