@@ -17,10 +17,11 @@ import contextlib
 import jax
 import pytest
 
-#: Files whose tests `make thorough` runs: solvers and fits in all their variants, and scikit-learn's own tests.
+#: Files whose tests `make thorough` runs: solvers and fits in all their variants, kernels as they are interpreted, and
+#: scikit-learn's own tests.
 THOROUGH = {f"test_{name}.py" for name in ("solvers", "fit", "l1", "path", "fit_many", "buckets", "program_cache")}
 THOROUGH |= {f"test_{name}.py" for name in ("forms", "host", "kept", "regressions", "language_runs", "linear_hard")}
-THOROUGH |= {f"test_{name}.py" for name in ("benchmarks_regression", "sklearn", "sklearn_own")}
+THOROUGH |= {f"test_{name}.py" for name in ("benchmarks_regression", "linear_mosaic", "sklearn", "sklearn_own")}
 
 
 def pytest_collection_modifyitems(items):

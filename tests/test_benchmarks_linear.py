@@ -259,6 +259,43 @@ def test_what_is_tried():
     assert {candidate.strategy for candidate in found} == set(STRATEGIES)
     assert sweep.Candidate("recompute", block=2048).plan == Plan("recompute", block=2048)
     assert sweep.Candidate("dense").plan == "dense"
+    assert {candidate.kernels for candidate in found} == {"xla"}
+    found = sweep.candidates(Shape(300, 8, 3000), on_cpu=False)
+    assert [c.plan for c in found if c.kernels == "mosaic"] == [
+        Plan(strategy, kernels="mosaic") for strategy in methods.KERNEL_STRATEGIES
+    ]
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="the kernels need jax 0.12 or later")
+def test_kernels_take_part_where_they_are_for_the_problem(monkeypatch):
+    """And their numbers are compared with XLA's before they are timed."""
+    shape = Shape(48, 64, 576)
+    named = [f"xentjax {strategy}, kernels" for strategy in methods.KERNEL_STRATEGIES]
+    assert [method.name for method in methods.by_kernels(shape, "bfloat16")] == named
+    assert not list(methods.by_kernels(shape, "float32"))
+    monkeypatch.setattr(sweep, "STRATEGIES", ("recompute",))
+    row = list(sweep.rows([shape], ["bfloat16"], 0.01, tiny=True))[-1]
+    assert (row["kind"], row["kernels"], row["block"]) == ("block", "mosaic", None)
+    assert blocks.of_rows([row])[0].kernels == "mosaic"
+    wrong = jax.tree.map(jnp.zeros_like, sweep._by_xla(problems.draw(shape, "bfloat16")))
+    monkeypatch.setattr(sweep, "_by_xla", lambda arguments: wrong)
+    row = list(sweep.rows([shape], ["bfloat16"], 0.01, tiny=True))[-1]
+    assert row["kind"] == "skipped"
+    assert "from XLA's" in row["why"]
+
+
+def test_kernels_that_fail_do_not_end_the_checks(monkeypatch):
+    def broken(x, w, labels):
+        raise NotImplementedError("not on this card")
+
+    of_kernels = methods.Method("kernels", broken, is_ours=True, may_fail=True)
+    listed = [methods.Method("optax", methods._dense)]
+    monkeypatch.setattr(checks.methods, "methods", lambda dtype, in_stages: listed)
+    monkeypatch.setattr(checks.methods, "by_kernels", lambda shape, dtype: [of_kernels])
+    monkeypatch.setattr(checks, "TINY_CASES", ((Shape(9, 5, 33), "float32"),))
+    (row,) = checks.rows(tiny=True)
+    assert row["kind"] == "skipped"
+    assert "not on this card" in row["why"]
 
 
 # -- the report --------------------------------------------------------------------------------------------------------

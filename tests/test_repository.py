@@ -44,8 +44,8 @@ AT_THE_EDGE = ("accuracy", "plots", "figures", "cli", "__main__")
 #: What a plain installation lacks; only these, and our own modules at the edge that need them, load inside functions.
 OPTIONAL = {"matplotlib", "mpmath", "optax", "orbax", "pandas", "pyarrow", "pydantic"}
 OPTIONAL |= {"rich", "safetensors", "scipy", "sklearn", "torch", "typer"}
-#: Part of jax, and slow to import: it loads all of Pallas.
-SLOW = {"jax.extend.core"}
+#: Part of jax, and slow to import: it loads all of Pallas; and what is written in that.
+SLOW = {"jax.extend.core", "xentjax.losses.linear.mosaic"}
 EDGE = ("xentjax.accuracy", "xentjax.cli", "xentjax.figures", "xentjax.plots", "xentjax.training")
 
 

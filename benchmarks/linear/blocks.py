@@ -18,7 +18,8 @@ TABLE = pathlib.Path(xentjax.losses.linear.__file__).parent / "blocks.json"
 class Entry:
     """One line: value and gradients of x [n, d] and w [d, v] by a strategy took so many milliseconds on a device.
 
-    ``block`` is classes at a time, ``chunk`` tokens at a time; None: all of them.
+    ``block`` is classes at a time, ``chunk`` tokens at a time; None: all of them, or by kernels as the plan chooses.
+    ``kernels`` is what computed on a GPU.
     """
 
     device: str
@@ -30,6 +31,7 @@ class Entry:
     block: int | None
     chunk: int | None
     milliseconds: float
+    kernels: str = "xla"
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -49,7 +51,7 @@ def write(entries: Iterable[Entry], path: pathlib.Path = TABLE) -> None:
 def of_rows(rows: Iterable[dict[str, Any]]) -> list[Entry]:
     """The entries that results of a sweep hold."""
     names = [field.name for field in dataclasses.fields(Entry)]
-    return [Entry(**{name: row[name] for name in names}) for row in rows if row["kind"] == "block"]
+    return [Entry(**{name: row[name] for name in names if name in row}) for row in rows if row["kind"] == "block"]
 
 
 def merged(old: Iterable[Entry], measured: Iterable[Entry]) -> list[Entry]:

@@ -27,7 +27,8 @@ def _block(row: Row) -> str:
     sizes = " ".join(f"{name}={row[name]}" for name in ("block", "chunk") if row[name] is not None)
     shape = f"({row['n']}, {row['d']}, {row['v']}) {row['dtype']}"
     memory = f", {row['temp_bytes'] / 2**20:.1f} MiB" if "temp_bytes" in row else ""
-    return f"{shape}, {row['strategy']} {sizes}: {row['milliseconds']:g} ms{memory}"
+    kernels = " by kernels" if row["kernels"] == "mosaic" else ""
+    return f"{shape}, {row['strategy']} {sizes}{kernels}: {row['milliseconds']:g} ms{memory}"
 
 
 def _row(row: Row) -> str:

@@ -9,18 +9,22 @@ import math
 import sys
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from benchmarks.harness import Implementation, as_given, jax_implementation
+from benchmarks.linear.problems import Shape
 from benchmarks.linear.truth import Truth, errors, pick_in_jax
-from xentjax.losses.linear import STRATEGIES, linear_cross_entropy
+from xentjax.losses.linear import STRATEGIES, Plan, explain, linear_cross_entropy
 
 #: The name of the implementation that is a floor, not a method.
 PRODUCTS = "products alone"
+
+#: Strategies that kernels take part in, beside one that stores all logits.
+KERNEL_STRATEGIES: tuple[Literal["recompute", "gradient_in_forward"], ...] = ("recompute", "gradient_in_forward")
 
 #: Packages that are looked for, by the names of their modules, and what they are installed with.
 PACKAGES = {"tokamax": "tokamax", "jax_cce": "jax-cce"}
@@ -36,6 +40,8 @@ class Method:
     is_ours: bool = False
     twice: bool = True
     """It can be differentiated forward and twice."""
+    may_fail: bool = False
+    """Where it fails, that is a line; a method of others always may."""
 
 
 def methods(dtype: str, in_stages: bool = False) -> Iterator[Method]:
@@ -54,6 +60,22 @@ def methods(dtype: str, in_stages: bool = False) -> Iterator[Method]:
         yield Method("tokamax chunked_xla", _tokamax, twice=False)
     if is_installed("jax_cce") and not in_stages:
         yield Method("jax-cce", _jax_cce, layout="vd", twice=False)
+
+
+def by_kernels(shape: Shape, dtype: str, mode: str = "value_and_grad") -> Iterator[Method]:
+    """Ours by kernels for a GPU, where those are for such a problem; the value alone is the same by any strategy."""
+    for strategy in KERNEL_STRATEGIES[: 1 if mode == "value" else None]:
+        plan = Plan(strategy, kernels="mosaic")
+        if is_by_kernels(plan, shape, dtype):
+            loss = functools.partial(linear_cross_entropy, reduction="mean", implementation=plan)
+            yield Method(f"xentjax {strategy}, kernels", loss, is_ours=True, may_fail=True)
+
+
+def is_by_kernels(plan: str | Plan, shape: Shape, dtype: str) -> bool:
+    """Whether a plan that asks for kernels gets them."""
+    x, w = jax.ShapeDtypeStruct((shape.n, shape.d), dtype), jax.ShapeDtypeStruct((shape.d, shape.v), dtype)
+    labels = jax.ShapeDtypeStruct((shape.n,), jnp.int32)
+    return explain(x, w, labels, reduction="mean", implementation=plan).kernels == "mosaic"
 
 
 def absent() -> dict[str, str]:
@@ -114,7 +136,8 @@ def implementation(method: Method, mode: str, true: Truth | None) -> Implementat
         pick = pick_in_jax(method.layout, true)
         check = lambda result: errors(pick(result), true)
     function = MODES[mode](method.loss)
-    return jax_implementation(method.name, function, arrange=arrange, check=check, may_fail=not method.is_ours)
+    may_fail = method.may_fail or not method.is_ours
+    return jax_implementation(method.name, function, arrange=arrange, check=check, may_fail=may_fail)
 
 
 def transposed(arguments: tuple[Any, ...]) -> tuple[Any, ...]:

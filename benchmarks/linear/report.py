@@ -148,7 +148,10 @@ def blocks_table(rows: list[Row]) -> str:
     lines = []
     for row in rows:
         shape, blocks = ([size(row[name]) for name in names] for names in (("n", "d", "v"), ("block", "chunk")))
-        lines.append([*shape, row["dtype"], row["strategy"], *blocks, f"{row['milliseconds']:g}", memory(row)])
+        kernels = ", kernels" if row.get("kernels") == "mosaic" else ""
+        lines.append(
+            [*shape, row["dtype"], row["strategy"] + kernels, *blocks, f"{row['milliseconds']:g}", memory(row)]
+        )
     header = ["N", "D", "V", "dtype", "strategy", "classes at a time", "tokens at a time", "time, ms", "memory, MiB"]
     return table(header, lines)
 

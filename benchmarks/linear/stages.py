@@ -90,7 +90,8 @@ def times(
 
 
 def task(shape: Shape, mode: str, arguments: tuple[Any, ...], true: Truth) -> Task:
-    ours_and_peers = [methods.implementation(method, mode, true) for method in methods.methods(DTYPE, in_stages=True)]
+    every = (*methods.methods(DTYPE, in_stages=True), *methods.by_kernels(shape, DTYPE, mode))
+    ours_and_peers = [methods.implementation(method, mode, true) for method in every]
     return Task(
         labels={"suite": "linear", "mode": mode, "dtype": DTYPE, "sizes": shape.sizes},
         arguments=arguments,

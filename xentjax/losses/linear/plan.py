@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from xentjax.losses.linear.arguments import NAME, Problem
-from xentjax.losses.linear.vocabulary import Walk
+from xentjax.losses.linear.kernels import ALIGNED, KERNELS, bytes_of_tiles, unmet
+from xentjax.losses.linear.vocabulary import Kernels, Walk
 
 Strategy = Literal["recompute", "gradient_in_forward", "dense"]
 STRATEGIES = get_args(Strategy)
@@ -53,6 +54,9 @@ class Plan:
         gradient (three products, the logits of a chunk stored); ``"dense"``: all logits stored (three).
       block: columns of the vocabulary at a time.
       chunk: tokens at a time; all of them but with ``"gradient_in_forward"``.
+      kernels: what computes on a GPU: ``"xla"``, or ``"mosaic"``, kernels for compute capability 9.0 (H100, H200) that
+        leave no logits in memory but those that are stored to be used again. XLA computes on other devices, forward
+        mode, and derivatives of the gradient; and problems that the kernels are not for, which ``why`` then tells.
       why: the reason, in words.
       forward_flop, backward_flop: operations of the matrix products of the loss, and further ones of its gradient by x
         and w.
@@ -65,6 +69,7 @@ class Plan:
     strategy: Strategy
     block: int = 0
     chunk: int = 0
+    kernels: Kernels = "xla"
     why: str = "asked for"
     forward_flop: int = 0
     backward_flop: int = 0
@@ -72,21 +77,25 @@ class Plan:
     keeps_dlogits: bool = False
 
     def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"Plan: strategy must be {', '.join(map(repr, STRATEGIES))}, got {self.strategy!r}")
+        for name, known in (("strategy", STRATEGIES), ("kernels", KERNELS)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"Plan: {name} must be {', '.join(map(repr, known))}, got {value!r}")
         for name in ("block", "chunk"):
             size = getattr(self, name)
             if not isinstance(size, (int, np.integer)) or size < 0:
                 raise ValueError(f"Plan: {name} must be a whole number, 0 for one to be chosen, got {size!r}")
 
     def walk(self, problem: Problem) -> Walk:
-        return Walk(problem.width, problem.classes, self.block, problem.layout, problem.axis_name, problem.shards)
+        over = problem.layout, problem.axis_name, problem.shards
+        return Walk(problem.width, problem.classes, self.block, *over, self.kernels)
 
     def __str__(self) -> str:
         tokens = f", {self.chunk:,} tokens" if self.strategy == "gradient_in_forward" else ""
         cost = f"{self.forward_flop / 1e9:,.1f} GFLOP forward, {self.backward_flop / 1e9:,.1f} more with gradients"
         memory = f"{self.temporary_bytes / _MIB:,.1f} MiB"
-        return f"{self.strategy}, {self.block:,} columns{tokens} at a time: {self.why}; {cost}, {memory} beside them"
+        kernels = ", by kernels on a GPU" if self.kernels == "mosaic" else ""
+        sizes = f"{self.block:,} columns{tokens} at a time"
+        return f"{self.strategy}, {sizes}{kernels}: {self.why}; {cost}, {memory} beside them"
 
 
 def plan(problem: Problem, memory_budget: int | None = None, implementation: str | Plan | None = None) -> Plan:
@@ -117,7 +126,7 @@ def plan(problem: Problem, memory_budget: int | None = None, implementation: str
             raise ValueError(f"{NAME}: implementation must be {known} or a Plan, got {implementation!r}")
         _require(problem, implementation)
         asked: Any = implementation
-        return _kept(problem, _with_sizes(problem, Plan(asked), memory_budget), memory_budget)
+        return _kept(problem, _as_measured(problem, Plan(asked), memory_budget), memory_budget)
     return _kept(problem, _chosen(problem, memory_budget), memory_budget)
 
 
@@ -128,13 +137,13 @@ def _chosen(problem: Problem, memory_budget: int | None) -> Plan:
     dense = _with_costs(problem, Plan("dense", problem.width, problem.rows))
     if problem.width <= _FEW_CLASSES and dense.temporary_bytes <= max(little, budget):
         return dataclasses.replace(dense, why="few classes")
-    in_forward = _with_costs(problem, _with_sizes(problem, Plan("gradient_in_forward"), budget))
+    in_forward = _with_costs(problem, _as_measured(problem, Plan("gradient_in_forward"), budget))
     if problem.is_scalar and in_forward.temporary_bytes <= budget:
         return dataclasses.replace(in_forward, why=f"a scalar loss, within {allowed} {budget / _MIB:,.1f} MiB")
     if not problem.is_scalar and dense.temporary_bytes <= budget:
         return dataclasses.replace(dense, why=f"all logits are within {allowed} {budget / _MIB:,.1f} MiB")
     needed = in_forward if problem.is_scalar else dense
-    again = _with_sizes(problem, Plan("recompute"), memory_budget)
+    again = _as_measured(problem, Plan("recompute"), memory_budget)
     return dataclasses.replace(again, why=f"{needed.strategy} needs {needed.temporary_bytes / _MIB:,.1f} MiB")
 
 
@@ -168,16 +177,31 @@ def _bytes_each(problem: Problem) -> tuple[int, int]:
 # -- sizes -------------------------------------------------------------------------------------------------------------
 
 
+def _as_measured(problem: Problem, plan: Plan, budget: int | None) -> Plan:
+    """The plan of a strategy, by what was fastest on a device of this kind."""
+    kernels: Any = _measured(problem, plan.strategy).get("kernels", plan.kernels)
+    return _with_sizes(problem, dataclasses.replace(plan, kernels=kernels), budget)
+
+
 def _with_sizes(problem: Problem, plan: Plan, budget: int | None) -> Plan:
-    """The plan with what it leaves open: as it was measured on a device of this kind, otherwise by a rule, and no more
-    than the budget allows."""
+    """The plan with what it leaves open; by XLA where it asks for kernels of another problem."""
+    sized = _sized(problem, plan, budget)
+    if plan.kernels == "mosaic" and (why := unmet(problem, sized.block, sized.chunk)):
+        return _with_sizes(problem, dataclasses.replace(plan, kernels="xla", why=f"{plan.why}; {why}"), budget)
+    return sized
+
+
+def _sized(problem: Problem, plan: Plan, budget: int | None) -> Plan:
+    """Sizes as they were measured on a device of this kind, otherwise by a rule, and no more than the budget allows."""
     if plan.strategy == "dense":
         return dataclasses.replace(plan, block=problem.width, chunk=problem.rows)
     measured = _measured(problem, plan.strategy)
+    if measured.get("kernels", "xla") != plan.kernels:
+        measured = {}
     chunk = plan.chunk or problem.rows
     if plan.strategy == "gradient_in_forward" and not plan.chunk:
         chunk = measured.get("chunk") or min(_TOKENS, max(-(-problem.rows // 2), _FEWEST_TOKENS))
-    block = plan.block or measured.get("block") or _columns(problem, plan.strategy)
+    block = plan.block or measured.get("block") or _columns(problem, plan)
     sized = dataclasses.replace(plan, block=min(block, problem.width), chunk=max(min(chunk, problem.rows), 1))
     if budget is None:
         return sized
@@ -186,18 +210,20 @@ def _with_sizes(problem: Problem, plan: Plan, budget: int | None) -> Plan:
     return sized if plan.block else _fewer_columns(problem, sized, budget)
 
 
-def _columns(problem: Problem, strategy: str) -> int:
+def _columns(problem: Problem, plan: Plan) -> int:
     """The columns of a block, by the rule."""
     wide, narrow = _bytes_each(problem)
     if _is_cpu():
         return _even(problem.width, _CPU_COLUMNS[narrow])
-    if strategy == "gradient_in_forward" and problem.width % _ALIGNED == 0:
+    aligned = ALIGNED if plan.kernels == "mosaic" else _ALIGNED
+    if plan.strategy == "gradient_in_forward" and problem.width % aligned == 0:
         # The logits of a chunk are stored: those of all columns at a time, as products can take them.
         return problem.width
-    most = _BLOCK_BYTES // (max(problem.rows, 1) * (wide + narrow))
+    of_logit = narrow if plan.kernels == "mosaic" else wide + narrow
+    most = _BLOCK_BYTES // (max(problem.rows, 1) * of_logit)
     fewest = _FEWEST_ON_TPU if jax.default_backend() == "tpu" else _FEWEST_COLUMNS
-    most = min(max(most, fewest), _MOST_COLUMNS)
-    dividing = [c for c in range(most - most % _ALIGNED, most // 2, -_ALIGNED) if problem.width % c == 0]
+    most = min(max(most, fewest), _MOST_COLUMNS * (wide + narrow) // of_logit)
+    dividing = [c for c in range(most - most % aligned, most // 2, -aligned) if problem.width % c == 0]
     return dividing[0] if dividing and problem.width > most else _even(problem.width, most)
 
 
@@ -262,7 +288,15 @@ def _with_costs(problem: Problem, plan: Plan) -> Plan:
     tokens = plan.chunk if is_in_forward else problem.rows
     of_tokens = tokens * (problem.depth * (wide + narrow) + 16 * wide)
     of_logits = tokens * (wide + (narrow if narrow < wide else 0))
-    stored = plan.block * of_logits + of_tokens
+    of_block = plan.block * of_logits
+    if plan.kernels == "mosaic" and not _is_cpu():
+        of_tiles = bytes_of_tiles(problem, tokens)
+        if plan.strategy == "recompute":
+            # In turn: tiles; dlogits and a block of w or of its gradient, which XLA has where logits were.
+            of_block = max(plan.block * (tokens + problem.depth) * narrow, of_tiles)
+        else:
+            of_block += of_tiles
+    stored = of_block + of_tokens
     if not _is_cpu():
         stored += _WORKSPACE
     elif plan.strategy != "dense":

@@ -22,11 +22,13 @@ It is computed in float32 and rounded to the inputs' 16-bit type just before the
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from xentjax.core import policy
 from xentjax.core.linear_map import vary_like
@@ -89,6 +91,10 @@ def add_gradients(
     transposed = {of: _transposed(walk, arrays[f"{of}x"]) for of in _SOURCES if f"{of}w" in names}
     scale = _scale(arrays["x"].dtype, cotangents)
 
+    # Logits that are stored are not computed again.
+    by_kernel = walk.kernels == "mosaic" and "known" not in arrays
+    scaled = cotangents if scale is None else jax.tree.map(lambda c: c / scale, cotangents)
+
     def narrow(g: Any, of: str) -> Any:
         dtype = policy.result_dtype((arrays[f"{of}x"], arrays[f"{of}w"]))
         return (g if scale is None else g / scale).astype(dtype)
@@ -97,16 +103,12 @@ def add_gradients(
         return product if scale is None else product * scale
 
     def step(block: Block, found: dict[str, Any]) -> dict[str, Any]:
-        terms, new = _Terms(walk, arrays, heads, block), dict(found)
-        moved = {n: arrays[n] for n in names if n in SHAPERS}
+        new = dict(found)
+        g = {} if by_kernel else _cotangents(walk, arrays, heads, block, names, cotangents)
         for of in _SOURCES:
-            if {f"{of}x", f"{of}w", f"{of}bias", f"{of}dlogits"} & set(names):
-                moved[f"{of}z"] = zeros(_shape(arrays, walk), arrays)
-        if "class_weights" in names:
-            moved["class_weights"] = walk.entries_of(arrays["class_weights"], block)
-        (g,) = jax.linear_transpose(terms.sums, moved)(cotangents)
-        for of in _SOURCES:
-            if {f"{of}x", f"{of}w", f"{of}dlogits"} & set(names):
+            if by_kernel and not of:
+                narrowed = _by_kernel(walk, arrays, heads, block, scaled)
+            elif {f"{of}x", f"{of}w", f"{of}dlogits"} & set(names):
                 narrowed = narrow(g[f"{of}z"], of)
             if f"{of}dlogits" in names:
                 place = dataclasses.replace(walk, layout="dv").add_columns
@@ -128,6 +130,51 @@ def add_gradients(
         return new
 
     return walk.over(arrays, step, dict(start))
+
+
+def _cotangents(
+    walk: Walk, arrays: Arrays, heads: Mapping[str, Any], block: Block, names: tuple[str, ...], cotangents: Any
+) -> dict[str, Any]:
+    """Those of the products z of a block, of the numbers that shape logits, and of the block's class weights."""
+    moved = {n: arrays[n] for n in names if n in SHAPERS}
+    for of in _SOURCES:
+        if {f"{of}x", f"{of}w", f"{of}bias", f"{of}dlogits"} & set(names):
+            moved[f"{of}z"] = zeros(_shape(arrays, walk), arrays)
+    if "class_weights" in names:
+        moved["class_weights"] = walk.entries_of(arrays["class_weights"], block)
+    (g,) = jax.linear_transpose(_Terms(walk, arrays, heads, block).sums, moved)(cotangents)
+    return dict(g)
+
+
+def _dlogits(walk: Walk, arrays: Arrays, heads: Mapping[str, Any], block: Block, cotangents: Any) -> Any:
+    """The cotangents of the products of a block, rounded as for the products with w and x."""
+    return _cotangents(walk, arrays, heads, block, ("x",), cotangents)["z"].astype(arrays["x"].dtype)
+
+
+def _by_kernel(walk: Walk, arrays: Arrays, heads: Mapping[str, Any], block: Block, cotangents: Any) -> Any:
+    """The same by a kernel on a GPU. The derivative is XLA's everywhere."""
+    from xentjax.losses.linear import mosaic
+
+    kernel, plainly = (functools.partial(f, walk) for f in (mosaic.cotangents_of_block, _dlogits))
+    operands = arrays, heads, block, cotangents
+
+    @jax.custom_jvp
+    def chosen(operands: Any) -> Any:
+        return jax.lax.platform_dependent(*operands, cuda=kernel, default=plainly)
+
+    def rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
+        values, tree = jax.tree.flatten(primals[0])
+        along = jax.tree.leaves(tangents[0], is_leaf=lambda t: isinstance(t, SymbolicZero))
+        moving = [i for i, t in enumerate(along) if policy.is_float(values[i]) and not isinstance(t, SymbolicZero)]
+
+        def of_moving(*moved: Any) -> Any:
+            every = {**dict(enumerate(values)), **dict(zip(moving, moved, strict=True))}
+            return plainly(*jax.tree.unflatten(tree, every.values()))
+
+        return chosen(primals[0]), jax.jvp(of_moving, [values[i] for i in moving], [along[i] for i in moving])[1]
+
+    chosen.defjvp(rule, symbolic_zeros=True)
+    return chosen(operands)
 
 
 def products_of_dlogits(walk: Walk, arrays: Arrays, dlogits: Any) -> dict[str, Any]:

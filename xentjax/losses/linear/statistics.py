@@ -9,6 +9,7 @@ a sum of positive terms, so that a confident prediction keeps its digits.  Whate
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -59,6 +60,23 @@ def statistics(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int = 0)
 
 
 def _rows(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int, of: str = "") -> State:
+    walked = functools.partial(_walked, walk, heads=heads, top=top, of=of)
+    if walk.kernels == "mosaic":
+        from xentjax.losses.linear import mosaic
+
+        state = jax.lax.platform_dependent(
+            arrays, cuda=functools.partial(mosaic.rows, walk, heads=heads), default=walked
+        )
+    else:
+        state = walked(arrays)
+    if walk.axis_name is not None:
+        state |= _across_devices(walk, arrays, state, heads, top)
+    return _finished(walk, arrays, state, heads)
+
+
+def _walked(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int, of: str) -> State:
+    """What the columns of this device leave of each row."""
+
     def step(block: Block, state: State) -> State:
         products = walk.products_of(arrays, block, of)
         logits = walk.logits(arrays, block, products, of)
@@ -76,10 +94,7 @@ def _rows(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int, of: str 
                 merged["known"] = jax.lax.dynamic_update_slice(state["known"], products, place)
         return merged
 
-    state = walk.over(arrays, step, _nothing(walk, arrays, heads, top))
-    if walk.axis_name is not None:
-        state |= _across_devices(walk, arrays, state, heads, top)
-    return _finished(walk, arrays, state, heads)
+    return walk.over(arrays, step, _nothing(walk, arrays, heads, top))
 
 
 # -- one block ---------------------------------------------------------------------------------------------------------

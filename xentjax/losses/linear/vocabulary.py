@@ -31,6 +31,7 @@ LANES = 128
 #: known [N, V], the products x @ w.
 Arrays = Mapping[str, Any]
 Layout = Literal["dv", "vd"]
+Kernels = Literal["xla", "mosaic"]
 
 
 class Block(NamedTuple):
@@ -64,6 +65,7 @@ class Walk:
       layout: ``"dv"`` or ``"vd"``: which axis of w the vocabulary is along.
       axis_name: the mesh axis that the vocabulary is split over, or None.
       shards: over how many devices.
+      kernels: what computes on a GPU; ``"mosaic"``: :mod:`xentjax.losses.linear.mosaic`.
     """
 
     width: int
@@ -72,6 +74,7 @@ class Walk:
     layout: Layout = "dv"
     axis_name: Any = None
     shards: int = 1
+    kernels: Kernels = "xla"
 
     @property
     def axis(self) -> int:
