@@ -355,5 +355,5 @@ def test_the_table_names_kernels(monkeypatch):
 
 def test_unknown_kernels():
     x, w, labels, _ = drawn(8, 64, 192)
-    with pytest.raises(ValueError, match="must be 'xla' or 'mosaic', got 'triton'"):
+    with pytest.raises(ValueError, match="must be 'xla', 'mosaic', got 'triton'"):
         linear_cross_entropy(x, w, labels, implementation=Plan("recompute", kernels="triton"))
