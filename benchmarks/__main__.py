@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     linear = commands.add_parser("linear", help="linear cross-entropy by every method: time, memory, errors")
     linear.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="default: the first device that JAX finds")
     linear.add_argument("--out", type=pathlib.Path, help="folder for linear.jsonl (default: as for core)")
-    linear.add_argument("--only", metavar="PLACE", help="a regular expression of 'N,D,V dtype mode' (a processor's)")
+    only = "a regular expression of 'N,D,V dtype mode' (a processor's); rows of other places stay in OUT"
+    linear.add_argument("--only", metavar="PLACE", help=only)
     linear.add_argument("--quick", action="store_true", help="two small shapes (a processor's)")
     linear.add_argument(
         "--seconds", type=float, default=6.0, help="time for each row's rounds (a processor's; default: 6)"
@@ -145,8 +146,10 @@ def run_linear(arguments: argparse.Namespace) -> int:
     else:
         found = suite.rows(machine, arguments.seconds, arguments.only, arguments.quick)
     failed = 0
+    kept = suite.kept(folder, machine.to_json(), arguments.only) if folder is not None and arguments.only else []
     with results_file(folder, "linear") as write:
-        write(machine.to_json())
+        for row in (machine.to_json(), *kept):
+            write(row)
         for row in found:
             write(row)
             print(one_line(row), flush=True)

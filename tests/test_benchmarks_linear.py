@@ -200,6 +200,22 @@ def test_a_stage_ends_with_its_time():
     assert sum(stages.SECONDS.values()) <= 520
 
 
+def test_a_suite_may_be_measured_in_parts(tmp_path):
+    """Rows of other places stay, if they are of the same machine and versions."""
+    machine = {"kind": "machine", "name": "a processor", "versions": {"jax": "0.12"}}
+    places = [((8192, 64, 10), "value"), ((8192, 64, 10), "value_and_grad"), ((4096, 256, 8192), "value")]
+    rows = [
+        {"kind": "row", "suite": "linear", "sizes": Shape(*sizes).sizes, "dtype": "float32", "mode": mode}
+        for sizes, mode in places
+    ]
+    assert suite.kept(tmp_path, machine, "8192,64,10") == []
+    (tmp_path / "linear.jsonl").write_text("\n".join(map(json.dumps, [machine, *rows])))
+    assert suite.kept(tmp_path, machine, "8192,64,10") == rows[2:]
+    assert suite.kept(tmp_path, machine, "8192,64,10 float32 value$") == rows[1:]
+    with pytest.raises(SystemExit, match="other versions: measure all of it"):
+        suite.kept(tmp_path, {**machine, "versions": {"jax": "0.13"}}, "8192,64,10")
+
+
 def test_a_wrong_gradient_and_a_moving_one_fail_their_check(monkeypatch):
     calls = iter(range(100))
 

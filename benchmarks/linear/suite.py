@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from benchmarks.harness import Implementation, Task, measure
 from benchmarks.linear import counts, methods, torch_methods
 from benchmarks.linear.problems import CPU, QUICK_CPU, Shape, draw, tangents
+from benchmarks.linear.reading import load, place
 from benchmarks.linear.truth import Truth, truth
 from benchmarks.machine import Machine
 
@@ -39,6 +41,17 @@ def rows(machine: Machine, seconds: float, only: str | None = None, quick: bool 
         yield measure(task(shape, dtype, mode, arguments, known[shape, dtype]), machine, seconds=seconds)
 
 
+def kept(folder: pathlib.Path, machine: dict[str, Any], only: str) -> list[dict[str, Any]]:
+    """The rows in a folder that ``only`` does not name, so that a suite can be measured in parts."""
+    path = folder / "linear.jsonl"
+    if not path.exists():
+        return []
+    results = load(path)
+    if any(results.machine[key] != machine[key] for key in ("name", "versions")):
+        raise SystemExit(f"{path} is of another machine or other versions: measure all of it, or choose another --out")
+    return [row for row in results.of("row", "linear") if not re.search(only, name_of(row))]
+
+
 def skipped() -> Iterator[dict[str, Any]]:
     """A line for each peer that is not there."""
     for peer, why in (methods.absent() | torch_methods.absent(on_gpu=False)).items():
@@ -54,6 +67,11 @@ def all_places(quick: bool) -> list[tuple[Shape, str, str]]:
 
 def name(shape: Shape, dtype: str, mode: str) -> str:
     return f"{shape.n},{shape.d},{shape.v} {dtype} {mode}"
+
+
+def name_of(row: dict[str, Any]) -> str:
+    sizes, dtype, mode = place(row)
+    return name(Shape(*sizes), dtype, mode)
 
 
 def task(shape: Shape, dtype: str, mode: str, arguments: tuple[Any, ...], true: Truth) -> Task:
