@@ -6,7 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from test_linear_gpu import COLUMNS, compiled, device, planned
+from test_linear_gpu import COLUMNS, device, planned, program_of
 
 from xentjax.losses.linear import Plan
 
@@ -88,7 +88,7 @@ class TestProgram:
         plan = planned(*sizes, Plan("recompute", kernels="mosaic"))
         assert plan.kernels == "mosaic"
         assert v % plan.block == 0
-        program = compiled(*sizes, plan)
+        program = program_of(*sizes, plan)
         assert len(program.products) == 2
         assert len(kernels_of(program)) == 2
         assert plan.temporary_bytes / 2 <= program.temporary <= min(plan.temporary_bytes, 256e6)
@@ -98,7 +98,7 @@ class TestProgram:
     def test_gradient_in_forward(self, sizes):
         """The logits of a chunk are stored by the kernel."""
         plan = planned(*sizes, Plan("gradient_in_forward", kernels="mosaic"))
-        program = compiled(*sizes, plan)
+        program = program_of(*sizes, plan)
         assert len(program.products) == 2
         assert len(kernels_of(program)) == 1
         assert program.temporary <= plan.temporary_bytes
