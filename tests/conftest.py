@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import pathlib
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
@@ -23,6 +24,9 @@ THOROUGH = {f"test_{name}.py" for name in ("solvers", "fit", "l1", "path", "fit_
 THOROUGH |= {f"test_{name}.py" for name in ("forms", "host", "kept", "regressions", "language_runs", "linear_hard")}
 THOROUGH |= {f"test_{name}.py" for name in ("benchmarks_regression", "linear_mosaic", "sklearn", "sklearn_own")}
 
+#: Mappings of a process that leave room for those of any one file.
+MAPPINGS = 20_000
+
 
 def pytest_collection_modifyitems(items):
     """Mark the tests that need no program as users get it, so that a run of them may compile with less care, and those
@@ -35,6 +39,15 @@ def pytest_collection_modifyitems(items):
         is_example = isinstance(item, pytest.DoctestItem)
         if is_example or (fixtures & {"compiled_fast", "module_compiled_fast"} and not plain):
             item.add_marker("fast")
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Programs of a file are forgotten before the next one where they are many: XLA:CPU maps memory for each, and a
+    process that has more mappings than Linux allows, 65,530, dies."""
+    maps = pathlib.Path("/proc/self/maps")
+    is_last = nextitem is None or nextitem.path != item.path
+    if is_last and maps.exists() and maps.read_text().count("\n") > MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture
