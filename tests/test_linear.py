@@ -627,7 +627,7 @@ ERRORS = [
     ({"memory_budget": 0}, ValueError, ["memory_budget", "0", "positive"]),
     ({"memory_budget": 1}, ValueError, ["memory_budget", "1 bytes", "recompute", "at least"]),
     ({"memory_budget": "1 MB"}, TypeError, ["memory_budget", "1 MB", "number of bytes"]),
-    ({"memory_budget": np.array(2**20)}, TypeError, ["memory_budget", "ndarray", "before the function is traced"]),
+    ({"memory_budget": np.array(2**20)}, TypeError, ["memory_budget", "number of bytes", "Tracer"]),
     ({"axis_name": 0}, ValueError, ["axis_name", "0", "shard_map"]),
     ({"axis_name": "shards"}, ValueError, ["axis_name", "shards", "shard_map"]),
 ]

@@ -107,6 +107,8 @@ def _option_or_array(record: Any, name: str, value: Any, is_number: bool) -> Any
         value = tuple(value)
     if is_number and not isinstance(value, (bool, int, float)):
         return _array(record, name, value)
+    if isinstance(value, (jax.Array, np.ndarray)):
+        return policy.as_array(record.name, name, value)
     if not is_static(value):
         what = "numbers, strings or tuples of them, known before the function is traced"
         raise TypeError(f"{record.name}: {name} takes {what}, got {type(value).__name__}")
