@@ -30,8 +30,10 @@ MAPPINGS = 20_000
 
 def pytest_collection_modifyitems(items):
     """Mark the tests that need no program as users get it, so that a run of them may compile with less care, and those
-    of a longer run."""
+    of a longer run. What is collected has the same name in each process."""
     for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"{item.nodeid}: an address names a test; give parameters ids")
         if item.path.name in THOROUGH:
             item.add_marker("thorough")
         fixtures = set(getattr(item, "fixturenames", ()))
