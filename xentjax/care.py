@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xentjax.core.policy import is_symbol
+
 
 @jax.custom_batching.custom_vmap
 def anywhere(needed: Any) -> Any:
@@ -36,9 +38,9 @@ def in_pieces(function: Callable[..., Any], *arrays: Any) -> Any:
     """The function of arrays that share their first axis, piece by piece along it; at once where they do not."""
     leaves = jax.tree.leaves(arrays)
     rows = {array.shape[:1] for array in leaves}
-    if len(rows) > 1 or leaves[0].ndim == 0 or leaves[0].shape[0] <= _PIECES:
+    length = leaves[0].shape[0] if leaves[0].ndim else 1
+    if len(rows) > 1 or is_symbol(length) or length <= _PIECES:
         return function(*arrays)
-    length = leaves[0].shape[0]
     size = -(-length // _PIECES)
 
     def piece(start: Any) -> Any:
@@ -138,7 +140,7 @@ def for_rows(
         return jax.tree.map(in_place, found, done)
 
     def some(*operands: Any) -> Any:
-        if not subset or length < _SHARES or width < _WIDE:
+        if not subset or is_symbol(length) or length < _SHARES or width < _WIDE:
             return all_rows(*operands)
         return jax.lax.cond(anywhere(jnp.sum(needed) > size * _FEW), all_rows, some_rows, *operands)
 
