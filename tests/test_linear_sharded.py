@@ -92,7 +92,7 @@ def same(got, expected):
 
 
 @pytest.mark.parametrize("kind", ["indices", "soft", "teacher"])
-@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+@pytest.mark.parametrize("shards", [8, *(pytest.param(n, marks=pytest.mark.thorough) for n in (1, 2, 4))])
 def test_every_output_and_derivative_is_that_of_one_device(kind, shards):
     given = arguments(kind)
     moving, rest = split(given)
@@ -181,8 +181,8 @@ def test_classes_that_the_devices_do_not_divide():
     np.testing.assert_array_equal(by_w[:, V - 3 :], 0)
 
 
-@pytest.mark.parametrize("classes", [V, V - 3])
-@pytest.mark.parametrize("kind", ["indices", "teacher"])
+@pytest.mark.parametrize("classes", [V - 3, pytest.param(V, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("kind", ["teacher", pytest.param("indices", marks=pytest.mark.thorough)])
 def test_a_mesh_that_is_set_in_the_place_of_a_map(kind, classes):
     given = arguments(kind)
     of_classes = {"w": (slice(None), slice(classes)), "bias": slice(classes), "class_weights": slice(classes)}
