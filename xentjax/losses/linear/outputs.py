@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from xentjax.core import policy
 from xentjax.losses.linear.arguments import OF_LABELS, Problem, top_of
 from xentjax.losses.linear.in_forward import loss_in_forward
-from xentjax.losses.linear.plan import Plan
+from xentjax.losses.linear.plan import Explanation
 from xentjax.losses.linear.rule import statistics
 from xentjax.losses.linear.statistics import State
 from xentjax.losses.linear.vocabulary import Arrays, Walk
@@ -30,7 +30,7 @@ class TopClasses(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def outputs_of_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers) -> dict[str, Any]:
+def outputs_of_rows(problem: Problem, plan: Explanation, arrays: Arrays, numbers: Numbers) -> dict[str, Any]:
     """Every output that is asked for, by name, for the rows of x; the loss as its reduction says."""
     if problem.rows == 0:
         return _of_no_rows(problem, plan, arrays, numbers)
@@ -61,7 +61,7 @@ def outputs_of_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbe
     return {name: outputs[name] for name in problem.outputs}
 
 
-def _of_no_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers) -> dict[str, Any]:
+def _of_no_rows(problem: Problem, plan: Explanation, arrays: Arrays, numbers: Numbers) -> dict[str, Any]:
     """The outputs of one row of weight 0, without that row."""
     row = lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype)
     of_rows = {n: row(a) for n, a in arrays.items() if n in ("x", "teacher_x", "labels", "is_left_out")}
@@ -72,7 +72,7 @@ def _of_no_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers) 
     return jax.tree.map(lambda a: a[:0] if a.ndim else a, outputs)
 
 
-def _heads(problem: Problem, plan: Plan) -> tuple[str, ...]:
+def _heads(problem: Problem, plan: Explanation) -> tuple[str, ...]:
     """The statistics that the outputs are made of."""
     asked, heads = set(problem.outputs), []
     if asked & {"loss", "log_prob"}:
@@ -137,7 +137,7 @@ def _reduced(reduction: str, numbers: Numbers, loss: Any) -> Any:
     return policy.weigh_and_reduce(loss, (numbers["counted"], numbers["kept"]), shared)
 
 
-def _in_forward(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers) -> Any:
+def _in_forward(problem: Problem, plan: Explanation, arrays: Arrays, numbers: Numbers) -> Any:
     """The loss, reduced, with its gradient computed as it is: a sum over examples, each of its share."""
     walk = plan.walk(problem)
     given = {n: v for n, v in numbers.items() if v is not None}
@@ -172,7 +172,7 @@ def _where(examples: Any, values: Any) -> Any:
     return jnp.where(examples.reshape(-1, *(1,) * (values.ndim - 1)), values, jnp.zeros_like(values))
 
 
-def _surprise(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers, found: State) -> Any:
+def _surprise(problem: Problem, plan: Explanation, arrays: Arrays, numbers: Numbers, found: State) -> Any:
     """Σ t_i (-log p_i), without any option of the loss."""
     if problem.labels == "teacher":
         if "class_weights" not in arrays:
