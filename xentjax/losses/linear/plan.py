@@ -14,7 +14,7 @@ import numpy as np
 
 from xentjax.core import policy
 from xentjax.losses.linear.arguments import NAME, Problem
-from xentjax.losses.linear.kernels import ALIGNED, KERNELS, bytes_of_tiles, unmet
+from xentjax.losses.linear.kernels import ALIGNED, KERNELS, bytes_of_parts, give_dlogits, unmet
 from xentjax.losses.linear.vocabulary import Kernels, Walk
 
 Strategy = Literal["recompute", "gradient_in_forward", "dense"]
@@ -55,9 +55,10 @@ class Plan:
         gradient (three products, the logits of a chunk stored); ``"dense"``: all logits stored (three).
       block: columns of the vocabulary at a time; all of them with ``"dense"``.
       chunk: tokens at a time; all of them but with ``"gradient_in_forward"``.
-      kernels: what computes on a GPU: ``"xla"``, or ``"mosaic"``, kernels for compute capability 9.0 (H100, H200) that
-        leave no logits in memory but those that are stored to be used again. XLA computes on other devices, forward
-        mode, and derivatives of the gradient; and problems that the kernels are not for.
+      kernels: what computes on a GPU or a TPU: ``"xla"``, or ``"mosaic"``, kernels that leave no logits in memory but
+        those that are stored to be used again: of values and gradients for compute capability 9.0 (H100, H200), of
+        values for TPUs from v5e on. XLA computes on other devices, forward mode, and derivatives of the gradient; and
+        problems that the kernels are not for.
     """
 
     strategy: Strategy
@@ -101,7 +102,7 @@ class Explanation(Plan):
 
     def __str__(self) -> str:
         tokens = f", {self.chunk:,} tokens" if self.strategy == "gradient_in_forward" else ""
-        kernels = ", by kernels on a GPU" if self.kernels == "mosaic" else ""
+        kernels = ", by kernels" if self.kernels == "mosaic" else ""
         dlogits = ", all dlogits in 16 bits" if self.keeps_dlogits else ""
         cost = f"{self.forward_flop / 1e9:,.1f} GFLOP forward, {self.backward_flop / 1e9:,.1f} more with gradients"
         sizes = f"{self.block:,} columns{tokens} at a time"
@@ -242,11 +243,11 @@ def _columns(problem: Problem, plan: Plan) -> int:
     wide, narrow = _bytes_each(problem)
     if _is_cpu():
         return _even(problem.width, _CPU_COLUMNS[narrow])
-    aligned = ALIGNED if plan.kernels == "mosaic" else _ALIGNED
+    aligned = ALIGNED if give_dlogits(plan.kernels) else _ALIGNED
     if plan.strategy == "gradient_in_forward" and problem.width % aligned == 0:
         # The logits of a chunk are stored: those of all columns at a time, as products can take them.
         return problem.width
-    of_logit = narrow if plan.kernels == "mosaic" else wide + narrow
+    of_logit = narrow if give_dlogits(plan.kernels) else wide + narrow
     most = _BLOCK_BYTES // (max(problem.rows, 1) * of_logit)
     fewest = _FEWEST_ON_TPU if jax.default_backend() == "tpu" else _FEWEST_COLUMNS
     most = min(max(most, fewest), _MOST_COLUMNS * (wide + narrow) // of_logit)
@@ -318,12 +319,12 @@ def _with_costs(problem: Problem, plan: Plan, why: str) -> Explanation:
     of_logits = tokens * (wide + (narrow if narrow < wide else 0))
     of_block = plan.block * (of_logits + (2 * tokens * wide if problem.teacher_depth else 0))
     if plan.kernels == "mosaic" and not _is_cpu():
-        of_tiles = bytes_of_tiles(problem, tokens)
-        if plan.strategy == "recompute":
-            # In turn: tiles; dlogits and a block of w or of its gradient, which XLA has where logits were.
-            of_block = max(plan.block * (tokens + problem.depth) * narrow, of_tiles)
-        else:
-            of_block += of_tiles
+        of_parts = bytes_of_parts(problem, tokens)
+        if give_dlogits(plan.kernels):
+            # Dlogits and a block of w or of its gradient, which XLA has where logits were.
+            of_block = plan.block * (tokens + problem.depth) * narrow if plan.strategy == "recompute" else of_block
+        # In turn, but where logits are stored.
+        of_block = max(of_block, of_parts) if plan.strategy == "recompute" else of_block + of_parts
     stored = of_block + of_tokens
     if not _is_cpu():
         stored += _WORKSPACE

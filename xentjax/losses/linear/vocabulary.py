@@ -71,7 +71,8 @@ class Walk:
       layout: ``"dv"`` or ``"vd"``: which axis of w the vocabulary is along.
       axis_name: the mesh axis that the vocabulary is split over, or None.
       shards: over how many devices.
-      kernels: what computes on a GPU; ``"mosaic"``: :mod:`xentjax.losses.linear.mosaic`.
+      kernels: what computes on a GPU or a TPU; ``"mosaic"``: kernels, of which :mod:`xentjax.losses.linear.kernels`
+        tells.
     """
 
     width: int
