@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN    := $(VENV)/bin
 JOBS   ?= 2
+# For pytest; --first-parameters runs each test once.
+OPTIONS ?=
 # The Python of the machine that wheels are for.
 WHEELS_PYTHON ?= 3.12
 
@@ -14,11 +16,11 @@ digits: $(VENV)/.installed  ## the main job: softmax regression on handwritten d
 	$(BIN)/xentjax fit configs/digits.toml --force
 
 test: $(VENV)/.installed  ## the test suite, docstring examples included: ten minutes on two cores
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not fast and not thorough"
-	COMPILED_FAST=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "fast and not thorough"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not fast and not thorough" $(OPTIONS)
+	COMPILED_FAST=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "fast and not thorough" $(OPTIONS)
 
 thorough: $(VENV)/.installed  ## further tests: solvers and fits in all variants, estimators
-	COMPILED_FAST=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m thorough
+	COMPILED_FAST=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m thorough $(OPTIONS)
 
 sklearn: $(VENV)/.installed  ## scikit-learn's contract of estimators, and its own tests of its logistic regression, on ours
 	COMPILED_FAST=1 XENTJAX_SKLEARN_OWN=1 SCIPY_ARRAY_API=1 $(BIN)/python -m pytest -n $(JOBS) \

@@ -28,9 +28,18 @@ THOROUGH |= {f"test_{name}.py" for name in ("benchmarks_regression", "linear_ker
 MAPPINGS = 20_000
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--first-parameters", action="store_true", help="each test with the first of its parameters alone")
+
+
+def pytest_collection_modifyitems(config, items):
     """Mark the tests that need no program as users get it, so that a run of them may compile with less care, and those
     of a longer run. What is collected has the same name in each process."""
+    if config.getoption("first_parameters"):
+        functions = {}
+        for item in items:
+            functions.setdefault(item.nodeid.split("[")[0], item)
+        items[:] = functions.values()
     for item in items:
         if " at 0x" in item.nodeid:
             raise pytest.UsageError(f"{item.nodeid}: an address names a test; give parameters ids")

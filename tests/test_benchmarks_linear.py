@@ -106,7 +106,8 @@ def test_counts():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_method_that_is_there_is_right(dtype):
+def test_what_is_compared_is_right(dtype):
+    """Ours, and the formula with all logits. Peers that are installed run, right or wrong: their errors are shown."""
     shape = Shape(24, 16, 130)
     arguments = problems.draw(shape, dtype)
     true = truth.truth(*arguments)
@@ -114,7 +115,7 @@ def test_every_method_that_is_there_is_right(dtype):
         task = suite.task(shape, dtype, mode, arguments, true)
         found = harness.run_all(task, 1, 0.0)
         for name, run in found.items():
-            if name != methods.PRODUCTS and not isinstance(run, str):
+            if name.startswith(("xentjax", "optax")):
                 assert max(run.errors.values()) < (1e-5 if dtype == "float32" else 3e-2), name
 
 

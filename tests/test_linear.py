@@ -670,3 +670,30 @@ def test_a_budget_for_few_classes_is_kept_to():
 def test_what_is_explained_is_called_as_the_function_is():
     assert explain(X, W, outputs="entropy").strategy == "dense"
     assert explain(X.tolist(), W.tolist(), Y.tolist(), outputs=["loss", "argmax"]).strategy == "dense"
+
+
+@pytest.mark.parametrize("plan", [None, "dense", Plan("recompute", 256)], ids=named)
+def test_export_for_any_number_of_tokens(plan):
+    """The plan is not chosen by N then; gradients of a mean come out as for the numbers that it is called with."""
+    gradients = jax.grad(
+        lambda x, w, y: linear_cross_entropy(x, w, y, reduction="mean", ignore_index=-1, implementation=plan), (0, 1)
+    )
+    batch, tokens = jax.export.symbolic_shape("b, t")
+    w = jax.ShapeDtypeStruct((5, 600), jnp.float32)
+    shapes = jax.ShapeDtypeStruct((batch, tokens, 5), w.dtype), w, jax.ShapeDtypeStruct((batch, tokens), jnp.int32)
+    exported = jax.export.export(jax.jit(gradients))(*shapes)
+    for n in (1, 289):
+        x, w, labels = draw(n, 5, 600)
+        given = x[None], w, labels[None]
+        for got, expected in zip(exported.call(*given), gradients(*given), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=0, atol=2**-20 * np.abs(expected).max())
+
+
+def test_what_needs_the_number_of_tokens_says_so():
+    (tokens,) = jax.export.symbolic_shape("t")
+    x, w = jax.ShapeDtypeStruct((tokens, 5), jnp.float32), jax.ShapeDtypeStruct((5, 600), jnp.float32)
+    labels = jax.ShapeDtypeStruct((tokens,), jnp.int32)
+    with pytest.raises(ValueError, match=r"memory_budget needs N to be a number, got t"):
+        explain(x, w, labels, memory_budget=2**20)
+    with pytest.raises(ValueError, match=r"'gradient_in_forward' needs N to be a number, got t"):
+        explain(x, w, labels, reduction="mean", implementation="gradient_in_forward")

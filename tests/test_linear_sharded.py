@@ -92,7 +92,7 @@ def same(got, expected):
 
 
 @pytest.mark.parametrize("kind", ["indices", "soft", "teacher"])
-@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+@pytest.mark.parametrize("shards", [8, *(pytest.param(n, marks=pytest.mark.thorough) for n in (1, 2, 4))])
 def test_every_output_and_derivative_is_that_of_one_device(kind, shards):
     given = arguments(kind)
     moving, rest = split(given)
@@ -181,8 +181,8 @@ def test_classes_that_the_devices_do_not_divide():
     np.testing.assert_array_equal(by_w[:, V - 3 :], 0)
 
 
-@pytest.mark.parametrize("classes", [V, V - 3])
-@pytest.mark.parametrize("kind", ["indices", "teacher"])
+@pytest.mark.parametrize("classes", [V - 3, pytest.param(V, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("kind", ["teacher", pytest.param("indices", marks=pytest.mark.thorough)])
 def test_a_mesh_that_is_set_in_the_place_of_a_map(kind, classes):
     given = arguments(kind)
     of_classes = {"w": (slice(None), slice(classes)), "bias": slice(classes), "class_weights": slice(classes)}
@@ -204,21 +204,59 @@ def test_a_mesh_that_is_set_in_the_place_of_a_map(kind, classes):
         same(jax.jit(lambda m: derivatives(function, m))(moving), expected)
 
 
-def test_a_mesh_of_explicit_axes():
-    """As ``jax.make_mesh`` makes it: what the vocabulary is along is split before it comes, or as it comes."""
-    given = arguments("teacher")
-    moving, rest = split(given)
-    loss = lambda m, **kw: linear_cross_entropy(**m, **rest, **OPTIONS, reduction="mean", **kw)
-    expected = jax.jit(jax.value_and_grad(loss))(moving)
-    mesh = jax.make_mesh((4,), ("model",), devices=jax.devices()[:4])
-    with jax.set_mesh(mesh):
-        own = lambda m: loss(m, axis_name="model", implementation="recompute")
-        same(jax.jit(jax.value_and_grad(own))(moving), expected)
-    of_two = jax.make_mesh((2, 4), ("data", "model"))
-    with jax.set_mesh(of_two):
-        given["x"] = jax.reshard(given["x"], P("data"))
-        with pytest.raises(ValueError, match=r"x is split over 'data', .*AxisType\.Auto"):
-            linear_cross_entropy(**given, axis_name="model")
+class TestExplicitAxes:
+    """Those of a mesh as ``jax.make_mesh`` makes it, which types of arrays name."""
+
+    @pytest.mark.parametrize(("vocabulary", "is_named"), [(("model", "rest"), True), ("model", False)], ids=str)
+    def test_tokens_and_vocabulary_are_split(self, vocabulary, is_named):
+        """The axis of the vocabulary need not be named; results are split as the tokens are."""
+        given = arguments("teacher")
+        moving, rest = split(given)
+        call = functools.partial(linear_cross_entropy, outputs=EVERY, **OPTIONS, implementation=Plan("recompute", 4))
+
+        @functools.partial(jax.jit, static_argnums=2)
+        def derivatives(moving, rest, axis_name):
+            function = lambda m: call(**m, **rest, axis_name=axis_name)
+            return function(moving), jax.grad(lambda m: total(function(m)))(moving)
+
+        expected = derivatives(moving, rest, None)
+        with jax.set_mesh(jax.make_mesh((2, 2, 2), ("data", "model", "rest"))):
+            placed = jax.tree.map(jax.reshard, given, specs(given, vocabulary, "data"))
+            outputs, gradients = derivatives(*split(placed), vocabulary if is_named else None)
+        same((outputs, gradients), expected)
+        assert jax.typeof(outputs.loss).sharding.spec == P("data")
+        assert jax.typeof(outputs.top_3.indices).sharding.spec == P("data", None)
+        assert jax.typeof(gradients["w"]).sharding.spec == P(None, vocabulary)
+
+    def test_no_mesh_is_set(self):
+        """The arrays know theirs."""
+        given = arguments("indices")
+        mesh = jax.make_mesh((2, 4), ("data", "model"))
+        of = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), specs(given, "model", "data"))
+        same(linear_cross_entropy(**jax.device_put(given, of), **OPTIONS), linear_cross_entropy(**given, **OPTIONS))
+
+    def test_within_a_map_over_the_vocabulary(self):
+        given = arguments("soft")
+        with jax.set_mesh(jax.make_mesh((2, 4), ("data", "model"))):
+            placed = jax.tree.map(jax.reshard, given, specs(given, "model", "data"))
+            mapped = jax.shard_map(
+                lambda given: linear_cross_entropy(**given, **OPTIONS, axis_name="model"),
+                in_specs=(specs(given),),
+                out_specs=P(),
+                axis_names={"model"},
+            )
+            loss = jax.jit(mapped)(placed)
+        same(loss, linear_cross_entropy(**given, **OPTIONS))
+        assert loss.sharding.spec == P("data")
+
+    def test_nothing_is_split_before(self):
+        given = arguments("indices")
+        moving, rest = split(given)
+        loss = lambda m, **kw: linear_cross_entropy(**m, **rest, **OPTIONS, reduction="mean", **kw)
+        expected = jax.jit(jax.value_and_grad(loss))(moving)
+        with jax.set_mesh(jax.make_mesh((4,), ("model",), devices=jax.devices()[:4])):
+            own = lambda m: loss(m, axis_name="model", implementation="recompute")
+            same(jax.jit(jax.value_and_grad(own))(moving), expected)
 
 
 def test_an_axis_that_is_not_there():

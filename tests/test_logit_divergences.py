@@ -32,7 +32,9 @@ def divergence(a: Any, b: Any) -> Any:
     return np.where(np.any((log_p > -INF) & (log_q == -INF), -1), INF, terms.sum(-1))
 
 
-@pytest.mark.parametrize("classes", [2, 10, 17, 32, 100, 1000])
+@pytest.mark.parametrize(
+    "classes", [17, 32, *(pytest.param(n, marks=pytest.mark.thorough) for n in (2, 10, 100, 1000))]
+)
 def test_divergence_is_right_from_near_to_far(classes: int, optimized: None) -> None:
     rng = np.random.default_rng(classes)
     rows = {32: 4000, 1000: 160}.get(classes, max(16_800, 160_000 // classes))  # from 4096 on in one loop
@@ -81,7 +83,10 @@ def test_one_argument_of_16_bits_beside_one_of_32_costs_no_digit(narrow: str) ->
         assert np.all(np.abs(got - true) <= (4 + np.abs(np.log(true))) * np.spacing(true))
 
 
-@pytest.mark.parametrize(("classes", "rows"), [(10, 5000), (17, 40), (41, 5000)])
+@pytest.mark.parametrize(
+    ("classes", "rows"),
+    [(41, 5000), *(pytest.param(*sizes, marks=pytest.mark.thorough) for sizes in [(10, 5000), (17, 40)])],
+)
 def test_a_class_that_q_excludes_is_infinite_however_little_p_has_of_it(classes: int, rows: int) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, rows, classes)).astype(np.float32)
@@ -113,7 +118,7 @@ LIMITS = [
 ]
 
 
-@pytest.mark.parametrize("classes", [1, 2, 3, 43])
+@pytest.mark.parametrize("classes", [43, *(pytest.param(n, marks=pytest.mark.thorough) for n in (1, 2, 3))])
 def test_infinite_and_huge_logits_are_limits(classes: int) -> None:
     pairs = [(a, b) for a, b in LIMITS if len(a) <= classes]
     p_logits, q_logits = np.full((2, len(pairs), classes), -INF, np.float32)
@@ -174,7 +179,13 @@ def test_rows_that_need_care_are_found_wherever_they_are(special: int, axis: int
     np.testing.assert_allclose(at_label, np.expm1(-loss), rtol=rtol * 4)
 
 
-@pytest.mark.parametrize(("classes", "dtype"), [(16, "float32"), (24, "bfloat16"), (50, "float32")])
+@pytest.mark.parametrize(
+    ("classes", "dtype"),
+    [
+        (50, "float32"),
+        *(pytest.param(*case, marks=pytest.mark.thorough) for case in [(16, "float32"), (24, "bfloat16")]),
+    ],
+)
 def test_a_large_batch_gets_what_its_rows_get_in_small_ones(classes: int, dtype: str) -> None:
     rng = np.random.default_rng(classes)
     a, b = (jnp.asarray(z, dtype) for z in rng.normal(0, 2, (2, 4100, classes)))

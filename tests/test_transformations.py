@@ -117,6 +117,19 @@ def test_jit_scan_and_vmap_over_all_and_over_each_argument(record):
         same(result, value)
 
 
+@by_name(PUBLIC)
+def test_export_with_a_symbol_for_the_number_of_rows(record):
+    call, _, moving, rest, value, _ = situation(record)
+    (rows,) = jax.export.symbolic_shape("b")
+
+    def specification(array):
+        shape = (rows, *array.shape[1:]) if array.shape[:1] == (SIZES["B"],) else array.shape
+        return jax.ShapeDtypeStruct(shape, array.dtype)
+
+    exported = jax.export.export(jax.jit(call))(*jax.tree.map(specification, (moving, rest)))
+    same(exported.call(moving, rest), value)
+
+
 @by_name(DIFFERENTIABLE)
 def test_reverse_mode_and_checkpoint(record):
     _, found = derivatives(record)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentjax.core.linear_map import vary_like
+from xentjax.core.policy import is_symbol
 
 
 @jax.custom_batching.custom_vmap
@@ -38,9 +39,9 @@ def in_pieces(function: Callable[..., Any], *arrays: Any) -> Any:
     """The function of arrays that share their first axis, piece by piece along it; at once where they do not."""
     leaves = jax.tree.leaves(arrays)
     rows = {array.shape[:1] for array in leaves}
-    if len(rows) > 1 or leaves[0].ndim == 0 or leaves[0].shape[0] <= _PIECES:
+    length = leaves[0].shape[0] if leaves[0].ndim else 1
+    if len(rows) > 1 or is_symbol(length) or length <= _PIECES:
         return function(*arrays)
-    length = leaves[0].shape[0]
     size = -(-length // _PIECES)
 
     def piece(start: Any) -> Any:
@@ -142,7 +143,7 @@ def for_rows(
         return jax.tree.map(in_place, found, done)
 
     def some(*operands: Any) -> Any:
-        if not subset or length < _SHARES or width < _WIDE:
+        if not subset or is_symbol(length) or length < _SHARES or width < _WIDE:
             return all_rows(*operands)
         return jax.lax.cond(anywhere(jnp.sum(needed) > size * _FEW), all_rows, some_rows, *operands)
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentjax.core.policy import up
+from xentjax.core.policy import is_symbol, up
 from xentjax.logit_rows import (
     COLUMNWISE_PAIRS,
     DOMINATED,
@@ -184,7 +184,8 @@ def has_one_loop(logits: Any, axis: int) -> bool:
     """Whether XLA:CPU makes one loop of several sums over the rows, one after the other: it does of so many rows."""
     if is_columnwise(logits, axis, columnwise_if_far(logits.dtype)):
         return False
-    return logits.size // logits.shape[axis] >= 4096 and logits.dtype != jnp.float16
+    rows = logits.size // logits.shape[axis]
+    return (is_symbol(rows) or rows >= 4096) and logits.dtype != jnp.float16
 
 
 def far_divergence_in_one_loop(p_logits: Any, q_logits: Any, axis: int) -> Any:

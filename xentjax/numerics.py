@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentjax.care import corrected
+from xentjax.core.policy import is_symbol
 from xentjax.core.rule import along
 from xentjax.pairs import (
     FORMATS,
@@ -105,7 +106,7 @@ def is_small(numbers: int, sums: int) -> bool:
     """Whether so many numbers in so few sums are added with twice the digits. XLA adds larger arrays in blocks; these,
     one by one or nearly so: where the terms are equal each addition rounds the same way, and a single row of 32,000
     was wrong by 16 units of the last digit."""
-    return numbers < 8192 or (sums < 4 and numbers < 131072)
+    return not is_symbol(numbers) and (numbers < 8192 or (sums < 4 and numbers < 131072))
 
 
 # -- almost equal numbers ----------------------------------------------------------------------------------------------

@@ -66,6 +66,11 @@ def copied(value: Any) -> jax.Array:
     return jax.device_put(own)
 
 
+def is_symbol(size: Any) -> bool:
+    """Whether the length of an axis is a symbol, of ``jax.export``: what depends on sizes takes a way for any then."""
+    return not isinstance(size, int)
+
+
 def is_float(array: Any) -> bool:
     return hasattr(array, "dtype") and jnp.issubdtype(array.dtype, jnp.floating)
 

@@ -15,7 +15,7 @@ from xentjax.losses.linear.vocabulary import Arrays, Layout
 from xentjax.losses.shaping import hyperparameter
 
 NAME = "linear_cross_entropy"
-LAYOUTS = ("dv", "vd")
+LAYOUTS: tuple[Layout, ...] = ("dv", "vd")
 #: The outputs that depend on the labels, and all that have a name without a number.
 OF_LABELS = ("loss", "log_prob", "correct")
 OUTPUTS = ("loss", "logsumexp", "log_prob", "entropy", "argmax", "correct")
@@ -81,7 +81,7 @@ def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
       ValueError, TypeError: for arguments that do not fit together; the error names the argument and what it needs.
     """
     x, w = bound["x"], bound["w"]
-    layout = _one_of("w_layout", bound["w_layout"], LAYOUTS)
+    layout = LAYOUTS[1 - vocabulary_axis(bound)]
     width, d = _check_matrices(x, w, layout)
     axis_name, shards = bound["axis_name"], 1
     if axis_name is not None:
@@ -150,6 +150,13 @@ def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
     return problem, arrays, numbers
 
 
+def vocabulary_axis(bound: dict[str, Any]) -> int:
+    """Which axis of w the vocabulary is along."""
+    if (layout := bound["w_layout"]) not in LAYOUTS:
+        raise ValueError(f"{NAME}: w_layout must be {' or '.join(map(repr, LAYOUTS))}, got {layout!r}")
+    return 1 - LAYOUTS.index(layout)
+
+
 # -- shapes ------------------------------------------------------------------------------------------------------------
 
 
@@ -169,12 +176,6 @@ def _check_matrices(x: Any, w: Any, layout: Layout, of: str = "", examples: Any 
     if examples is not None:
         policy.require_shape(NAME, f"{of}x", x.shape[:-1], examples, "the shape of x without its last axis")
     return w.shape[1 - axis], d
-
-
-def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
-    if value not in known:
-        raise ValueError(f"{NAME}: {name} must be {' or '.join(map(repr, known))}, got {value!r}")
-    return value
 
 
 def _classes(given: Any, columns: int) -> int:

@@ -16,7 +16,7 @@ from xentjax.core.domains import Domain, Labels, Real
 from xentjax.core.op import op
 from xentjax.losses.linear.arguments import named_labels, prepared, top_of
 from xentjax.losses.linear.labels import FewClasses, SoftLabels, Teacher, Teachers
-from xentjax.losses.linear.mesh import is_mapped, over_mesh
+from xentjax.losses.linear.mesh import by_compiler, is_mapped, over_mesh
 from xentjax.losses.linear.outputs import TopClasses, outputs_of_rows
 from xentjax.losses.linear.plan import Plan, plan
 from xentjax.losses.linear.vocabulary import Layout
@@ -127,8 +127,9 @@ def linear_cross_entropy(
       implementation: a strategy by name (``"recompute"``, ``"gradient_in_forward"``, ``"dense"``), or a
         :class:`xentjax.losses.linear.Plan`; otherwise chosen, as :func:`xentjax.losses.linear.explain` tells.
       axis_name: the mesh axis that the classes of w (and of bias and class weights) are split over: under
-        ``jax.shard_map``, where each device has its part of them, or of the mesh that ``jax.set_mesh`` has set. Only
-        numbers for each example travel. Labels are class indices of all of the vocabulary.
+        ``jax.shard_map``, where each device has its part of them, or of the mesh that ``jax.set_mesh`` has set. Not
+        needed where w is split over an explicit axis of a mesh. Only numbers for each example travel. Labels are class
+        indices of all of the vocabulary.
       num_classes: V, where w has more columns than that; the others are padding, and get gradients of 0.
 
     Returns:
@@ -197,6 +198,10 @@ def _plain_labels(labels: Any, u: Any, temperature: Any, layout: str, num_classe
 @linear_cross_entropy.whole
 def _(bound: dict[str, Any]) -> Any:
     bound = {**bound, "labels": named_labels(bound["labels"])}
+    return by_compiler(_over_vocabulary, bound)
+
+
+def _over_vocabulary(bound: dict[str, Any]) -> Any:
     axis_name = bound["axis_name"]
     return _computed(bound) if axis_name is None or is_mapped(axis_name) else over_mesh(_computed, bound)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from xentjax.core.arguments import is_static
-from xentjax.losses.linear.arguments import LAYOUTS, NAME
+from xentjax.losses.linear.arguments import NAME, vocabulary_axis
 from xentjax.losses.linear.labels import Teacher
 
 
@@ -23,23 +24,50 @@ def is_mapped(axis_name: Any) -> bool:
     return True
 
 
+def by_compiler(function: Callable[[dict[str, Any]], Any], bound: dict[str, Any]) -> Any:
+    """``function(bound)`` with the axes of a mesh that arrays are split over explicitly left to the compiler: what is
+    split stays so, and results are split over the examples as x is. The axis that w's vocabulary is split over is the
+    ``axis_name`` where none is given."""
+    arrays = {n: v for n, v in bound.items() if not is_static(v)}
+    shardings = jax.tree.map(lambda a: jax.typeof(a).sharding, arrays)
+    meshes = [jax.sharding.get_abstract_mesh(), *(sharding.mesh for sharding in jax.tree.leaves(shardings))]
+    mesh = next((mesh for mesh in meshes if not mesh.empty), None)
+    if mesh is None or not mesh.explicit_axes:
+        return function(bound)
+    automatic = mesh.update_axis_types(dict.fromkeys(mesh.explicit_axes, AxisType.Auto))
+    axis_name = bound["axis_name"]
+    if axis_name is None and bound["w"].ndim == 2:
+        axis_name = shardings["w"].spec[vocabulary_axis(bound)]
+    with jax.sharding.use_abstract_mesh(automatic):
+        arrays = jax.tree.map(lambda a: jax.reshard(a, PartitionSpec()), arrays)
+        found = function({**bound, **arrays, "axis_name": axis_name})
+    of_examples = shardings["x"].spec[:-1]
+
+    def split(found: Any) -> Any:
+        spec = (*of_examples, *[None] * found.ndim)[: found.ndim] if found.ndim >= len(of_examples) else ()
+        return jax.reshard(found, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    return jax.tree.map(split, found)
+
+
 def over_mesh(function: Callable[[dict[str, Any]], Any], bound: dict[str, Any]) -> Any:
     """``function(bound)`` with what has the vocabulary along an axis split over ``axis_name`` of the mesh that is set;
     the other axes of the mesh stay the compiler's. Where the devices do not divide the classes, zeros are added.
 
     Raises:
-      ValueError: where no such mesh is set; where the mesh has explicit axes, and an array is split over another one.
+      ValueError: where no such mesh is set.
     """
     axis_name = bound["axis_name"]
     mesh = jax.sharding.get_abstract_mesh()
-    if axis_name not in mesh.axis_names:
+    axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if not set(axes) <= set(mesh.axis_names):
         raise ValueError(
             f"{NAME}: axis_name is {axis_name!r}, which is no axis here: call it under jax.shard_map over that axis, "
             f"or with a mesh that has it, `with jax.set_mesh(mesh):` (the mesh that is set has {list(mesh.axis_names)})"
         )
-    axis = 1 - LAYOUTS.index(bound["w_layout"])
+    axis = vocabulary_axis(bound)
     width = bound["w"].shape[axis]
-    columns = -width % mesh.shape[axis_name]
+    columns = -width % math.prod(mesh.shape[name] for name in axes)
     of_w = PartitionSpec(*(axis_name if i == axis else None for i in range(2)))
     along = {"w": (of_w, axis), "bias": (PartitionSpec(axis_name), 0), "class_weights": (PartitionSpec(axis_name), 0)}
 
@@ -59,26 +87,10 @@ def over_mesh(function: Callable[[dict[str, Any]], Any], bound: dict[str, Any]) 
     options = {n: v for n, v in bound.items() if n not in arrays}
     if columns and options["num_classes"] is None:
         options["num_classes"] = width
-    if dict(zip(mesh.axis_names, mesh.axis_types, strict=True))[axis_name] == AxisType.Explicit:
-        # There the map takes no array that is split otherwise.
-        _refuse_other_axes(axis_name, arrays)
-        arrays = jax.tree.map(jax.reshard, arrays, specs)
     of_devices = jax.shard_map(
         lambda arrays: function({**options, **arrays}),
-        axis_names={axis_name},
+        axis_names=set(axes),
         in_specs=(specs,),
         out_specs=PartitionSpec(),
     )
     return of_devices(arrays)
-
-
-def _refuse_other_axes(axis_name: Any, arrays: dict[str, Any]) -> None:
-    for name, array in arrays.items():
-        for leaf in jax.tree.leaves(array):
-            for axes in jax.typeof(leaf).sharding.spec:
-                if axes not in (None, axis_name, (axis_name,)):
-                    raise ValueError(
-                        f"{NAME}: {name} is split over {axes!r}, an explicit axis of the mesh, but axis_name "
-                        f"{axis_name!r} goes with axes that the compiler splits over: make the mesh with "
-                        "axis_types=(jax.sharding.AxisType.Auto, ...)"
-                    )

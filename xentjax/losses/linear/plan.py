@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
+from xentjax.core import policy
 from xentjax.losses.linear.arguments import NAME, Problem
 from xentjax.losses.linear.kernels import ALIGNED, KERNELS, bytes_of_parts, give_dlogits, unmet
 from xentjax.losses.linear.vocabulary import Kernels, Walk
@@ -25,6 +26,8 @@ TABLE = pathlib.Path(__file__).parent / "blocks.json"
 _MIB = 2**20
 #: Tokens at a time where nothing was measured, half of all at most; fewer than the least leave products that are slow.
 _TOKENS, _FEWEST_TOKENS = 1024, 256
+#: Where their number is a symbol.
+_MANY_TOKENS = 8192
 #: The budget where none is given: so many times what the gradients by x and w take in the dtype of computation.
 _GENEROUS = 3
 #: Columns at a time where nothing was measured: on a CPU, by the bytes of an operand; elsewhere as many as have logits
@@ -57,7 +60,7 @@ class Plan:
       kernels: what computes on a GPU or a TPU: ``"xla"``, or ``"mosaic"``, kernels that leave no logits in memory but
         those that are stored to be used again: of values and gradients for compute capability 9.0 (H100, H200), of
         values for TPUs from v5e on. XLA computes on other devices, forward mode, and derivatives of the gradient; and
-        problems that the kernels are not for, which ``why`` then tells.
+        problems that the kernels are not for, which ``why`` tells a caller who asked for them.
       why: the reason, in words.
       forward_flop, backward_flop: operations of the matrix products of the loss, and further ones of its gradient by x
         and w.
@@ -118,6 +121,8 @@ def plan(problem: Problem, memory_budget: int | None = None, implementation: str
         raise TypeError(f"{NAME}: memory_budget must be a number of bytes, got {memory_budget!r}")
     if memory_budget is not None and not memory_budget > 0:
         raise ValueError(f"{NAME}: memory_budget must be positive, in bytes, got {memory_budget}")
+    if policy.is_symbol(problem.rows):
+        return _of_any_size(problem, memory_budget, implementation)
     if isinstance(implementation, Plan):
         _require(problem, implementation.strategy)
         return _with_costs(problem, _with_sizes(problem, implementation, memory_budget))
@@ -146,6 +151,18 @@ def _chosen(problem: Problem, memory_budget: int | None) -> Plan:
     needed = in_forward if problem.is_scalar else dense
     again = _as_measured(problem, Plan("recompute"), memory_budget)
     return dataclasses.replace(again, why=f"{needed.strategy} needs {needed.temporary_bytes / _MIB:,.1f} MiB")
+
+
+def _of_any_size(problem: Problem, memory_budget: int | None, implementation: str | Plan | None) -> Plan:
+    """The plan where N is a symbol, of ``jax.export``: sizes and costs are those of many tokens."""
+    if memory_budget is not None:
+        raise ValueError(f"{NAME}: memory_budget needs N to be a number, got {problem.rows}; give a Plan with a block")
+    if implementation is None:
+        implementation = Plan("dense" if problem.width <= _FEW_CLASSES else "recompute", why="N is a symbol")
+    strategy = implementation.strategy if isinstance(implementation, Plan) else implementation
+    if strategy == "gradient_in_forward":
+        raise ValueError(f"{NAME}: implementation 'gradient_in_forward' needs N to be a number, got {problem.rows}")
+    return plan(dataclasses.replace(problem, rows=_MANY_TOKENS), None, implementation)
 
 
 def _require(problem: Problem, strategy: str) -> None:

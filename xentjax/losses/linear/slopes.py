@@ -125,7 +125,7 @@ def add_gradients(
                 part = jnp.sum(g[f"{of}z"], axis=0)
                 new[f"{of}bias"] = walk.add_entries(found[f"{of}bias"], part, block, to_zeros=to_zeros)
         if "class_weights" in names:
-            part = g["class_weights"] if block.fresh is None else jnp.where(block.fresh, g["class_weights"], 0)
+            part = block.where_fresh(g["class_weights"], 0)
             new["class_weights"] = walk.add_entries(found["class_weights"], part, block, to_zeros=to_zeros)
         new |= {n: found[n] + g[n] for n in names if n in SHAPERS}
         return new

@@ -49,9 +49,11 @@ class Block(NamedTuple):
     new: Any
     fresh: Any
 
-    def where_fresh(self, rows: Any, otherwise: Any) -> Any:
-        """Rows of entries of the block, and something else in columns that are not fresh."""
-        return rows if self.fresh is None else jnp.where(self.fresh[None], rows, otherwise)
+    def where_fresh(self, entries: Any, otherwise: Any) -> Any:
+        """Entries of the block, ``[block]`` or ``[N, block]``, and something else in columns that are not fresh."""
+        if self.fresh is None:
+            return entries
+        return jnp.where(jnp.expand_dims(self.fresh, tuple(range(entries.ndim - 1))), entries, otherwise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Walk:
     def entries_of(self, vector: Any, block: Block) -> Any:
         """The entries of a block of a vector over the vocabulary; 0 for a column that is not fresh."""
         part = vector if self.blocks == 1 else jax.lax.dynamic_slice_in_dim(vector, block.start, self.block)
-        return part if block.fresh is None else jnp.where(block.fresh, part, 0)
+        return block.where_fresh(part, 0)
 
     def to_fill(self, array: Any, arrays: Arrays) -> Any:
         """Zeros like an array over the vocabulary, which the parts of all blocks will be put in with ``to_zeros``;
