@@ -327,9 +327,10 @@ def kernels_run(device, monkeypatch):
     by_platform, run = jax.lax.platform_dependent, []
 
     def chosen(*arguments, default, **others):
-        kernel = others.get(device.name)
-        if getattr(kernel, "func", None) not in (device.rows, gpu_kernels.cotangents_of_block):
+        by_kernels = {getattr(function, "func", None) for function in others.values()}
+        if not by_kernels & {GPU.rows, TPU.rows, gpu_kernels.cotangents_of_block}:
             return by_platform(*arguments, default=default, **others)
+        kernel = others.get(device.name, default)
         run.append(kernel.func)
         return kernel(*arguments)
 

@@ -281,3 +281,19 @@ def test_only_numbers_for_each_token_travel():
     assert sizes
     # The gradient by x is a sum over the devices.
     assert max(sizes) <= x.size
+
+
+def test_many_tokens_of_which_few_need_care():
+    """There is a program for few rows of a batch, beside that for all."""
+    n, d, v = 256, 4, 64
+    x = real(0, n, d).at[::50].multiply(100.0)
+    given = {"x": x, "w": real(1, d, v), "labels": jnp.arange(n) % v}
+    loss = functools.partial(linear_cross_entropy, reduction="mean")
+    of_device = functools.partial(loss, axis_name="model")
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("model",))
+    sharded = jax.shard_map(
+        lambda x, w, labels: of_device(x, w, labels), mesh=mesh, in_specs=(*specs(given).values(),), out_specs=P()
+    )
+    expected = jax.value_and_grad(loss, (0, 1))(*given.values())
+    found = jax.jit(jax.value_and_grad(sharded, (0, 1)))(*given.values())
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-14), found, expected)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xentjax.core.linear_map import vary_like
 from xentjax.core.policy import is_symbol
 
 
@@ -127,7 +128,9 @@ def for_rows(
             return chosen, function(jax.tree.map(of_entries, entries), jax.tree.map(of_numbers, numbers), axis=-1)
 
         def none(share: Any) -> Any:
-            return jax.tree.map(lambda a: jnp.full(a.shape, length, a.dtype), jax.eval_shape(of, share))
+            like = jax.tree.leaves((needed, arrays, rows))
+            nothing = lambda a: vary_like(jnp.full(a.shape, length, a.dtype), *like)
+            return jax.tree.map(nothing, jax.eval_shape(of, share))
 
         def done_of(share: Any) -> Any:
             return jax.lax.cond(anywhere(until[-1] > share * size), of, none, share)

@@ -19,7 +19,7 @@ class Entry:
     """One line: value and gradients of x [n, d] and w [d, v] by a strategy took so many milliseconds on a device.
 
     ``block`` is classes at a time, ``chunk`` tokens at a time; None: all of them, or by kernels as the plan chooses.
-    ``kernels`` is what computed on a GPU.
+    ``kernels`` is what computed on a GPU or a TPU.
     """
 
     device: str

@@ -63,7 +63,7 @@ def methods(dtype: str, in_stages: bool = False) -> Iterator[Method]:
 
 
 def by_kernels(shape: Shape, dtype: str, mode: str = "value_and_grad") -> Iterator[Method]:
-    """Ours by kernels for a GPU, where those are for such a problem; the value alone is the same by any strategy."""
+    """Ours by a device's kernels, where those are for such a problem; the value alone is the same by any strategy."""
     for strategy in KERNEL_STRATEGIES[: 1 if mode == "value" else None]:
         plan = Plan(strategy, kernels="mosaic")
         if is_by_kernels(plan, shape, dtype):

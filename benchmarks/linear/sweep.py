@@ -30,7 +30,7 @@ ROUNDINGS = 4
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """A strategy with its classes at a time and its tokens at a time; None where it has no such number, or chooses it.
-    ``kernels`` is what is to compute on a GPU."""
+    ``kernels`` is what is to compute on a GPU or a TPU."""
 
     strategy: str
     block: int | None = None

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from xentjax.core import policy
 from xentjax.losses.linear.arguments import Problem
 from xentjax.losses.linear.vocabulary import LANES, Arrays, Kernels, Walk
 
@@ -72,8 +73,8 @@ def unmet_sizes(device: Device, rows: int, dtype: Any, depth: int, width: int, b
     """Why a device's kernels do not take so many rows of x, in such a dtype, and a w of such sizes in such blocks; None
     if they do."""
     name, itemsize = jnp.dtype(dtype).name, jnp.dtype(dtype).itemsize
-    if rows == 0:
-        return "kernels need tokens"
+    if policy.is_symbol(rows) or rows == 0:
+        return f"kernels need a number of tokens that is known and not 0, not {rows}"
     if device == "tpu":
         if name not in ("bfloat16", "float32"):
             return f"kernels need x and w in bfloat16 or float32, not {name}"
@@ -97,7 +98,7 @@ def devices_with(walk: Walk, arrays: Arrays) -> tuple[Device, ...]:
     if walk.kernels != "mosaic":
         return ()
     x = arrays["x"]
-    sizes = len(x), x.dtype, x.shape[1], walk.width, walk.block
+    sizes = x.shape[0], x.dtype, x.shape[1], walk.width, walk.block
     return tuple(device for device in get_args(Device) if unmet_sizes(device, *sizes) is None)
 
 

@@ -137,17 +137,18 @@ def lane_statistics(
             for start in range(0, tiles.columns, LANES):
                 part = u[:, start : start + LANES]
                 is_maximum, fall = part == maximum, part - maximum
-                below += jnp.where(is_maximum, 0, jnp.exp(fall))
-                ties += jnp.where(is_maximum, 1, 0)
+                below += jnp.where(is_maximum, 0.0, jnp.exp(fall))
+                ties += jnp.where(is_maximum, 1.0, 0.0)
                 if spread:
-                    falls += jnp.where(is_maximum | (lane >= bound[0] - (first_column + start)), 0, -fall)
+                    falls += jnp.where(is_maximum | (lane >= bound[0] - (first_column + start)), 0.0, -fall)
             rest, is_before = into["rest"][own, :], before == maximum
             earlier = jnp.where(is_before, rest + ties, (1 + rest) * jnp.exp(before - maximum) + (ties - 1))
             into["rest"][own, :] = earlier + below
             into["maximum"][own, :], into["at"][own, :] = maximum, at
             if spread:
-                counted = jnp.minimum(_counted(bound[0], lane), first_column // LANES)
-                rise = jnp.where(is_before | (counted == 0), 0, counted * (maximum - before))
+                counted = jnp.minimum(_counted(bound[0], lane), tile * (tiles.columns // LANES))
+                rise = counted.astype(jnp.float32) * (maximum - before)
+                rise = jnp.where(is_before | (counted == 0), 0.0, rise)
                 into["spread"][own, :] += rise + falls
 
         jax.lax.fori_loop(0, tiles.turns, turn, None)
@@ -171,7 +172,9 @@ def lane_statistics(
         name="lane_statistics",
     )
     bound = vary_like(jnp.asarray(columns, jnp.int32)[None], x)
-    found = dict(zip(outputs, call(bound, labels[:, None], x, w), strict=True))
+    # A TPU counts in 32 bits, whatever JAX does.
+    with jax.enable_x64(False):
+        found = dict(zip(outputs, call(bound, labels[:, None], x, w), strict=True))
     counted = _counted(columns, jnp.arange(LANES, dtype=jnp.int32))[:, None]
     return {name: value if name == "products" else value.T for name, value in found.items()} | {"counted": counted}
 
@@ -184,6 +187,6 @@ def _counted(columns: Any, lane: Any) -> Any:
 def rows(walk: Walk, arrays: Arrays, heads: tuple[str, ...]) -> dict[str, Any]:
     """What a walk over all columns leaves of each row: the state in which
     :mod:`xentjax.losses.linear.statistics` merges blocks."""
-    x = arrays["x"]
-    tiles = Tiles.of(*x.shape, walk.width, x.dtype)
+    n, d = arrays["x"].shape
+    tiles = Tiles.of(n, d, walk.width, arrays["x"].dtype)
     return parts.rows(walk, arrays, heads, lane_statistics, tiles)
