@@ -10,6 +10,7 @@ from linear_truth import OUTPUTS, truth
 
 import xentjax as xj
 from xentjax.losses.linear import Plan, SoftLabels, Teacher, explain, linear_cross_entropy
+from xentjax.losses.linear.outputs import OUTPUTS as EVERY
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
@@ -103,6 +104,11 @@ def test_shapes_and_scales(shape, plan):
             np.testing.assert_allclose(values["loss"], np.log(np.float64(v)), rtol=2.0**-23, atol=0)
     check(program, *draw(*shape), cotangents, np.full(v, 1e4, np.float32))
     check(program, *draw(*shape), {**jax.tree.map(np.zeros_like, cotangents), "entropy": np.ones(n)})
+
+
+def test_every_output_that_is_a_float_has_a_truth():
+    every = jax.eval_shape(lambda: linear_cross_entropy(*draw(2, 2, 2), outputs=tuple(EVERY)))
+    assert {n for n, a in every._asdict().items() if jnp.issubdtype(a.dtype, jnp.floating)} == {*OUTPUTS} - {"top"}
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any
 
 import jax
@@ -11,14 +10,12 @@ import jax.numpy as jnp
 
 from xentjax.core import policy
 from xentjax.losses.linear.labels import SoftLabels, Teacher
+from xentjax.losses.linear.outputs import OUTPUTS, output, top_of
 from xentjax.losses.linear.vocabulary import Arrays, Layout
 from xentjax.losses.shaping import hyperparameter
 
 NAME = "linear_cross_entropy"
 LAYOUTS: tuple[Layout, ...] = ("dv", "vd")
-#: The outputs that depend on the labels, and all that have a name without a number.
-OF_LABELS = ("loss", "log_prob", "correct")
-OUTPUTS = ("loss", "logsumexp", "log_prob", "entropy", "argmax", "correct")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +60,7 @@ class Problem:
     @property
     def top(self) -> int:
         """How many of the most probable classes are asked for."""
-        return max((top_of(name) for name in self.outputs), default=0)
-
-
-def top_of(output: str) -> int:
-    """k of ``"top_k"``, otherwise 0."""
-    found = re.fullmatch(r"top_([1-9]\d*)", output)
-    return int(found[1]) if found else 0
+        return max((output(name).top for name in self.outputs), default=0)
 
 
 def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
@@ -129,7 +120,7 @@ def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
     elif kind == "teacher":
         _add_teacher(arrays, labels, examples, layout, dtype)
     if kept[1] is not None:
-        if set(outputs) - set(OF_LABELS):
+        if not all(output(name).is_of_labels for name in outputs):
             numbers["legible"] = kept[1] | jnp.all(jnp.isfinite(arrays["x"]), axis=1)
         _leave_out(arrays, numbers, kept[1], classes)
     problem = Problem(
@@ -195,9 +186,9 @@ def _outputs(given: Any, classes: int, labels: Any) -> tuple[str, ...]:
         if name not in OUTPUTS and not top_of(str(name)):
             known = ", ".join(map(repr, OUTPUTS))
             raise ValueError(f"{NAME}: outputs may name {known} and 'top_<k>', got {name!r}")
-        if top_of(name) > classes:
+        if output(name).top > classes:
             raise ValueError(f"{NAME}: {name!r} asks for more classes than the {classes} that there are")
-        if labels is None and name in OF_LABELS:
+        if labels is None and output(name).is_of_labels:
             raise ValueError(f"{NAME}: the output {name!r} needs labels, got None")
     return names
 

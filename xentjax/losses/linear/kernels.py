@@ -7,6 +7,7 @@ from typing import get_args
 import jax
 
 from xentjax.losses.linear.arguments import Problem
+from xentjax.losses.linear.outputs import output
 from xentjax.losses.linear.vocabulary import Kernels
 
 KERNELS = get_args(Kernels)
@@ -17,7 +18,6 @@ ALIGNED, ALIGNED_TOKENS = 64, 8
 #: Columns of a tile at least, each of which leaves so many numbers in float32 of a row at most.
 TILE, NUMBERS = 192, 4
 
-_OUTPUTS = {"loss", "logsumexp", "log_prob"}
 _OPTIONS = {"bias": "a bias", "class_weights": "class weights", "softcap": "a soft cap", "temperature": "a temperature"}
 
 
@@ -38,7 +38,7 @@ def unmet(problem: Problem, block: int, tokens: int) -> str | None:
         return f"kernels need x and w in 16 bits, not {problem.operands.name}"
     if problem.labels not in ("indices", None):
         return "kernels need class indices as labels"
-    if other := set(problem.outputs) - _OUTPUTS:
+    if other := {name for name in problem.outputs if not output(name).is_of_kernels}:
         return f"kernels do not give {', '.join(sorted(other))}"
     if given := [words for name, words in _OPTIONS.items() if name in problem.options]:
         return f"kernels do not take {', '.join(given)}"

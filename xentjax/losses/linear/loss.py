@@ -14,18 +14,18 @@ from xentjax.core import policy
 from xentjax.core.arguments import is_static
 from xentjax.core.domains import Domain, Labels, Real
 from xentjax.core.op import op
-from xentjax.losses.linear.arguments import named_labels, prepared, top_of
+from xentjax.losses.linear.arguments import named_labels, prepared
 from xentjax.losses.linear.labels import FewClasses, SoftLabels, SomeIgnored, Teacher, Teachers
 from xentjax.losses.linear.mesh import by_compiler, is_mapped, over_mesh
-from xentjax.losses.linear.outputs import TopClasses, outputs_of_rows
+from xentjax.losses.linear.outputs import OUTPUTS, TopClasses, top_of
 from xentjax.losses.linear.plan import Plan, plan
+from xentjax.losses.linear.program import outputs_of_rows
 from xentjax.losses.linear.vocabulary import Layout
 
 #: For the check: blocks of the vocabulary that do not divide it, and every option of the loss.
 _BLOCKS = Plan("recompute", 3)
 _EVERY = {"bias": Real("K"), "class_weights": Real("K"), "label_smoothing": 0.1, "z_loss": 0.01}
 _EVERY |= {"softcap": 5.0, "temperature": 2.0}
-_OUTPUTS = ("logsumexp", "entropy", "log_prob", "loss", "top_2")
 _SOME = {"labels": SomeIgnored("B", classes="J"), "ignore_index": -1, "num_classes": 3, "reduction": "mean"}
 _SOME |= {"bias": Real("K"), "class_weights": Real("K"), "label_smoothing": 0.1, "z_loss": 0.01}
 
@@ -44,7 +44,7 @@ _SOME |= {"bias": Real("K"), "class_weights": Real("K"), "label_smoothing": 0.1,
             {**_EVERY, "implementation": _BLOCKS, "weights": Real("B"), "reduction": "sum"},
             {**_EVERY, "implementation": _BLOCKS, "labels": FewClasses("B J"), "w_layout": "vd", "w": Real("K D")},
             {**_EVERY, "implementation": _BLOCKS, "labels": Teachers("B D")},
-            {"implementation": _BLOCKS, "softcap": 5.0, "outputs": _OUTPUTS},
+            {"implementation": _BLOCKS, "softcap": 5.0, "outputs": (*OUTPUTS, "top_2")},
             {"labels": Teachers("B D"), "outputs": "log_prob"},
             {**_SOME, "implementation": Plan("gradient_in_forward", 3, 1)},
         ),
