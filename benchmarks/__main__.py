@@ -137,9 +137,10 @@ def run_linear(arguments: argparse.Namespace) -> int:
     from benchmarks.machine import LINEAR_PACKAGES, measure_machine
 
     start = time.perf_counter()
-    machine = measure_machine(jax.devices()[0], quick=True, packages=LINEAR_PACKAGES)
+    is_quick = arguments.quick or arguments.tiny
+    machine = measure_machine(jax.devices()[0], quick=is_quick, packages=LINEAR_PACKAGES)
     in_stages = arguments.tiny or machine.platform != "cpu"
-    is_part = arguments.only or arguments.quick or arguments.tiny
+    is_part = arguments.only or is_quick
     folder = arguments.out or (None if is_part else RESULTS / machine.device)
     if in_stages:
         found = stages.rows(machine, start, arguments.tiny)

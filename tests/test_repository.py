@@ -45,7 +45,7 @@ AT_THE_EDGE = ("accuracy", "plots", "figures", "cli", "__main__")
 OPTIONAL = {"matplotlib", "mpmath", "optax", "orbax", "pandas", "pyarrow", "pydantic"}
 OPTIONAL |= {"rich", "safetensors", "scipy", "sklearn", "torch", "typer"}
 #: Part of jax, and slow to import: it loads all of Pallas; and what is written in that.
-SLOW = {"jax.extend.core", "xentjax.losses.linear.mosaic"}
+SLOW = {"jax.extend.core", *(f"xentjax.losses.linear.{device}_kernels" for device in ("gpu", "tpu"))}
 EDGE = ("xentjax.accuracy", "xentjax.cli", "xentjax.figures", "xentjax.plots", "xentjax.training")
 
 

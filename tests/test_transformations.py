@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+import xentjax as xj
 from xentjax.core.op import Record, ops
 
 PUBLIC = [record for record in ops() if record.public]
@@ -197,3 +198,24 @@ def test_shard_map_over_eight_devices(record):
     same(shards, value)
     same(slopes, derivatives(record)[1]["gradient"])
     np.testing.assert_allclose(summed, jnp.sum(weights * value), rtol=8 * ULP * 2**-52)
+
+
+LOGITS = {
+    "softmax_cross_entropy": lambda z, labels: xj.softmax_cross_entropy(z, labels, label_smoothing=0.1),
+    "entropy_from_logits": lambda z, _: xj.entropy_from_logits(z),
+    "kl_divergence_from_logits": lambda z, _: xj.kl_divergence_from_logits(z, z * z),
+}
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_explicit_axes_of_a_mesh(name):
+    """Rows and classes are split over axes that types of arrays name, as ``jax.make_mesh`` makes them."""
+    logits, labels = jnp.asarray(np.random.default_rng(3).normal(0, 3, (8, 100))), jnp.arange(0, 96, 12)
+    both = jax.jit(lambda z, y: (LOGITS[name](z, y), jax.grad(lambda z: jnp.sum(LOGITS[name](z, y)))(z)))
+    expected = both(logits, labels)
+    with jax.set_mesh(jax.make_mesh((2, 4), ("data", "model"))):
+        placed = jax.reshard(logits, P("data", "model")), jax.reshard(labels, P("data"))
+        value, slope = both(*placed)
+    same((value, slope), expected)
+    assert jax.typeof(value).sharding.spec == P("data")
+    assert jax.typeof(slope).sharding.spec == P("data", "model")

@@ -141,6 +141,12 @@ def row_maximum(logits: Any, axis: int) -> Any:
 
 def at_labels(logits: Any, labels: Any, axis: int) -> Any:
     """The logit of each row's label, in the dtype of computation; of the nearest class where there is no such one."""
+    sharding = jax.typeof(logits).sharding
+    if sharding.spec[axis] is not None:
+        # Split over an explicit axis of a mesh, along which nothing can be taken.
+        classes = jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis, out_sharding=sharding)
+        is_own = classes == jnp.expand_dims(jnp.clip(labels, 0, logits.shape[axis] - 1), axis)
+        return jnp.sum(jnp.where(is_own, up(logits), 0), axis=axis)
     taken = jnp.take_along_axis(logits, jnp.expand_dims(labels, axis), axis=axis, mode="clip")
     return up(jnp.squeeze(taken, axis))
 

@@ -3,6 +3,15 @@
 from xentjax.losses.linear.labels import SoftLabels, Teacher
 from xentjax.losses.linear.loss import explain, linear_cross_entropy
 from xentjax.losses.linear.outputs import TopClasses
-from xentjax.losses.linear.plan import STRATEGIES, Plan
+from xentjax.losses.linear.plan import STRATEGIES, Explanation, Plan
 
-__all__ = ["STRATEGIES", "Plan", "SoftLabels", "Teacher", "TopClasses", "explain", "linear_cross_entropy"]
+__all__ = [
+    "STRATEGIES",
+    "Explanation",
+    "Plan",
+    "SoftLabels",
+    "Teacher",
+    "TopClasses",
+    "explain",
+    "linear_cross_entropy",
+]

@@ -36,6 +36,7 @@ class Problem:
       dtype: the dtype of computation.
       axis_name: the mesh axis that the vocabulary is split over, or None.
       shards: over how many devices.
+      teacher_depth: the columns of a teacher's x; 0 without one.
     """
 
     rows: int
@@ -51,6 +52,7 @@ class Problem:
     dtype: Any
     axis_name: Any
     shards: int
+    teacher_depth: int
 
     @property
     def is_scalar(self) -> bool:
@@ -137,6 +139,7 @@ def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
         dtype=dtype,
         axis_name=axis_name,
         shards=shards,
+        teacher_depth=arrays["teacher_x"].shape[1] if kind == "teacher" else 0,
     )
     return problem, arrays, numbers
 

@@ -18,7 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 from xentjax.core import policy
 from xentjax.core.linear_map import vary_like
 from xentjax.losses.linear import rule, slopes
-from xentjax.losses.linear.plan import Plan
+from xentjax.losses.linear.plan import Explanation
 from xentjax.losses.linear.statistics import State, statistics
 from xentjax.losses.linear.vocabulary import Walk
 
@@ -32,7 +32,7 @@ Loss = Callable[[Values, State], Any]
 
 
 def loss_in_forward(
-    walk: Walk, heads: tuple[str, ...], loss: Loss, plan: Plan, names: tuple[str, ...], values: Values
+    walk: Walk, heads: tuple[str, ...], loss: Loss, plan: Explanation, names: tuple[str, ...], values: Values
 ) -> Any:
     """A scalar loss whose gradient is computed as its value is, wherever it is differentiated.
 
@@ -90,7 +90,7 @@ def _in_chunks(
     walk: Walk,
     heads: tuple[str, ...],
     loss: Loss,
-    plan: Plan,
+    plan: Explanation,
     names: tuple[str, ...],
     moving: tuple[str, ...],
     values: Values,

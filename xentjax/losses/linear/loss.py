@@ -18,7 +18,7 @@ from xentjax.losses.linear.arguments import named_labels, prepared
 from xentjax.losses.linear.labels import FewClasses, SoftLabels, SomeIgnored, Teacher, Teachers
 from xentjax.losses.linear.mesh import by_compiler, is_mapped, over_mesh
 from xentjax.losses.linear.outputs import OUTPUTS, TopClasses, top_of
-from xentjax.losses.linear.plan import Plan, plan
+from xentjax.losses.linear.plan import Explanation, Plan, plan
 from xentjax.losses.linear.program import outputs_of_rows
 from xentjax.losses.linear.vocabulary import Layout
 
@@ -238,7 +238,7 @@ def _tuple_of(names: tuple[str, ...]) -> Any:
     return collections.namedtuple("LinearOutputs", names)  # type: ignore[misc]
 
 
-def explain(x: Any, w: Any, labels: Any = None, **options: Any) -> Plan:
+def explain(x: Any, w: Any, labels: Any = None, **options: Any) -> Explanation:
     """How :func:`linear_cross_entropy` computes what it is called with: strategy, sizes, why, FLOP and bytes.
 
     Nothing is computed; arrays may be ``jax.ShapeDtypeStruct``. Arguments and errors are those of the function.

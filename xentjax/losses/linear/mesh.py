@@ -52,7 +52,8 @@ def by_compiler(function: Callable[[dict[str, Any]], Any], bound: dict[str, Any]
 
 def over_mesh(function: Callable[[dict[str, Any]], Any], bound: dict[str, Any]) -> Any:
     """``function(bound)`` with what has the vocabulary along an axis split over ``axis_name`` of the mesh that is set;
-    the other axes of the mesh stay the compiler's. Where the devices do not divide the classes, zeros are added.
+    the other axes of the mesh stay the compiler's. Where the devices do not divide the classes, zeros are added, in a
+    copy.
 
     Raises:
       ValueError: where no such mesh is set.

@@ -14,7 +14,7 @@ import numpy as np
 
 from xentjax.core import policy
 from xentjax.losses.linear.arguments import NAME, Problem
-from xentjax.losses.linear.kernels import ALIGNED, KERNELS, bytes_of_tiles, unmet
+from xentjax.losses.linear.kernels import ALIGNED, KERNELS, bytes_of_parts, give_dlogits, unmet
 from xentjax.losses.linear.vocabulary import Kernels, Walk
 
 Strategy = Literal["recompute", "gradient_in_forward", "dense"]
@@ -47,38 +47,24 @@ _ALIKE = 4.0
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How it is computed, and what that costs.
-
-    A plan may be given as ``implementation``: a size that is 0 is chosen then.
+    """How a linear cross-entropy is to be computed, as ``implementation``: a size that is 0 is chosen.
 
     Attributes:
       strategy: ``"recompute"``: logits in blocks, computed again for the gradient, none of which is stored (four
         products over the vocabulary); ``"gradient_in_forward"``: a scalar loss by chunks of tokens, each with its
         gradient (three products, the logits of a chunk stored); ``"dense"``: all logits stored (three).
-      block: columns of the vocabulary at a time.
+      block: columns of the vocabulary at a time; all of them with ``"dense"``.
       chunk: tokens at a time; all of them but with ``"gradient_in_forward"``.
-      kernels: what computes on a GPU: ``"xla"``, or ``"mosaic"``, kernels for compute capability 9.0 (H100, H200) that
-        leave no logits in memory but those that are stored to be used again. XLA computes on other devices, forward
-        mode, and derivatives of the gradient; and problems that the kernels are not for, which ``why`` tells a caller
-        who asked for them.
-      why: the reason, in words.
-      forward_flop, backward_flop: operations of the matrix products of the loss, and further ones of its gradient by x
-        and w.
-      temporary_bytes: what value and gradient store beside arguments and results, about.
-      keeps_dlogits: of several chunks the gradient by w is a sum in float32. Where they take less memory than that, the
-        dlogits of all tokens are stored in bfloat16, and the gradients by w and x are one product each. Found, as the
-        costs are.
+      kernels: what computes on a GPU or a TPU: ``"xla"``, or ``"mosaic"``, kernels that leave no logits in memory but
+        those that are stored to be used again: of values and gradients for compute capability 9.0 (H100, H200), of
+        values for TPUs from v5e on. XLA computes on other devices, forward mode, and derivatives of the gradient; and
+        problems that the kernels are not for.
     """
 
     strategy: Strategy
     block: int = 0
     chunk: int = 0
     kernels: Kernels = "xla"
-    why: str = "asked for"
-    forward_flop: int = 0
-    backward_flop: int = 0
-    temporary_bytes: int = 0
-    keeps_dlogits: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (("strategy", STRATEGIES), ("kernels", KERNELS)):
@@ -93,16 +79,39 @@ class Plan:
         over = problem.layout, problem.axis_name, problem.shards
         return Walk(problem.width, problem.classes, self.block, *over, self.kernels)
 
+
+@dataclasses.dataclass(frozen=True)
+class Explanation(Plan):
+    """A plan with all of its sizes, why it is taken, and what it costs; it may be given as ``implementation``, too.
+
+    Attributes:
+      why: the reason, in words; and why the kernels that were asked for do not compute, where they do not.
+      forward_flop, backward_flop: operations of the matrix products of the loss, and further ones of its gradient by x
+        and w.
+      temporary_bytes: what value and gradient store beside arguments and results, about.
+      keeps_dlogits: of several chunks the gradient by w is a sum in float32. Where they take less memory than that, the
+        dlogits of all tokens are stored in bfloat16, and the gradients by w and x are one product each.
+    """
+
+    # What is not compared makes no other program.
+    why: str = dataclasses.field(default="asked for", compare=False)
+    forward_flop: int = dataclasses.field(default=0, compare=False)
+    backward_flop: int = dataclasses.field(default=0, compare=False)
+    temporary_bytes: int = dataclasses.field(default=0, compare=False)
+    keeps_dlogits: bool = False
+
     def __str__(self) -> str:
         tokens = f", {self.chunk:,} tokens" if self.strategy == "gradient_in_forward" else ""
+        kernels = ", by kernels" if self.kernels == "mosaic" else ""
+        dlogits = ", all dlogits in 16 bits" if self.keeps_dlogits else ""
         cost = f"{self.forward_flop / 1e9:,.1f} GFLOP forward, {self.backward_flop / 1e9:,.1f} more with gradients"
-        memory = f"{self.temporary_bytes / _MIB:,.1f} MiB"
-        kernels = ", by kernels on a GPU" if self.kernels == "mosaic" else ""
         sizes = f"{self.block:,} columns{tokens} at a time"
-        return f"{self.strategy}, {sizes}{kernels}: {self.why}; {cost}, {memory} beside them"
+        return (
+            f"{self.strategy}, {sizes}{kernels}{dlogits}: {self.why}; {cost}, {_mib(self.temporary_bytes)} beside them"
+        )
 
 
-def plan(problem: Problem, memory_budget: int | None = None, implementation: str | Plan | None = None) -> Plan:
+def plan(problem: Problem, memory_budget: int | None = None, implementation: str | Plan | None = None) -> Explanation:
     """The way that a problem is computed.
 
     By default a scalar loss has its gradient in the forward pass, in chunks of tokens, two at least, that take three
@@ -121,65 +130,66 @@ def plan(problem: Problem, memory_budget: int | None = None, implementation: str
         raise TypeError(f"{NAME}: memory_budget must be a number of bytes, got {memory_budget!r}")
     if memory_budget is not None and not memory_budget > 0:
         raise ValueError(f"{NAME}: memory_budget must be positive, in bytes, got {memory_budget}")
+    asked = None if implementation is None else _asked(problem, implementation)
     if policy.is_symbol(problem.rows):
-        return _of_any_size(problem, memory_budget, implementation)
+        return _for_any_rows(problem, memory_budget, asked)
+    found = _chosen(problem, memory_budget) if asked is None else _explained(problem, asked, memory_budget, "asked for")
+    if memory_budget is not None and found.temporary_bytes > memory_budget:
+        needed = f"{found.strategy} needs {found.temporary_bytes} at least"
+        raise ValueError(f"{NAME}: memory_budget is {memory_budget} bytes, but {needed}")
+    return found
+
+
+def _asked(problem: Problem, implementation: str | Plan) -> Plan:
+    """What is asked for, if it goes with the outputs."""
     if isinstance(implementation, Plan):
-        _require(problem, implementation.strategy)
-        return _with_costs(problem, _with_sizes(problem, implementation, memory_budget))
-    if implementation is not None:
-        if implementation not in STRATEGIES:
-            known = ", ".join(map(repr, STRATEGIES))
-            raise ValueError(f"{NAME}: implementation must be {known} or a Plan, got {implementation!r}")
-        _require(problem, implementation)
-        asked: Any = implementation
-        return _kept(problem, _as_measured(problem, Plan(asked), memory_budget), memory_budget)
-    return _kept(problem, _chosen(problem, memory_budget), memory_budget)
-
-
-def _chosen(problem: Problem, memory_budget: int | None) -> Plan:
-    budget = _default_budget(problem) if memory_budget is None else memory_budget
-    little = _LITTLE if memory_budget is None else memory_budget
-    allowed = "the budget of" if memory_budget is not None else "three times what the gradients take,"
-    dense = _with_costs(problem, Plan("dense", problem.width, problem.rows))
-    if problem.width <= _FEW_CLASSES and dense.temporary_bytes <= max(little, budget):
-        return dataclasses.replace(dense, why="few classes")
-    in_forward = _with_costs(problem, _as_measured(problem, Plan("gradient_in_forward"), budget))
-    if problem.is_scalar and in_forward.temporary_bytes <= budget:
-        return dataclasses.replace(in_forward, why=f"a scalar loss, within {allowed} {budget / _MIB:,.1f} MiB")
-    if not problem.is_scalar and dense.temporary_bytes <= budget:
-        return dataclasses.replace(dense, why=f"all logits are within {allowed} {budget / _MIB:,.1f} MiB")
-    needed = in_forward if problem.is_scalar else dense
-    again = _as_measured(problem, Plan("recompute"), memory_budget)
-    return dataclasses.replace(again, why=f"{needed.strategy} needs {needed.temporary_bytes / _MIB:,.1f} MiB")
-
-
-def _of_any_size(problem: Problem, memory_budget: int | None, implementation: str | Plan | None) -> Plan:
-    """The plan where N is a symbol, of ``jax.export``: sizes and costs are those of many tokens."""
-    if memory_budget is not None:
-        raise ValueError(f"{NAME}: memory_budget needs N to be a number, got {problem.rows}; give a Plan with a block")
-    if implementation is None:
-        implementation = Plan("dense" if problem.width <= _FEW_CLASSES else "recompute", why="N is a symbol")
-    strategy = implementation.strategy if isinstance(implementation, Plan) else implementation
-    if strategy == "gradient_in_forward":
-        raise ValueError(f"{NAME}: implementation 'gradient_in_forward' needs N to be a number, got {problem.rows}")
-    return plan(dataclasses.replace(problem, rows=_MANY_TOKENS), None, implementation)
-
-
-def _require(problem: Problem, strategy: str) -> None:
-    if strategy == "gradient_in_forward" and not problem.is_scalar:
+        sizes = implementation.block, implementation.chunk
+        asked = Plan(implementation.strategy, *sizes, implementation.kernels)
+    elif implementation in STRATEGIES:
+        asked = _as_measured(problem, implementation)  # type: ignore[arg-type]
+    else:
+        known = ", ".join(map(repr, STRATEGIES))
+        raise ValueError(f"{NAME}: implementation must be {known} or a Plan, got {implementation!r}")
+    if asked.strategy == "gradient_in_forward" and not problem.is_scalar:
         raise ValueError(
             f"{NAME}: implementation 'gradient_in_forward' needs a scalar loss, reduction='mean' or 'sum' and "
             f"outputs=('loss',), got reduction={problem.reduction!r} and outputs={problem.outputs}"
         )
+    return asked
 
 
-def _kept(problem: Problem, plan: Plan, memory_budget: int | None) -> Plan:
-    plan = _with_costs(problem, plan)
-    if memory_budget is not None and plan.temporary_bytes > memory_budget:
-        raise ValueError(
-            f"{NAME}: memory_budget is {memory_budget} bytes, but {plan.strategy} needs {plan.temporary_bytes} at least"
-        )
-    return plan
+def _chosen(problem: Problem, memory_budget: int | None) -> Explanation:
+    little = _LITTLE if memory_budget is None else memory_budget
+    budget = _default_budget(problem) if memory_budget is None else memory_budget
+    allowed = "the budget of" if memory_budget is not None else "three times what the gradients take,"
+    dense = _explained(problem, Plan("dense"), None, "few classes")
+    if problem.width <= _FEW_CLASSES and dense.temporary_bytes <= max(little, budget):
+        return dense
+    if problem.is_scalar:
+        why = f"a scalar loss, within {allowed} {_mib(budget)}"
+        wanted = _explained(problem, _as_measured(problem, "gradient_in_forward"), budget, why)
+    else:
+        budget, why = little, f"all logits are within {_mib(little)}"
+        wanted = dataclasses.replace(dense, why=why)
+    if wanted.temporary_bytes <= budget:
+        return wanted
+    why = f"{wanted.strategy} needs {_mib(wanted.temporary_bytes)}"
+    return _explained(problem, _as_measured(problem, "recompute"), memory_budget, why)
+
+
+def _for_any_rows(problem: Problem, memory_budget: int | None, asked: Plan | None) -> Explanation:
+    """The plan where N is a symbol, of ``jax.export``: sizes and costs are those of many tokens."""
+    if memory_budget is not None:
+        raise ValueError(f"{NAME}: memory_budget needs N to be a number, got {problem.rows}; give a Plan with a block")
+    if asked is not None and asked.strategy == "gradient_in_forward":
+        raise ValueError(f"{NAME}: implementation 'gradient_in_forward' needs N to be a number, got {problem.rows}")
+    why = "asked for" if asked is not None else "N is a symbol"
+    asked = asked or Plan("dense" if problem.width <= _FEW_CLASSES else "recompute")
+    return _explained(dataclasses.replace(problem, rows=_MANY_TOKENS), asked, None, why)
+
+
+def _mib(size: float) -> str:
+    return f"{size / _MIB:,.1f} MiB"
 
 
 def _default_budget(problem: Problem) -> int:
@@ -195,30 +205,30 @@ def _bytes_each(problem: Problem) -> tuple[int, int]:
 # -- sizes -------------------------------------------------------------------------------------------------------------
 
 
-def _as_measured(problem: Problem, plan: Plan, budget: int | None) -> Plan:
+def _as_measured(problem: Problem, strategy: Strategy) -> Plan:
     """The plan of a strategy, by what was fastest on a device of this kind."""
-    kernels: Any = _measured(problem, plan.strategy).get("kernels", plan.kernels)
-    return _with_sizes(problem, dataclasses.replace(plan, kernels=kernels), budget)
+    return Plan(strategy, kernels=_measured(problem, strategy).get("kernels", "xla"))
 
 
-def _with_sizes(problem: Problem, plan: Plan, budget: int | None) -> Plan:
-    """The plan with what it leaves open; by XLA where it asks for kernels of another problem."""
+def _explained(problem: Problem, plan: Plan, budget: int | None, why: str) -> Explanation:
+    """The plan with what it leaves open, and its costs; by XLA where it asks for kernels of another problem."""
     sized = _sized(problem, plan, budget)
-    if plan.kernels == "mosaic" and (why := unmet(problem, sized.block, sized.chunk)):
-        return _with_sizes(problem, dataclasses.replace(plan, kernels="xla", why=f"{plan.why}; {why}"), budget)
-    return sized
+    if plan.kernels == "mosaic" and (reason := unmet(problem, sized.block, sized.chunk)):
+        return _explained(problem, dataclasses.replace(plan, kernels="xla"), budget, f"{why}; {reason}")
+    return _with_costs(problem, sized, why)
 
 
 def _sized(problem: Problem, plan: Plan, budget: int | None) -> Plan:
     """Sizes as they were measured on a device of this kind, otherwise by a rule, and no more than the budget allows."""
     if plan.strategy == "dense":
-        return dataclasses.replace(plan, block=problem.width, chunk=problem.rows)
+        return dataclasses.replace(plan, block=problem.width, chunk=max(problem.rows, 1))
     measured = _measured(problem, plan.strategy)
     if measured.get("kernels", "xla") != plan.kernels:
         measured = {}
-    chunk = plan.chunk or problem.rows
-    if plan.strategy == "gradient_in_forward" and not plan.chunk:
-        chunk = measured.get("chunk") or min(_TOKENS, max(-(-problem.rows // 2), _FEWEST_TOKENS))
+    chunk = problem.rows
+    if plan.strategy == "gradient_in_forward":
+        rule = min(_TOKENS, max(-(-problem.rows // 2), _FEWEST_TOKENS))
+        chunk = plan.chunk or measured.get("chunk") or rule
     block = plan.block or measured.get("block") or _columns(problem, plan)
     sized = dataclasses.replace(plan, block=min(block, problem.width), chunk=max(min(chunk, problem.rows), 1))
     if budget is None:
@@ -233,11 +243,11 @@ def _columns(problem: Problem, plan: Plan) -> int:
     wide, narrow = _bytes_each(problem)
     if _is_cpu():
         return _even(problem.width, _CPU_COLUMNS[narrow])
-    aligned = ALIGNED if plan.kernels == "mosaic" else _ALIGNED
+    aligned = ALIGNED if give_dlogits(plan.kernels) else _ALIGNED
     if plan.strategy == "gradient_in_forward" and problem.width % aligned == 0:
         # The logits of a chunk are stored: those of all columns at a time, as products can take them.
         return problem.width
-    of_logit = narrow if plan.kernels == "mosaic" else wide + narrow
+    of_logit = narrow if give_dlogits(plan.kernels) else wide + narrow
     most = _BLOCK_BYTES // (max(problem.rows, 1) * of_logit)
     fewest = _FEWEST_ON_TPU if jax.default_backend() == "tpu" else _FEWEST_COLUMNS
     most = min(max(most, fewest), _MOST_COLUMNS * (wide + narrow) // of_logit)
@@ -251,14 +261,14 @@ def _is_cpu() -> bool:
 
 def _fewer_tokens(problem: Problem, plan: Plan, budget: int) -> Plan:
     """As many tokens at a time as the budget allows, all of them in chunks of nearly the same size."""
-    while plan.chunk > _FEWEST_TOKENS and _with_costs(problem, plan).temporary_bytes > budget:
+    while plan.chunk > _FEWEST_TOKENS and _with_costs(problem, plan, "").temporary_bytes > budget:
         chunks = -(-problem.rows // plan.chunk) + 1
         plan = dataclasses.replace(plan, chunk=max(-(-problem.rows // chunks), _FEWEST_TOKENS))
     return plan
 
 
 def _fewer_columns(problem: Problem, plan: Plan, budget: int) -> Plan:
-    while plan.block > 1 and _with_costs(problem, plan).temporary_bytes > budget:
+    while plan.block > 1 and _with_costs(problem, plan, "").temporary_bytes > budget:
         plan = dataclasses.replace(plan, block=_even(problem.width, -(-plan.block // 2)))
     return plan
 
@@ -297,41 +307,46 @@ def _measured(problem: Problem, strategy: str) -> dict[str, Any]:
 # -- costs -------------------------------------------------------------------------------------------------------------
 
 
-def _with_costs(problem: Problem, plan: Plan) -> Plan:
+def _with_costs(problem: Problem, plan: Plan, why: str) -> Explanation:
     """The plan with what it costs: products of N x D x V, logits in the dtype of computation, dlogits in that of the
-    operands, gradients as they add up."""
+    operands, gradients as they add up. A teacher's logits are computed twice for the loss and again for the gradient,
+    in blocks of as many columns; it has no gradient itself."""
     wide, narrow = _bytes_each(problem)
-    once = 2 * problem.rows * problem.depth * problem.width
+    once, taught = (2 * problem.rows * depth * problem.width for depth in (problem.depth, problem.teacher_depth))
     is_in_forward = plan.strategy == "gradient_in_forward"
     tokens = plan.chunk if is_in_forward else problem.rows
     of_tokens = tokens * (problem.depth * (wide + narrow) + 16 * wide)
     of_logits = tokens * (wide + (narrow if narrow < wide else 0))
-    of_block = plan.block * of_logits
+    of_block = plan.block * (of_logits + (2 * tokens * wide if problem.teacher_depth else 0))
     if plan.kernels == "mosaic" and not _is_cpu():
-        of_tiles = bytes_of_tiles(problem, tokens)
-        if plan.strategy == "recompute":
-            # In turn: tiles; dlogits and a block of w or of its gradient, which XLA has where logits were.
-            of_block = max(plan.block * (tokens + problem.depth) * narrow, of_tiles)
-        else:
-            of_block += of_tiles
+        of_parts = bytes_of_parts(problem, tokens)
+        if give_dlogits(plan.kernels):
+            # Dlogits and a block of w or of its gradient, which XLA has where logits were.
+            of_block = plan.block * (tokens + problem.depth) * narrow if plan.strategy == "recompute" else of_block
+        # In turn, but where logits are stored.
+        of_block = max(of_block, of_parts) if plan.strategy == "recompute" else of_block + of_parts
     stored = of_block + of_tokens
     if not _is_cpu():
         stored += _WORKSPACE
     elif plan.strategy != "dense":
         # A block of w and of its gradient, which elsewhere are read and written where they are.
-        stored += plan.block * problem.depth * (wide + narrow)
+        stored += plan.block * (problem.depth + problem.teacher_depth) * (wide + narrow)
     keeps_dlogits = False
     if is_in_forward and plan.block < problem.width:
         stored += tokens * problem.width * wide
+    if is_in_forward and plan.chunk < problem.rows:
+        # The teacher's x of a chunk.
+        stored += tokens * problem.teacher_depth * narrow
     if is_in_forward and plan.chunk < problem.rows and narrow < wide:
         of_sums, of_dlogits = problem.depth * problem.width * wide, problem.rows * problem.width * narrow
         keeps_dlogits = problem.operands.name == "bfloat16" and of_dlogits < of_sums
         stored += of_dlogits if keeps_dlogits else of_sums
     again = 1 if plan.strategy == "recompute" else 0
-    return dataclasses.replace(
-        plan,
-        forward_flop=once,
-        backward_flop=(2 + again) * once,
+    return Explanation(
+        **{field.name: getattr(plan, field.name) for field in dataclasses.fields(Plan)},
+        why=why,
+        forward_flop=once + 2 * taught,
+        backward_flop=(2 + again) * once + taught,
         temporary_bytes=stored,
         keeps_dlogits=keeps_dlogits,
     )

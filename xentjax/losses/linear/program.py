@@ -13,14 +13,14 @@ from xentjax.core import policy
 from xentjax.losses.linear.arguments import Problem
 from xentjax.losses.linear.in_forward import loss_in_forward
 from xentjax.losses.linear.outputs import Numbers, Rows, losses, output, reduced, where
-from xentjax.losses.linear.plan import Plan
+from xentjax.losses.linear.plan import Explanation
 from xentjax.losses.linear.rule import statistics
 from xentjax.losses.linear.statistics import State
 from xentjax.losses.linear.vocabulary import Arrays, Walk
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def outputs_of_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers) -> dict[str, Any]:
+def outputs_of_rows(problem: Problem, plan: Explanation, arrays: Arrays, numbers: Numbers) -> dict[str, Any]:
     """Every output that is asked for, by name, for the rows of x; the loss as its reduction says."""
     if problem.rows == 0:
         return _of_no_rows(problem, plan, arrays, numbers)
@@ -43,7 +43,7 @@ def _walked(problem: Problem, walk: Walk, names: tuple[str, ...], arrays: Arrays
     return statistics(walk, names, problem.top, arrays)
 
 
-def _of_no_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers) -> dict[str, Any]:
+def _of_no_rows(problem: Problem, plan: Explanation, arrays: Arrays, numbers: Numbers) -> dict[str, Any]:
     """The outputs of one row of weight 0, without that row."""
     row = lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype)
     of_rows = {n: row(a) for n, a in arrays.items() if n in ("x", "teacher_x", "labels", "is_left_out")}
@@ -54,14 +54,14 @@ def _of_no_rows(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers) 
     return jax.tree.map(lambda a: a[:0] if a.ndim else a, outputs)
 
 
-def _statistics_of(problem: Problem, plan: Plan) -> tuple[str, ...]:
+def _statistics_of(problem: Problem, plan: Explanation) -> tuple[str, ...]:
     """Those that the outputs are made of, and the products where all of them are stored."""
     names = {name for asked in problem.outputs for name in output(asked).statistics(problem)}
     names |= {name for name, is_asked in (("top", problem.top), ("known", plan.strategy == "dense")) if is_asked}
     return tuple(sorted(names))
 
 
-def _in_forward(problem: Problem, plan: Plan, arrays: Arrays, numbers: Numbers) -> Any:
+def _in_forward(problem: Problem, plan: Explanation, arrays: Arrays, numbers: Numbers) -> Any:
     """The loss, reduced, with its gradient computed as it is: a sum over examples, each of its share."""
     walk = plan.walk(problem)
     given = {n: v for n, v in numbers.items() if v is not None}

@@ -33,15 +33,14 @@ from jax.custom_derivatives import SymbolicZero
 from xentjax.core import policy
 from xentjax.core.linear_map import vary_like
 from xentjax.logit_rows import finite, huge
+from xentjax.losses.linear.kernels import devices_with
 from xentjax.losses.linear.statistics import COMPARED, at_labels, compared_with, teacher_probabilities
-from xentjax.losses.linear.vocabulary import SHAPERS, Arrays, Block, Walk, rounded_product, shapers, zeros
+from xentjax.losses.linear.vocabulary import FEW_COLUMNS, SHAPERS, Arrays, Block, Walk, rounded_product, shapers, zeros
 
 #: How the vocabulary is walked over, and which arrays move.
 Config = tuple[Walk, tuple[str, ...]]
 Residuals = tuple[Arrays, Mapping[str, Any]]
 
-#: For blocks of so many columns x is stored transposed, as it is read: XLA:CPU's products are faster by a tenth so.
-TRANSPOSED = 256
 #: Whose logits there are: the student's, and the teacher's.
 _SOURCES = ("", "teacher_")
 #: Whose gradients add up over the blocks, in the dtype of computation: arrays with a row for each example, and numbers.
@@ -92,7 +91,7 @@ def add_gradients(
     scale = _scale(arrays["x"].dtype, cotangents)
 
     # Logits that are stored are not computed again.
-    by_kernel = walk.kernels == "mosaic" and "known" not in arrays
+    by_kernel = "cuda" in devices_with(walk, arrays) and "known" not in arrays
     scaled = cotangents if scale is None else jax.tree.map(lambda c: c / scale, cotangents)
 
     def narrow(g: Any, of: str) -> Any:
@@ -153,9 +152,9 @@ def _dlogits(walk: Walk, arrays: Arrays, heads: Mapping[str, Any], block: Block,
 
 def _by_kernel(walk: Walk, arrays: Arrays, heads: Mapping[str, Any], block: Block, cotangents: Any) -> Any:
     """The same by a kernel on a GPU. The derivative is XLA's everywhere."""
-    from xentjax.losses.linear import mosaic
+    from xentjax.losses.linear import gpu_kernels
 
-    kernel, plainly = (functools.partial(f, walk) for f in (mosaic.cotangents_of_block, _dlogits))
+    kernel, plainly = (functools.partial(f, walk) for f in (gpu_kernels.cotangents_of_block, _dlogits))
     operands = arrays, heads, block, cotangents
 
     @jax.custom_jvp
@@ -202,7 +201,8 @@ def products_of_dlogits(walk: Walk, arrays: Arrays, dlogits: Any) -> dict[str, A
 
 
 def _transposed(walk: Walk, x: Any) -> Any:
-    return x.T if walk.block < TRANSPOSED else jax.lax.optimization_barrier(x.T)
+    """Stored so, as it is read: XLA:CPU's products of many columns are faster by a tenth then."""
+    return x.T if walk.block < FEW_COLUMNS else jax.lax.optimization_barrier(x.T)
 
 
 def _shape(arrays: Arrays, walk: Walk) -> tuple[int, int]:

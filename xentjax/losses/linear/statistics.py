@@ -10,6 +10,7 @@ a sum of positive terms, so that a confident prediction keeps its digits.  Whate
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from xentjax.core import policy
 from xentjax.core.linear_map import vary_like
 from xentjax.logit_rows import COLUMNWISE_INDICES, Rows, depths, exponentials, huge, rows_of
+from xentjax.losses.linear.kernels import devices_with
 from xentjax.losses.linear.vocabulary import Arrays, Block, Walk, zeros
 
 State = dict[str, Any]
@@ -61,17 +63,26 @@ def statistics(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int = 0)
 
 def _rows(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int, of: str = "") -> State:
     walked = functools.partial(_walked, walk, heads=heads, top=top, of=of)
-    if walk.kernels == "mosaic":
-        from xentjax.losses.linear import mosaic
-
-        state = jax.lax.platform_dependent(
-            arrays, cuda=functools.partial(mosaic.rows, walk, heads=heads), default=walked
-        )
-    else:
-        state = walked(arrays)
+    by_kernels = {} if of else _by_kernels(walk, arrays, heads)
+    state = jax.lax.platform_dependent(arrays, **by_kernels, default=walked) if by_kernels else walked(arrays)
     if walk.axis_name is not None:
         state |= _across_devices(walk, arrays, state, heads, top)
     return _finished(walk, arrays, state, heads)
+
+
+def _by_kernels(walk: Walk, arrays: Arrays, heads: tuple[str, ...]) -> dict[str, Callable[[Arrays], State]]:
+    """What computes it on devices whose kernels do."""
+    found: dict[str, Callable[[Arrays], State]] = {}
+    devices = devices_with(walk, arrays)
+    if "cuda" in devices:
+        from xentjax.losses.linear import gpu_kernels
+
+        found["cuda"] = functools.partial(gpu_kernels.rows, walk, heads=heads)
+    if "tpu" in devices:
+        from xentjax.losses.linear import tpu_kernels
+
+        found["tpu"] = functools.partial(tpu_kernels.rows, walk, heads=heads)
+    return found
 
 
 def _walked(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int, of: str) -> State:

@@ -25,6 +25,10 @@ from xentjax.core.widening import narrowed, rounded_to_bfloat16
 #: A TPU stores rows of so many entries, or of a multiple, as rows; others as columns, where that takes less memory.
 LANES = 128
 
+#: Blocks of fewer columns than this take other products on a CPU: xᵀ @ g as gᵀ @ x, of half of D at most, and x as it
+#: is, which is stored transposed for larger ones.
+FEW_COLUMNS = 256
+
 #: Arrays by name: x [N, D], w [D, V] or [V, D], bias [V], class_weights [V], softcap [], temperature [], of the teacher
 #: teacher_x, teacher_w, teacher_bias, teacher_softcap; labels [N, k] and is_class [N, k], whether they are any class;
 #: is_left_out [N], and is_lost [N], which of those have no finite logits; offset [], the first class on this device;
@@ -67,7 +71,8 @@ class Walk:
       layout: ``"dv"`` or ``"vd"``: which axis of w the vocabulary is along.
       axis_name: the mesh axis that the vocabulary is split over, or None.
       shards: over how many devices.
-      kernels: what computes on a GPU; ``"mosaic"``: :mod:`xentjax.losses.linear.mosaic`.
+      kernels: what computes on a GPU or a TPU; ``"mosaic"``: kernels, of which :mod:`xentjax.losses.linear.kernels`
+        tells.
     """
 
     width: int
@@ -173,25 +178,25 @@ class Walk:
 
     def back_to_w(self, x_transposed: Any, g: Any, into: Any = None) -> Any:
         """xᵀ @ g, or its transpose in the layout ``"vd"``; rounded to the dtype ``into``, if that is given."""
-        if self.layout == "dv":
-            plainly = functools.partial(product, axis_a=1, axis_b=0, into=into)
-            rounded = functools.partial(rounded_product, axis_a=1, axis_b=0, into=into)
-            default = plainly if into is None else rounded
-            if self.width % LANES:
-                return default(x_transposed, g)
-            # A TPU's product is the other way around where it may be; here w is not, and all of it would be copied.
-            on_tpu = lambda x_transposed, g: with_layout_constraint(plainly(x_transposed, g), Strides((0, 1)))
-            return jax.lax.platform_dependent(x_transposed, g, tpu=on_tpu, default=default)
+        by_columns = self.layout == "dv"
+
+        def plainly(x_transposed: Any, g: Any) -> Any:
+            return product(x_transposed, g, 1, 0, into) if by_columns else product(g, x_transposed, 0, 1, into)
 
         def on_cpu(x_transposed: Any, g: Any) -> Any:
-            # The other way around, and turned: faster, and set apart, as XLA:CPU lacks the turned product in 16 bits.
-            back = product(x_transposed, g, 1, 0)
-            return jax.lax.optimization_barrier(back if into is None else narrowed(back, into)).T
+            # Whichever way around is faster, and set apart where it is turned: XLA:CPU would turn the operands instead,
+            # and lacks some such products in 16 bits.
+            few = self.block < FEW_COLUMNS and 2 * self.block <= x_transposed.shape[0]
+            back = product(g, x_transposed, 0, 1) if few else product(x_transposed, g, 1, 0)
+            back = back if into is None else narrowed(back, into)
+            return jax.lax.optimization_barrier(back).T if few == by_columns else back
 
-        def by_itself(x_transposed: Any, g: Any) -> Any:
-            return product(g, x_transposed, 0, 1, into)
+        def on_tpu(x_transposed: Any, g: Any) -> Any:
+            # A product is the other way around where it may be; here w is not, and all of it would be copied.
+            found = plainly(x_transposed, g)
+            return with_layout_constraint(found, Strides((0, 1))) if by_columns and self.width % LANES == 0 else found
 
-        return jax.lax.platform_dependent(x_transposed, g, cpu=on_cpu, default=by_itself)
+        return jax.lax.platform_dependent(x_transposed, g, cpu=on_cpu, tpu=on_tpu, default=plainly)
 
     # -- logits --------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ Columns are masked by hand: those of a partial tile, and those that an earlier b
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +20,8 @@ import jax.numpy as jnp
 
 from xentjax.core.linear_map import vary_like
 from xentjax.logit_rows import finite
-from xentjax.losses.linear.tiles import Tile, Tiles, along_rows, columns_of, over_tiles, padded, store
+from xentjax.losses.linear import parts
+from xentjax.losses.linear.gpu_tiles import Tile, Tiles, along_rows, columns_of, over_tiles, padded, store
 from xentjax.losses.linear.vocabulary import Arrays, Block, Walk
 
 #: Columns of a tile that are summed at once.
@@ -60,9 +60,7 @@ def tile_statistics(
       products: whether ``products`` are.
 
     Returns:
-      ``maximum``, -inf in a tile of no columns that count; ``rest``, the sum of e^{u-maximum} without one largest
-      entry; ``at``, the logit of the label, 0 in tiles that it is not in; ``spread``, the sum of maximum - u; and
-      ``products``, u ``[N, V]`` in float32.
+      As :func:`xentjax.losses.linear.parts.rows` says: a part is a tile.
     """
     n, width = x.shape[0], w.shape[1 if layout == "dv" else 0]
     shape = tiles.rows, tiles.columns
@@ -100,7 +98,10 @@ def tile_statistics(
     bounds = jnp.stack([jnp.int32(0), jnp.asarray(columns, jnp.int32)])
     staged = jnp.dtype(jnp.float32) if products else None
     found = over_tiles(epilogue, tiles, layout, width, bounds, x, w, {"label": labels}, outputs, staged)
-    return {name: value if name == "products" else value[:, :n] for name, value in found.items()}
+    first_columns = jnp.arange(len(found["maximum"]), dtype=jnp.int32)[:, None] * tiles.columns
+    counted = jnp.clip(columns - first_columns, 0, tiles.columns)
+    of_rows = {name: value if name == "products" else value[:, :n] for name, value in found.items()}
+    return of_rows | {"counted": counted}
 
 
 def dlogits(
@@ -158,33 +159,8 @@ def dlogits(
 def rows(walk: Walk, arrays: Arrays, heads: tuple[str, ...]) -> dict[str, Any]:
     """What a walk over all columns leaves of each row: the state in which
     :mod:`xentjax.losses.linear.statistics` merges blocks."""
-    x, tiles = arrays["x"], FOR_PRODUCTS if "known" in heads else FOR_STATISTICS
-    tiles = FOR_SPREAD if "uniform" in heads else tiles
-
-    def whole(block: Block, _: None) -> dict[str, Any]:
-        fresh = _fresh(block, walk.width)
-        of_tiles = tile_statistics(
-            x,
-            arrays["w"],
-            _label(arrays.get("labels"), block, fresh, x),
-            fresh[1],
-            layout=walk.layout,
-            tiles=tiles,
-            spread="uniform" in heads,
-            products="known" in heads,
-        )
-        return _merged(of_tiles, fresh[1], tiles)
-
-    found = dataclasses.replace(walk, block=walk.width).over(arrays, whole, None)
-    state = {"maximum": found["maximum"], "rest": found["rest"]}
-    if "gap" in heads:
-        state["at"] = found["at"][:, None]
-    if "uniform" in heads:
-        is_finite = jnp.abs(found["maximum"]) < jnp.inf
-        state |= {"reference": jnp.where(is_finite, found["maximum"], 0), "uniform": found["spread"]}
-    if "known" in heads:
-        state["known"] = found["products"]
-    return {name: vary_like(value, x) for name, value in state.items()}
+    tiles = FOR_PRODUCTS if "known" in heads else FOR_STATISTICS
+    return parts.rows(walk, arrays, heads, tile_statistics, FOR_SPREAD if "uniform" in heads else tiles)
 
 
 def cotangents_of_block(
@@ -193,9 +169,9 @@ def cotangents_of_block(
     """The dlogits of a block of columns, in 16 bits, from the cotangents of the sums of
     :mod:`xentjax.losses.linear.slopes`."""
     x, columns = arrays["x"], heads.get("columns")
-    fresh, none = _fresh(block, walk.block), jnp.zeros_like(heads["maximum"])
+    fresh, none = parts.fresh_of(block, walk.block), jnp.zeros_like(heads["maximum"])
     row = {"maximum": finite(heads["maximum"]), "log_total": heads["log_total"], "scale": cotangents["mean"]}
-    row["label"] = _label(columns, block, fresh, x)
+    row["label"] = parts.label_of(columns, block, fresh, x)
     row |= {"scale_at": none, "at": none}
     if columns is not None:
         row["scale_at"] = jnp.where(columns[:, 0] == heads["left_out"], 0, cotangents["mean"])
@@ -206,34 +182,3 @@ def cotangents_of_block(
         row["is_lost"] = heads["is_lost"]
     sizes: Any = {"columns": walk.block, "layout": walk.layout, "tiles": FOR_DLOGITS}
     return vary_like(dlogits(x, arrays["w"], block.start, jnp.stack(fresh), row, **sizes), x)
-
-
-def _merged(of_tiles: dict[str, Any], columns: Any, tiles: Tiles) -> dict[str, Any]:
-    """The statistics of whole rows; ``spread`` is then the sum of m - u."""
-    maximum = of_tiles["maximum"]
-    highest = jnp.max(maximum, axis=0)
-    place = jnp.arange(len(maximum), dtype=jnp.int32)[:, None]
-    is_holder = place == jnp.argmax(maximum, axis=0)
-    fall = jnp.where(maximum == highest, 0, maximum - highest)
-    rest = jnp.sum(jnp.where(is_holder, of_tiles["rest"], (1 + of_tiles["rest"]) * jnp.exp(fall)), axis=0)
-    found = {"maximum": highest, "rest": rest, "at": jnp.sum(of_tiles["at"], axis=0)}
-    if "spread" in of_tiles:
-        counted = jnp.clip(columns - place * tiles.columns, 0, tiles.columns)
-        found["spread"] = jnp.sum(of_tiles["spread"] - jnp.where(counted == 0, 0, counted * fall), axis=0)
-    return found | {n: v for n, v in of_tiles.items() if n == "products"}
-
-
-def _fresh(block: Block, size: int) -> tuple[Any, Any]:
-    """The columns of a block that no block before had and that are classes: from the first up to the second."""
-    if block.fresh is None:
-        return jnp.int32(0), jnp.int32(size)
-    first = jnp.argmax(block.fresh).astype(jnp.int32)
-    return first, first + jnp.sum(block.fresh, dtype=jnp.int32)
-
-
-def _label(labels: Any, block: Block, fresh: tuple[Any, Any], x: Any) -> Any:
-    """The column of each row's label, -1 where that is not fresh."""
-    if labels is None:
-        return vary_like(jnp.full(x.shape[0], -1, jnp.int32), x)
-    label = labels[:, 0].astype(jnp.int32) - block.first
-    return jnp.where((label >= fresh[0]) & (label < fresh[1]), label, -1)

@@ -13,7 +13,7 @@ from xentjax.losses.linear import Plan
 if jax.__version_info__ < (0, 12):
     pytest.skip("the kernels need jax 0.12 or later", allow_module_level=True)
 
-from xentjax.losses.linear import mosaic
+from xentjax.losses.linear import gpu_kernels
 
 #: N, D, V, layout and dtype: of language models, with partial tiles of tokens and columns in the end; and small ones.
 LARGE = [
@@ -38,10 +38,10 @@ def arguments_of(n, d, v, layout, dtype):
 
 def statistics_of(case, asked):
     """A kernel, and what it takes."""
-    tiles = mosaic.FOR_PRODUCTS if "products" in asked else mosaic.FOR_STATISTICS
-    tiles = mosaic.FOR_SPREAD if "spread" in asked else tiles
+    tiles = gpu_kernels.FOR_PRODUCTS if "products" in asked else gpu_kernels.FOR_STATISTICS
+    tiles = gpu_kernels.FOR_SPREAD if "spread" in asked else tiles
     flags = dict.fromkeys(asked, True)
-    function = functools.partial(mosaic.tile_statistics, layout=case[3], tiles=tiles, **flags)
+    function = functools.partial(gpu_kernels.tile_statistics, layout=case[3], tiles=tiles, **flags)
     return function, *arguments_of(*case), ((case[0],), jnp.int32), ((), jnp.int32)
 
 
@@ -49,10 +49,10 @@ def dlogits_of(case, more):
     n, _, v, layout, _ = case
     names = ("maximum", "log_total", "scale", "label", "scale_at", "at", *more)
     dtypes = {"label": jnp.int32, "is_lost": jnp.bool_}
-    sizes = {"columns": min(10688, v), "layout": layout, "tiles": mosaic.FOR_DLOGITS}
+    sizes = {"columns": min(10688, v), "layout": layout, "tiles": gpu_kernels.FOR_DLOGITS}
 
     def function(x, w, start, fresh, *rows):
-        return mosaic.dlogits(x, w, start, fresh, dict(zip(names, rows, strict=True)), **sizes)
+        return gpu_kernels.dlogits(x, w, start, fresh, dict(zip(names, rows, strict=True)), **sizes)
 
     of_rows = [((n,), dtypes.get(name, jnp.float32)) for name in names]
     return function, *arguments_of(*case), ((), jnp.int32), ((2,), jnp.int32), *of_rows
