@@ -15,6 +15,8 @@ from xentjax.losses.linear.vocabulary import Arrays, Layout
 from xentjax.losses.shaping import hyperparameter
 
 NAME = "linear_cross_entropy"
+#: What may be given beside x, w and labels: arrays of the walk, and numbers of the loss.
+OPTIONS = ("bias", "weights", "label_smoothing", "class_weights", "z_loss", "softcap", "temperature")
 LAYOUTS: tuple[Layout, ...] = ("dv", "vd")
 
 
@@ -30,7 +32,7 @@ class Problem:
       layout: that of w.
       outputs: their names, in order.
       labels: ``"indices"``, ``"soft"``, ``"teacher"``, or None.
-      options: the names of the options that are given.
+      options: which of ``OPTIONS`` are given.
       reduction: of the loss.
       operands: the dtype of the matrix products' operands.
       dtype: the dtype of computation.
@@ -66,9 +68,11 @@ class Problem:
 
 
 def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
-    """What is asked for; the arrays of the vocabulary's walk; and the numbers of the loss: label_smoothing, z_loss,
-    probabilities ``[N, k]`` or ``[N]``, weights ``[N]``, counted and kept (which examples; None for all), and legible
-    (all but those left out that hold NaN or infinities), where an output does not depend on labels.
+    """What is asked for; the arrays of the vocabulary's walk; and the numbers of the loss, None where there are none.
+
+    The numbers are label_smoothing, z_loss, probabilities ``[N, k]`` of soft labels, weights ``[N]``, and masks ``[N]``
+    of examples: ``counted``, whose label is not ``ignore_index``; ``kept``, which also have a weight; and, where an
+    output does not depend on labels, ``legible``: all but those that are left out and hold NaN or infinities.
 
     Raises:
       ValueError, TypeError: for arguments that do not fit together; the error names the argument and what it needs.
@@ -133,7 +137,7 @@ def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
         layout=layout,
         outputs=outputs,
         labels=kind,
-        options=frozenset({*arrays, *(n for n, v in numbers.items() if v is not None)}),
+        options=frozenset(n for n in OPTIONS if n in arrays or numbers.get(n) is not None),
         reduction=bound["reduction"],
         operands=operands,
         dtype=dtype,

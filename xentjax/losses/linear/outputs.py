@@ -63,7 +63,7 @@ class Output:
 
     Attributes:
       statistics: of a problem: names of those that the value is made of, as
-        :func:`xentjax.losses.linear.statistics.statistics` lists them.
+        :func:`xentjax.losses.linear.statistics.statistics_alone` lists them.
       value: of rows: an array ``[N, ...]``, or a NamedTuple of such.
       top: how many of the most probable classes it is made of; then ``"top"`` is among the statistics.
       is_of_labels: whether it depends on labels. Then it needs them, and its value is 0 for examples that are left out.

@@ -40,7 +40,7 @@ def outputs_of_rows(problem: Problem, plan: Explanation, arrays: Arrays, numbers
 
 
 def _walked(problem: Problem, walk: Walk, names: tuple[str, ...], arrays: Arrays) -> State:
-    return statistics(walk, names, problem.top, arrays)
+    return statistics(walk, arrays, names, problem.top)
 
 
 def _of_no_rows(problem: Problem, plan: Explanation, arrays: Arrays, numbers: Numbers) -> dict[str, Any]:
