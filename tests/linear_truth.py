@@ -13,12 +13,15 @@ import numpy as np
 HELD = 2**22
 #: Numbers below the smallest normal one of float32 may be 0 before they meet logits, w, or the number of classes.
 FLUSHED = 2.0 ** (-126 + 20)
-OUTPUTS = ("loss", "logsumexp", "log_prob", "entropy")
+#: The outputs that are floats, [N]; "top", [N, k], stands for "top_1", "top_2" and so on.
+OUTPUTS = ("loss", "logsumexp", "log_prob", "entropy", "top")
 
 
 @dataclasses.dataclass
 class Truth:
-    """Outputs by name, [N]; gradients of Σ cotangent·output by "x", "w", "bias"; what either may be off by, in ULP."""
+    """Outputs by name; gradients of Σ cotangent·output by "x", "w", "bias"; what either may be off by, in ULP.
+
+    With "top" there is "at_top", log p of the classes that are said to be the most probable."""
 
     values: dict
     gradients: dict
@@ -29,6 +32,8 @@ class Truth:
         """Both are as true as the sizes of their terms allow."""
         for name, got in values.items():
             near(got, self.values[name], unit * self.ulp_of_values[name], name)
+        if "top" in values:
+            near(self.values["at_top"], self.values["top"], unit * self.ulp_of_values["top"], "at_top")
         for name, got in gradients.items():
             near(got, self.gradients[name], unit * self.ulp_of_gradients[name], f"gradient by {name}")
 
@@ -48,10 +53,11 @@ def near(got, true, allowed, name):
         )
 
 
-def truth(x, w, labels, cotangents, *, weights=None, **options):
+def truth(x, w, labels, cotangents, *, top=None, weights=None, **options):
     """The truth for class indices, or (indices, probabilities), and cotangents by output's name, [N] each.
 
-    The weights are factors of the loss."""
+    The weights are factors of the loss. ``top`` are the classes [N, k] that are said to be the most probable: of some
+    that are alike but for rounding it may be any."""
     x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
     indices, masses = labels if isinstance(labels, tuple) else (np.asarray(labels)[:, None], None)
     indices = np.asarray(indices)
@@ -61,20 +67,22 @@ def truth(x, w, labels, cotangents, *, weights=None, **options):
     cotangents = {name: np.asarray(c, np.float64) for name, c in cotangents.items()}
     shares = np.ones(n) if weights is None else np.asarray(weights, np.float64)
 
-    found, sizes = {name: np.zeros(n) for name in OUTPUTS}, {name: np.zeros(n) for name in OUTPUTS}
+    found, sizes = [], []
     by = {"x": np.zeros((n, d)), "w": np.zeros((d, v)), "bias": np.zeros(v)}
     ulp = {name: np.zeros(g.shape) for name, g in by.items()}
     k = 8 + np.sqrt(v) / 2 + np.sqrt(n) / 2
     largest_w, largest_x = np.max(np.abs(w), axis=1), np.max(np.abs(x), axis=0, initial=0)
     rows = max(HELD // v, 1)
-    for s in (slice(i, i + rows) for i in range(0, n, rows)):
-        values, of_values, slopes, terms = _of_rows(x[s], w, indices[s], masses[s], k, options)
-        for name in OUTPUTS:
-            factor = shares[s] if name == "loss" else 1.0
-            found[name][s], sizes[name][s] = values[name] * factor, of_values[name] * factor
+    for s in (slice(i, i + rows) for i in range(0, max(n, 1), rows)):
+        of_top = None if top is None else (np.asarray(top)[s], cotangents.get("top", np.zeros(np.shape(top)))[s])
+        values, of_values, slopes, terms = _of_rows(x[s], w, indices[s], masses[s], k, options, of_top)
+        found.append(values | {"loss": values["loss"] * shares[s]})
+        sizes.append(of_values | {"loss": of_values["loss"] * shares[s]})
+        factors = {name: c[s, None] * (shares[s, None] if name == "loss" else 1) for name, c in cotangents.items()}
+        if top is not None:
+            factors["top"] = 1
         g = size = np.zeros(slopes["loss"].shape)
-        for name, cotangent in cotangents.items():
-            factor = (cotangent[s] * (shares[s] if name == "loss" else 1.0))[:, None]
+        for name, factor in factors.items():
             g, size = g + factor * slopes[name], size + np.abs(factor) * terms[name]
         by["x"][s] = g @ w.T
         by["w"] += x[s].T @ g
@@ -82,11 +90,12 @@ def truth(x, w, labels, cotangents, *, weights=None, **options):
         ulp["x"][s] = np.sum(size, axis=1)[:, None] * largest_w
         ulp["w"] += largest_x[:, None] * np.sum(size, axis=0)
         ulp["bias"] += np.sum(size, axis=0)
-    return Truth(found, by, sizes, ulp)
+    joined = lambda parts: {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Truth(joined(found), by, joined(sizes), ulp)
 
 
-def _of_rows(x, w, indices, masses, k, o):
-    """Outputs, their ULP; the outputs' slopes by z = x w + b, and the ULP of these."""
+def _of_rows(x, w, indices, masses, k, o, top):
+    """Outputs, their ULP; the outputs' slopes by z = x w + b, times the cotangent for "top", and the ULP of these."""
     n, v = len(x), w.shape[1]
     everywhere = np.arange(n)
     z = x @ w
@@ -106,19 +115,18 @@ def _of_rows(x, w, indices, masses, k, o):
     if cap is not None or o.get("temperature") is not None:
         off = off / heat + 2 * np.max(np.where(np.isfinite(u), np.abs(u), 0), axis=1)
         relative = relative + 2 * off
-    top = np.argmax(u, axis=1)
-    m = u[everywhere, top]
+    highest = np.argmax(u, axis=1)
+    m = u[everywhere, highest]
     e = np.exp(u - m[:, None])
-    e[everywhere, top] = 0
+    e[everywhere, highest] = 0
     rest = np.sum(e, axis=1)
     p = e / (1 + rest)[:, None]
     q = 1 - p
-    p[everywhere, top], q[everywhere, top] = 1 / (1 + rest), rest / (1 + rest)
+    p[everywhere, highest], q[everywhere, highest] = 1 / (1 + rest), rest / (1 + rest)
     surprise = np.log1p(rest)[:, None] - (u - m[:, None])
     lse = m + np.log1p(rest)
 
-    t = np.zeros((n, v))
-    np.add.at(t, (everywhere[:, None], indices), masses)
+    t = _spread(indices, masses, v)
     mass = np.sum(t, axis=1, keepdims=True)
     smoothing = o.get("label_smoothing")
     a = t if smoothing is None else (1 - smoothing) * t + smoothing / v * mass
@@ -154,7 +162,29 @@ def _of_rows(x, w, indices, masses, k, o):
     slopes = {name: sum(terms) * slope for name, terms in parts.items()}
     of_slopes = {name: relative[:, None] * slope * sum(map(np.abs, terms)) for name, terms in parts.items()}
     of_slopes["entropy"] += relative[:, None] * slope * p
+    if top is not None:
+        classes, cotangents = top
+        log_p = -np.sort(surprise, axis=1)[:, : classes.shape[1]]
+        values |= {"top": log_p, "at_top": -np.take_along_axis(surprise, classes, axis=1)}
+        of_values["top"] = -k * np.where(log_p > -np.inf, log_p, 0) - 2 * off[:, None] * np.expm1(log_p)
+        own, other = _by_top(classes, cotangents, v)
+        slopes["top"] = (own * q - other * p) * slope
+        own, other = _by_top(classes, np.abs(cotangents), v)
+        of_slopes["top"] = relative[:, None] * slope * (own * q + other * p)
     return values, of_values, slopes, of_slopes
+
+
+def _spread(classes, numbers, v):
+    """Numbers [N, k] in the places of their classes [N, k], [N, V]."""
+    found = np.zeros((len(classes), v))
+    np.add.at(found, (np.arange(len(classes))[:, None], classes), numbers)
+    return found
+
+
+def _by_top(classes, cotangents, v):
+    """The cotangent of each class's log p, and the sum of those of the others."""
+    own = _spread(classes, cotangents, v)
+    return own, np.sum(cotangents, axis=1, keepdims=True) - own
 
 
 def _times(mass, value):

@@ -10,11 +10,14 @@ from linear_truth import OUTPUTS, truth
 
 import xentjax as xj
 from xentjax.losses.linear import Plan, SoftLabels, Teacher, explain, linear_cross_entropy
+from xentjax.losses.linear.outputs import OUTPUTS as EVERY
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 DENSE = linear_cross_entropy.record.oracle
 BLOCKS, CHUNKS = Plan("recompute", 4), Plan("gradient_in_forward", 4, 4)
+#: The most probable classes that are asked for.
+TOP = 3
 IDS = {"ids": lambda plan: plan.strategy if isinstance(plan, Plan) else str(plan)}
 
 
@@ -25,9 +28,11 @@ def draw(n, d, v, seed=0, sd=1.0):
     return x.astype(np.float32), w.astype(np.float32), rng.integers(0, v, n).astype(np.int32)
 
 
-def draw_cotangents(n):
+def draw_cotangents(n, v):
     """For each output."""
-    return {name: np.random.default_rng(i).standard_normal(n).astype(np.float32) for i, name in enumerate(OUTPUTS)}
+    rng = np.random.default_rng(0)
+    shapes = dict.fromkeys(OUTPUTS, (n,)) | {"top": (n, min(TOP, v))}
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def named(parameter):
@@ -36,13 +41,18 @@ def named(parameter):
 
 
 def with_gradients(outputs=("loss",), **static):
-    """A program of (x, w, bias, labels, cotangents, options): outputs by name; gradients by x, w and bias."""
+    """A program of (x, w, bias, labels, cotangents, options): outputs by name; gradients by x, w and bias.
+
+    "top" is of TOP classes, or of all there are; they are among what is found as "classes"."""
 
     @jax.jit
     def program(x, w, bias, labels, cotangents, options):
         def total(x, w, bias):
-            found = linear_cross_entropy(x, w, labels, bias=bias, outputs=outputs, **options, **static)
+            asked = tuple(f"top_{min(TOP, bias.size)}" if name == "top" else name for name in outputs)
+            found = linear_cross_entropy(x, w, labels, bias=bias, outputs=asked, **options, **static)
             found = dict(zip(outputs, [found] if len(outputs) == 1 else found, strict=True))
+            if "top" in found:
+                found["top"], found["classes"] = found["top"]
             return sum(jnp.sum(found[n] * cotangents[n]) for n in outputs), found
 
         (_, found), (dx, dw, db) = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(x, w, bias)
@@ -54,7 +64,9 @@ def with_gradients(outputs=("loss",), **static):
 def check(program, x, w, labels, cotangents, bias=None, **options):
     bias = np.zeros(w.shape[1], np.float32) if bias is None else bias
     values, gradients = program(x, w, bias, labels, cotangents, options)
-    truth(x, w, labels, cotangents, bias=bias, **options).check(values, gradients)
+    top = values.pop("classes", None)
+    assert top is None or np.all(np.diff(np.sort(top, axis=1), axis=1))  # each once
+    truth(x, w, labels, cotangents, bias=bias, top=top, **options).check(values, gradients)
     return values, gradients
 
 
@@ -84,14 +96,19 @@ def test_shapes_and_scales(shape, plan):
     """Each with random cotangents on every float output: of logits that are all 0, small, large, and far from 0."""
     n, _, v = shape
     program = with_gradients(OUTPUTS, implementation=plan)
-    cotangents = draw_cotangents(n)
+    cotangents = draw_cotangents(n, v)
     for sd in (0.0, 30.0) if n * v > 2**20 else (0.0, 0.1, 1.0, 30.0):
         values, _ = check(program, *draw(*shape, sd=sd), cotangents)
         if sd == 0:
             # log V itself, as far as log1p is rounded: the sum is V - 1 to the last digit.
             np.testing.assert_allclose(values["loss"], np.log(np.float64(v)), rtol=2.0**-23, atol=0)
     check(program, *draw(*shape), cotangents, np.full(v, 1e4, np.float32))
-    check(program, *draw(*shape), {**{name: np.zeros(n) for name in OUTPUTS}, "entropy": np.ones(n)})
+    check(program, *draw(*shape), {**jax.tree.map(np.zeros_like, cotangents), "entropy": np.ones(n)})
+
+
+def test_every_output_that_is_a_float_has_a_truth():
+    every = jax.eval_shape(lambda: linear_cross_entropy(*draw(2, 2, 2), outputs=tuple(EVERY)))
+    assert {n for n, a in every._asdict().items() if jnp.issubdtype(a.dtype, jnp.floating)} == {*OUTPUTS} - {"top"}
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
@@ -370,8 +387,7 @@ def test_caps_and_penalties(plan):
     """Soft-caps from 0.7 to 30 on logits up to 1e4, the slope of the cap and of the z-loss among their gradients."""
     x, w, labels = draw(8, 5, 13)
     program = with_gradients(OUTPUTS, implementation=plan)
-    cotangents = {name: np.random.default_rng(i).standard_normal(8) for i, name in enumerate(OUTPUTS)}
-    cotangents = {name: c.astype(np.float32) for name, c in cotangents.items()}
+    cotangents = draw_cotangents(8, 13)
     classes = np.arange(13, dtype=np.float32) % 4  # zeros among them
     for cap in (0.7, 5.0, 30.0):
         for scale in (0.1, 1.0, 30.0, 3e3):
@@ -384,7 +400,7 @@ def test_caps_and_penalties(plan):
 def test_logits_of_ten_thousand(plan):
     x, w, labels = draw(8, 5, 13, sd=5e3)
     program = with_gradients(OUTPUTS, implementation=plan)
-    check(program, x, w, labels, {name: np.ones(8, np.float32) for name in OUTPUTS})
+    check(program, x, w, labels, jax.tree.map(np.ones_like, draw_cotangents(8, 13)))
 
 
 # -- dtypes ------------------------------------------------------------------------------------------------------------

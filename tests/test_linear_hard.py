@@ -31,7 +31,7 @@ def test_vocabularies(shape, plan):
     n, _, v = shape
     block = plan.block if isinstance(plan, Plan) else v
     program = with_gradients(OUTPUTS, implementation=plan)
-    cotangents = draw_cotangents(n)
+    cotangents = draw_cotangents(n, v)
     edges = np.clip(np.array([0, v - 1, v - block, v - block - 1, block - 1, block, 2 * block]), 0, v - 1)
     for sd in (0.0, 0.1, 1.0, 30.0):
         x, w, labels = draw(*shape, sd=sd)

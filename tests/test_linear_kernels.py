@@ -285,25 +285,25 @@ def test_cotangents_of_block(options):
     walk, arrays = walk_over(v, block=192), arrays_of(x, w, labels)
     block = Block(jnp.int32(128), jnp.int32(128), jnp.int32(192), jnp.arange(192) >= 64)
     maximum, total = u.max(axis=1), np.exp(u - u.max(axis=1, keepdims=True)).sum(axis=1)
-    heads = {"maximum": jnp.float32(maximum), "log_total": jnp.float32(np.log(total))}
+    residuals = {"maximum": jnp.float32(maximum), "log_total": jnp.float32(np.log(total))}
     rng = np.random.default_rng(2)
     cotangents = {"mean": jnp.float32(rng.standard_normal(n))}
     if options != "no label":
         p = np.exp(u[np.arange(n), labels] - maximum) / total
-        left_out = jnp.where((labels >= 0) & (p > 0.5), labels, -1)
-        assert 0 < np.sum(left_out >= 192) < n
-        heads |= {"columns": labels[:, None], "left_out": left_out}
+        dominant = jnp.where((labels >= 0) & (p > 0.5), labels, -1)
+        assert 0 < np.sum(dominant >= 192) < n
+        residuals |= {"columns": labels[:, None], "dominant": dominant}
         cotangents["at"] = jnp.float32(rng.standard_normal((n, 1)))
     if options == "uniform":
-        heads["uniform"] = heads["log_total"]
+        residuals["uniform"] = residuals["log_total"]
         cotangents |= {name: jnp.float32(rng.standard_normal(n)) for name in ("uniform", "weights")}
     if options == "lost":
-        heads["is_lost"] = jnp.asarray(rng.integers(0, 3, n) == 0)
+        residuals["is_lost"] = jnp.asarray(rng.integers(0, 3, n) == 0)
         cotangents = jax.tree.map(
-            lambda c: jnp.where(heads["is_lost"].reshape(-1, *[1] * (c.ndim - 1)), 0, c), cotangents
+            lambda c: jnp.where(residuals["is_lost"].reshape(-1, *[1] * (c.ndim - 1)), 0, c), cotangents
         )
-    twin = np.float32(slopes._dlogits(walk, arrays, heads, block, cotangents))
-    found = interpreted(GPU, lambda: gpu_kernels.cotangents_of_block(walk, arrays, heads, block, cotangents))
+    twin = np.float32(slopes._dlogits(walk, arrays, residuals, block, cotangents))
+    found = interpreted(GPU, lambda: gpu_kernels.cotangents_of_block(walk, arrays, residuals, block, cotangents))
     found = found.astype(np.float32)
     np.testing.assert_allclose(found, twin, rtol=2**-7, atol=1e-6)
     assert not np.any(found[:, :64])

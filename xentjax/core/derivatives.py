@@ -76,7 +76,7 @@ class Group:
 
     def plain(self, moving: dict[str, Any], rest: dict[str, Any]) -> Any:
         """The textbook formula."""
-        return self.record.oracle(**moving, **rest, **self.options)
+        return _floats(self.record.oracle(**moving, **rest, **self.options))
 
     def derivatives(self, function: Any) -> Callable[..., Any]:
         """Gradient of the outputs' sum weighted with the cotangents, Hessian of it, and JVP along the tangents, each a
@@ -84,7 +84,7 @@ class Group:
 
         def all_orders(cotangents: Any, tangents: Any, moving: dict[str, Any], rest: dict[str, Any]) -> Any:
             def first_order(moving: dict[str, Any]) -> Any:
-                value, push = jax.linearize(lambda m: function(**m, **rest, **self.options), moving)
+                value, push = jax.linearize(lambda m: _floats(function(**m, **rest, **self.options)), moving)
                 weights = jax.tree.map(lambda c, v: c.astype(v.dtype), cotangents, value)
                 (gradient,) = jax.linear_transpose(push, moving)(weights)
                 still = jax.tree.map(jnp.zeros_like, moving)
@@ -315,7 +315,12 @@ def _differentiable(record: Record | ClosedForms, case: Case) -> list[str]:
 
 
 def _is_float(value: Any) -> bool:
-    return jnp.issubdtype(np.asarray(value).dtype, jnp.floating)
+    return jnp.issubdtype(jnp.result_type(value), jnp.floating)
+
+
+def _floats(outputs: Any) -> Any:
+    """The outputs without integers, which have no derivative."""
+    return jax.tree.map(lambda v: v if _is_float(v) else None, outputs)
 
 
 def _signature(case: Case) -> str:

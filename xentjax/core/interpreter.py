@@ -183,6 +183,15 @@ def _arg(function: Any) -> Callable[..., Any]:
     return find
 
 
+def _sort(equation: Any, *operands: Any) -> list[Any]:
+    """In the order of the first; the others go along."""
+    axis, keys = equation.params["dimension"], equation.params["num_keys"]
+    if keys != 1:
+        raise NotImplementedError(f"no exact arithmetic for the JAX primitive 'sort' with {keys} keys")
+    order = np.argsort(operands[0], axis=axis, kind="stable")
+    return [np.take_along_axis(a, order, axis) for a in operands]
+
+
 def _select(equation: Any, which: Any, *cases: Any) -> Any:
     """The chosen elements; what was not chosen may be anything."""
     index = np.broadcast_to(np.asarray(which).astype(int), cases[0].shape)
@@ -201,6 +210,7 @@ _STRUCTURAL: dict[str, Callable[..., Any]] = {
     "argmax": _arg(np.argmax),
     "argmin": _arg(np.argmin),
     "cumsum": _cumsum,
+    "sort": _sort,
     "select_n": _select,
     "broadcast_in_dim": _broadcast,
     "reshape": lambda q, a: a.reshape(_shape(q)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Any
 
 import jax
@@ -11,14 +10,14 @@ import jax.numpy as jnp
 
 from xentjax.core import policy
 from xentjax.losses.linear.labels import SoftLabels, Teacher
+from xentjax.losses.linear.outputs import OUTPUTS, output, top_of
 from xentjax.losses.linear.vocabulary import Arrays, Layout
 from xentjax.losses.shaping import hyperparameter
 
 NAME = "linear_cross_entropy"
+#: What may be given beside x, w and labels: arrays of the walk, and numbers of the loss.
+OPTIONS = ("bias", "weights", "label_smoothing", "class_weights", "z_loss", "softcap", "temperature")
 LAYOUTS: tuple[Layout, ...] = ("dv", "vd")
-#: The outputs that depend on the labels, and all that have a name without a number.
-OF_LABELS = ("loss", "log_prob", "correct")
-OUTPUTS = ("loss", "logsumexp", "log_prob", "entropy", "argmax", "correct")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Problem:
       layout: that of w.
       outputs: their names, in order.
       labels: ``"indices"``, ``"soft"``, ``"teacher"``, or None.
-      options: the names of the options that are given.
+      options: which of ``OPTIONS`` are given.
       reduction: of the loss.
       operands: the dtype of the matrix products' operands.
       dtype: the dtype of computation.
@@ -65,19 +64,15 @@ class Problem:
     @property
     def top(self) -> int:
         """How many of the most probable classes are asked for."""
-        return max((top_of(name) for name in self.outputs), default=0)
-
-
-def top_of(output: str) -> int:
-    """k of ``"top_k"``, otherwise 0."""
-    found = re.fullmatch(r"top_([1-9]\d*)", output)
-    return int(found[1]) if found else 0
+        return max((output(name).top for name in self.outputs), default=0)
 
 
 def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
-    """What is asked for; the arrays of the vocabulary's walk; and the numbers of the loss: label_smoothing, z_loss,
-    probabilities ``[N, k]`` or ``[N]``, weights ``[N]``, counted and kept (which examples; None for all), and legible
-    (all but those left out that hold NaN or infinities), where an output does not depend on labels.
+    """What is asked for; the arrays of the vocabulary's walk; and the numbers of the loss, None where there are none.
+
+    The numbers are label_smoothing, z_loss, probabilities ``[N, k]`` of soft labels, weights ``[N]``, and masks ``[N]``
+    of examples: ``counted``, whose label is not ``ignore_index``; ``kept``, which also have a weight; and, where an
+    output does not depend on labels, ``legible``: all but those that are left out and hold NaN or infinities.
 
     Raises:
       ValueError, TypeError: for arguments that do not fit together; the error names the argument and what it needs.
@@ -131,7 +126,7 @@ def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
     elif kind == "teacher":
         _add_teacher(arrays, labels, examples, layout, dtype)
     if kept[1] is not None:
-        if set(outputs) - set(OF_LABELS):
+        if not all(output(name).is_of_labels for name in outputs):
             numbers["legible"] = kept[1] | jnp.all(jnp.isfinite(arrays["x"]), axis=1)
         _leave_out(arrays, numbers, kept[1], classes)
     problem = Problem(
@@ -142,7 +137,7 @@ def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
         layout=layout,
         outputs=outputs,
         labels=kind,
-        options=frozenset({*arrays, *(n for n, v in numbers.items() if v is not None)}),
+        options=frozenset(n for n in OPTIONS if n in arrays or numbers.get(n) is not None),
         reduction=bound["reduction"],
         operands=operands,
         dtype=dtype,
@@ -198,9 +193,9 @@ def _outputs(given: Any, classes: int, labels: Any) -> tuple[str, ...]:
         if name not in OUTPUTS and not top_of(str(name)):
             known = ", ".join(map(repr, OUTPUTS))
             raise ValueError(f"{NAME}: outputs may name {known} and 'top_<k>', got {name!r}")
-        if top_of(name) > classes:
+        if output(name).top > classes:
             raise ValueError(f"{NAME}: {name!r} asks for more classes than the {classes} that there are")
-        if labels is None and name in OF_LABELS:
+        if labels is None and output(name).is_of_labels:
             raise ValueError(f"{NAME}: the output {name!r} needs labels, got None")
     return names
 

@@ -164,21 +164,21 @@ def rows(walk: Walk, arrays: Arrays, heads: tuple[str, ...]) -> dict[str, Any]:
 
 
 def cotangents_of_block(
-    walk: Walk, arrays: Arrays, heads: Mapping[str, Any], block: Block, cotangents: Mapping[str, Any]
+    walk: Walk, arrays: Arrays, residuals: Mapping[str, Any], block: Block, cotangents: Mapping[str, Any]
 ) -> Any:
     """The dlogits of a block of columns, in 16 bits, from the cotangents of the sums of
     :mod:`xentjax.losses.linear.slopes`."""
-    x, columns = arrays["x"], heads.get("columns")
-    fresh, none = parts.fresh_of(block, walk.block), jnp.zeros_like(heads["maximum"])
-    row = {"maximum": finite(heads["maximum"]), "log_total": heads["log_total"], "scale": cotangents["mean"]}
+    x, columns = arrays["x"], residuals.get("columns")
+    fresh, none = parts.fresh_of(block, walk.block), jnp.zeros_like(residuals["maximum"])
+    row = {"maximum": finite(residuals["maximum"]), "log_total": residuals["log_total"], "scale": cotangents["mean"]}
     row["label"] = parts.label_of(columns, block, fresh, x)
     row |= {"scale_at": none, "at": none}
     if columns is not None:
-        row["scale_at"] = jnp.where(columns[:, 0] == heads["left_out"], 0, cotangents["mean"])
+        row["scale_at"] = jnp.where(columns[:, 0] == residuals["dominant"], 0, cotangents["mean"])
         row["at"] = cotangents["at"][:, 0]
-    if "uniform" in heads:
+    if "uniform" in residuals:
         row["shift"] = cotangents["uniform"]
-    if "is_lost" in heads:
-        row["is_lost"] = heads["is_lost"]
+    if "is_lost" in residuals:
+        row["is_lost"] = residuals["is_lost"]
     sizes: Any = {"columns": walk.block, "layout": walk.layout, "tiles": FOR_DLOGITS}
     return vary_like(dlogits(x, arrays["w"], block.start, jnp.stack(fresh), row, **sizes), x)

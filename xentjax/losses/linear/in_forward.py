@@ -19,7 +19,7 @@ from xentjax.core import policy
 from xentjax.core.linear_map import vary_like
 from xentjax.losses.linear import rule, slopes
 from xentjax.losses.linear.plan import Explanation
-from xentjax.losses.linear.statistics import State, statistics
+from xentjax.losses.linear.statistics import State, statistics_alone
 from xentjax.losses.linear.vocabulary import Walk
 
 #: What has one entry for each example, along its first axis.
@@ -46,7 +46,7 @@ def loss_in_forward(
     """
 
     def plain(values: Values) -> Any:
-        return loss(values, rule.statistics(walk, heads, 0, {n: values[n] for n in names}))
+        return loss(values, rule.statistics(walk, {n: values[n] for n in names}, heads, 0))
 
     @jax.custom_jvp
     def function(values: Values) -> Any:
@@ -158,7 +158,7 @@ def _of_chunk(
     """The loss of some examples and its gradients, added to ``shared`` where that has them; ``to_zeros``: it has none,
     and they are rounded at once."""
     arrays = {n: values[n] for n in names}
-    found = statistics(walk, arrays, (*heads, "known"))
+    found = statistics_alone(walk, arrays, (*heads, "known"))
     known = {**arrays, "known": found.pop("known")}
     floats = {n: v for n, v in found.items() if policy.is_float(v)}
     #: What the loss is made of beside the statistics.

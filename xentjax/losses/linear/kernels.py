@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from xentjax.core import policy
 from xentjax.losses.linear.arguments import Problem
+from xentjax.losses.linear.outputs import output
 from xentjax.losses.linear.vocabulary import LANES, Arrays, Kernels, Walk
 
 KERNELS = get_args(Kernels)
@@ -25,7 +26,6 @@ BYTES_OF_DEPTH = 2**16
 #: Generations of TPUs with less of it than that takes.
 _EARLY = ("TPU v2", "TPU v3", "TPU v4")
 
-_OUTPUTS = {"loss", "logsumexp", "log_prob"}
 _OPTIONS = {"bias": "a bias", "class_weights": "class weights", "softcap": "a soft cap", "temperature": "a temperature"}
 
 
@@ -42,7 +42,7 @@ def unmet(problem: Problem, block: int, tokens: int) -> str | None:
         return f"kernels need jax 0.12 or later, not {jax.__version__}"
     if problem.labels not in ("indices", None):
         return "kernels need class indices as labels"
-    if other := set(problem.outputs) - _OUTPUTS:
+    if other := {name for name in problem.outputs if not output(name).is_of_kernels}:
         return f"kernels do not give {', '.join(sorted(other))}"
     if given := [words for name, words in _OPTIONS.items() if name in problem.options]:
         return f"kernels do not take {', '.join(given)}"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from xentjax.core.domains import Kind
+from xentjax.core.domains import Kind, Labels
 
 
 class SoftLabels(NamedTuple):
@@ -40,6 +40,15 @@ class Teacher(NamedTuple):
     w: Any
     bias: Any = None
     softcap: Any = None
+
+
+class SomeIgnored(Labels):
+    """Class indices of the domain; that of the first example is -1, to be ignored."""
+
+    def draw(self, situation: str, rng: np.random.Generator, sizes: Mapping[str, int], drawn: dict[str, Any]) -> Any:
+        indices = super().draw(situation, rng, sizes, drawn)
+        indices.reshape(-1)[:1] = -1
+        return indices
 
 
 @dataclasses.dataclass(frozen=True)

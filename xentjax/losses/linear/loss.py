@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,17 +15,20 @@ from xentjax.core import policy
 from xentjax.core.arguments import is_static
 from xentjax.core.domains import Domain, Labels, Real
 from xentjax.core.op import op
-from xentjax.losses.linear.arguments import named_labels, prepared, top_of
-from xentjax.losses.linear.labels import FewClasses, SoftLabels, Teacher, Teachers
+from xentjax.losses.linear.arguments import named_labels, prepared
+from xentjax.losses.linear.labels import FewClasses, SoftLabels, SomeIgnored, Teacher, Teachers
 from xentjax.losses.linear.mesh import by_compiler, is_mapped, over_mesh
-from xentjax.losses.linear.outputs import TopClasses, outputs_of_rows
+from xentjax.losses.linear.outputs import OUTPUTS, TopClasses, top_of
 from xentjax.losses.linear.plan import Explanation, Plan, plan
+from xentjax.losses.linear.program import outputs_of_rows
 from xentjax.losses.linear.vocabulary import Layout
 
 #: For the check: blocks of the vocabulary that do not divide it, and every option of the loss.
 _BLOCKS = Plan("recompute", 3)
 _EVERY = {"bias": Real("K"), "class_weights": Real("K"), "label_smoothing": 0.1, "z_loss": 0.01}
 _EVERY |= {"softcap": 5.0, "temperature": 2.0}
+_SOME = {"labels": SomeIgnored("B", classes="J"), "ignore_index": -1, "num_classes": 3, "reduction": "mean"}
+_SOME |= {"bias": Real("K"), "class_weights": Real("K"), "label_smoothing": 0.1, "z_loss": 0.01}
 
 
 @op(
@@ -41,8 +45,9 @@ _EVERY |= {"softcap": 5.0, "temperature": 2.0}
             {**_EVERY, "implementation": _BLOCKS, "weights": Real("B"), "reduction": "sum"},
             {**_EVERY, "implementation": _BLOCKS, "labels": FewClasses("B J"), "w_layout": "vd", "w": Real("K D")},
             {**_EVERY, "implementation": _BLOCKS, "labels": Teachers("B D")},
-            {"implementation": _BLOCKS, "softcap": 5.0, "outputs": ("logsumexp", "entropy", "log_prob", "loss")},
+            {"implementation": _BLOCKS, "softcap": 5.0, "outputs": (*OUTPUTS, "top_2")},
             {"labels": Teachers("B D"), "outputs": "log_prob"},
+            {**_SOME, "implementation": Plan("gradient_in_forward", 3, 1)},
         ),
     ),
     group="losses",
@@ -67,7 +72,7 @@ def linear_cross_entropy(
     temperature: ArrayLike = 1.0,
     reduction: policy.Reduction = "none",
     w_layout: Layout = "dv",
-    outputs: tuple[str, ...] = ("loss",),
+    outputs: str | Sequence[str] = ("loss",),
     memory_budget: int | None = None,
     implementation: str | Plan | None = None,
     axis_name: Any = None,
@@ -95,8 +100,9 @@ def linear_cross_entropy(
 
     The vocabulary is walked over in blocks of columns, which keep for each example the maximum m and the sum of
     e^{u-m} without one largest entry: a prediction that is right and certain keeps all digits of its loss. The gradient
-    computes each block again; it is right to float32 before it meets w and x in their own dtype. Forward mode,
-    reverse mode and Hessian-vector products come from one linear rule.
+    is computed in the same pass (a scalar loss), from each block computed again, or from logits that are stored, as
+    ``implementation`` says; it is right to float32 before it meets w and x in their own dtype. Forward mode, reverse
+    mode and Hessian-vector products come from one linear rule.
 
     Args:
       x: activations ``[..., D]``.
@@ -121,9 +127,12 @@ def linear_cross_entropy(
       outputs: which of ``"loss"``; ``"logsumexp"`` of the logits u; ``"log_prob"``, Σ t_i log softmax(u)_i, of the
         label alone, without any option of the loss; ``"entropy"`` of softmax(u); ``"argmax"``, the most probable class;
         ``"correct"``, whether that is the label (the most probable label); ``"top_5"``, say, the five most probable
-        classes. The floats are differentiable, together too, for little more than the loss alone. For examples that
-        are left out, those that depend on the label are 0 and False, and all are whose x holds NaN or infinities.
-      memory_budget: bytes of memory that may be used beside arguments and gradients; it sets the size of the blocks.
+        classes, a :class:`xentjax.losses.linear.TopClasses`. One name, or several in a tuple or list. Outputs that are
+        floats are differentiable, also together, for little more than the loss alone; but ``"log_prob"`` of a teacher
+        beside ``class_weights`` costs another walk. For an example that is left out, outputs that depend on its label
+        are 0 or False, and so are the others where its x holds NaN or infinities.
+      memory_budget: bytes of memory that may be used beside arguments and gradients; it decides on the strategy and the
+        size of the blocks.
       implementation: a strategy by name (``"recompute"``, ``"gradient_in_forward"``, ``"dense"``), or a
         :class:`xentjax.losses.linear.Plan`; otherwise chosen, as :func:`xentjax.losses.linear.explain` tells.
       axis_name: the mesh axis that the classes of w (and of bias and class weights) are split over: under
@@ -133,8 +142,9 @@ def linear_cross_entropy(
       num_classes: V, where w has more columns than that; the others are padding, and get gradients of 0.
 
     Returns:
-      What ``outputs`` names: one array, or, of several, a tuple in that order whose fields have their names. Floats
-      have the promoted dtype of x, w and float labels; 16-bit inputs are computed in float32.
+      What ``outputs`` names: of one name the output itself, of several a tuple in that order whose fields have their
+      names. Outputs are arrays; that of ``"top_5"`` is a tuple of log-probabilities and class indices, ``[..., 5]``.
+      Floats have the promoted dtype of x, w and float labels; 16-bit inputs are computed in float32.
 
     Raises:
       ValueError: shapes that do not fit, an unknown output, layout or implementation, no classes.

@@ -1,22 +1,25 @@
-"""What a linear cross-entropy gives, from statistics of rows of logits: plain arithmetic, which JAX differentiates."""
+"""The outputs of a linear cross-entropy: what each is called, needs, and is in terms of statistics of rows of logits.
+
+Values are plain arithmetic, which JAX differentiates.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from xentjax.core import policy
-from xentjax.losses.linear.arguments import OF_LABELS, Problem, top_of
-from xentjax.losses.linear.in_forward import loss_in_forward
-from xentjax.losses.linear.plan import Explanation
-from xentjax.losses.linear.rule import statistics
-from xentjax.losses.linear.statistics import State
 from xentjax.losses.linear.vocabulary import Arrays, Walk
+
+if TYPE_CHECKING:
+    from xentjax.losses.linear.arguments import Problem
+    from xentjax.losses.linear.statistics import State
 
 #: The numbers of a loss, by name.
 Numbers = Mapping[str, Any]
@@ -29,72 +32,123 @@ class TopClasses(NamedTuple):
     indices: Any
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def outputs_of_rows(problem: Problem, plan: Explanation, arrays: Arrays, numbers: Numbers) -> dict[str, Any]:
-    """Every output that is asked for, by name, for the rows of x; the loss as its reduction says."""
-    if problem.rows == 0:
-        return _of_no_rows(problem, plan, arrays, numbers)
-    if "labels" in arrays:
-        labels = arrays["labels"]
-        arrays = {**arrays, "is_class": (labels >= 0) & (labels < problem.classes)}
-    if plan.strategy == "gradient_in_forward":
-        return {"loss": _in_forward(problem, plan, arrays, numbers)}
-    walk = plan.walk(problem)
-    found = statistics(walk, _heads(problem, plan), problem.top, arrays)
-    outputs: dict[str, Any] = {"logsumexp": found["maximum"] + found["log_total"]}
-    for name in problem.outputs:
-        if name == "entropy":
-            outputs[name] = found["log_total"] + found["depth"]
-        elif name == "argmax":
-            outputs[name] = found["argmax"]
-        elif name == "loss":
-            outputs[name] = _reduced(problem.reduction, numbers, _loss(problem, walk, arrays, numbers, found))
-        elif name == "log_prob":
-            outputs[name] = _kept(numbers, -_surprise(problem, plan, arrays, numbers, found))
-        elif name == "correct":
-            outputs[name] = _kept(numbers, found["argmax"] == _label(problem, arrays, numbers, found))
-        elif k := top_of(name):
-            outputs[name] = TopClasses(-found["top_gap"][:, :k], found["top"][:, :k])
-    if (legible := numbers.get("legible")) is not None:
-        of_prediction = {n: v for n, v in outputs.items() if n not in OF_LABELS}
-        outputs |= jax.tree.map(functools.partial(_where, legible), of_prediction)
-    return {name: outputs[name] for name in problem.outputs}
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Some examples, and what is known of their logits.
+
+    Attributes:
+      problem: what is asked for.
+      walk: over the vocabulary.
+      arrays: of the walk.
+      numbers: of the loss.
+      found: the statistics of the rows.
+      walked: statistics by their names, from a walk of its own with other arrays.
+    """
+
+    problem: Problem
+    walk: Walk
+    arrays: Arrays
+    numbers: Numbers
+    found: State
+    walked: Callable[[tuple[str, ...], Arrays], State]
+
+    def kept(self, values: Any) -> Any:
+        """The values, and 0 for examples that are left out."""
+        return values if self.numbers["kept"] is None else where(self.numbers["kept"], values)
 
 
-def _of_no_rows(problem: Problem, plan: Explanation, arrays: Arrays, numbers: Numbers) -> dict[str, Any]:
-    """The outputs of one row of weight 0, without that row."""
-    row = lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype)
-    of_rows = {n: row(a) for n, a in arrays.items() if n in ("x", "teacher_x", "labels", "is_left_out")}
-    of_numbers = {n: a if a is None or a.ndim == 0 else row(a) for n, a in numbers.items()}
-    of_numbers |= {"weights": row(arrays["x"][:, 0].astype(problem.dtype)), "kept": jnp.zeros(1, bool)}
-    one = dataclasses.replace(problem, rows=1)
-    outputs = outputs_of_rows(one, plan, {**arrays, **of_rows}, of_numbers)
-    return jax.tree.map(lambda a: a[:0] if a.ndim else a, outputs)
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """One output.
+
+    Attributes:
+      statistics: of a problem: names of those that the value is made of, as
+        :func:`xentjax.losses.linear.statistics.statistics_alone` lists them.
+      value: of rows: an array ``[N, ...]``, or a NamedTuple of such.
+      top: how many of the most probable classes it is made of; then ``"top"`` is among the statistics.
+      is_of_labels: whether it depends on labels. Then it needs them, and its value is 0 for examples that are left out.
+      is_of_kernels: whether the kernels give its statistics.
+    """
+
+    statistics: Callable[[Problem], set[str]]
+    value: Callable[[Rows], Any]
+    top: int = 0
+    is_of_labels: bool = False
+    is_of_kernels: bool = False
 
 
-def _heads(problem: Problem, plan: Explanation) -> tuple[str, ...]:
-    """The statistics that the outputs are made of."""
-    asked, heads = set(problem.outputs), []
-    if asked & {"loss", "log_prob"}:
-        heads.append("teacher" if problem.labels == "teacher" else "gap")
-    if "loss" in asked and "label_smoothing" in problem.options:
-        heads.append("uniform")
-    if "entropy" in asked:
-        heads.append("depth")
-    if asked & {"argmax", "correct"}:
-        heads.append("argmax")
-    if "correct" in asked and problem.labels == "teacher":
-        heads.append("teacher_argmax")
-    if problem.top:
-        heads.append("top")
-    if plan.strategy == "dense":
-        heads.append("known")
-    return tuple(heads)
+def output(name: str) -> Output:
+    """The output of a name, ``"top_5"`` and the like among them; KeyError where none has it."""
+    if k := top_of(name):
+        return Output(_of_nothing_else, functools.partial(_top, k), top=k)
+    return OUTPUTS[name]
 
 
-def _loss(problem: Problem, walk: Walk, arrays: Arrays, numbers: Numbers, found: State) -> Any:
+def top_of(name: str) -> int:
+    """k of ``"top_k"``, otherwise 0."""
+    found = re.fullmatch(r"top_([1-9]\d*)", name)
+    return int(found[1]) if found else 0
+
+
+def where(examples: Any, values: Any) -> Any:
+    """The values of some examples, 0 and False for the others."""
+    return jnp.where(examples.reshape(-1, *(1,) * (values.ndim - 1)), values, jnp.zeros_like(values))
+
+
+# -- of the prediction -------------------------------------------------------------------------------------------------
+
+
+def _of_nothing_else(problem: Problem) -> set[str]:
+    """The maximum and the sum are always there."""
+    return set()
+
+
+def _logsumexp(rows: Rows) -> Any:
+    return rows.found["maximum"] + rows.found["log_total"]
+
+
+def _entropy(rows: Rows) -> Any:
+    return rows.found["log_total"] + rows.found["depth"]
+
+
+def _argmax(rows: Rows) -> Any:
+    return rows.found["argmax"]
+
+
+def _top(k: int, rows: Rows) -> TopClasses:
+    return TopClasses(-rows.found["top_gap"][:, :k], rows.found["top"][:, :k])
+
+
+# -- of the labels -----------------------------------------------------------------------------------------------------
+
+
+def _statistics_of_surprise(problem: Problem) -> set[str]:
+    return {"teacher" if problem.labels == "teacher" else "gap"}
+
+
+def _statistics_of_loss(problem: Problem) -> set[str]:
+    return _statistics_of_surprise(problem) | ({"uniform"} if "label_smoothing" in problem.options else set())
+
+
+def _statistics_of_correct(problem: Problem) -> set[str]:
+    return {"argmax"} | ({"teacher_argmax"} if problem.labels == "teacher" else set())
+
+
+def _loss(rows: Rows) -> Any:
+    """Reduced as the problem says."""
+    return reduced(rows.problem.reduction, rows.numbers, losses(rows))
+
+
+def reduced(reduction: str, numbers: Numbers, loss: Any) -> Any:
+    """Each row's loss, weighted and reduced."""
+    shared = {"weights": numbers["weights"], "reduction": reduction}
+    return policy.weigh_and_reduce(loss, (numbers["counted"], numbers["kept"]), shared)
+
+
+def losses(rows: Rows) -> Any:
     r"""Each row's :math:`(1-\varepsilon)\sum t_i v_i (-\log p_i) + \frac{\varepsilon T}{V}\sum_j v_j (-\log p_j)
     + \zeta\,\mathrm{lse}^2`."""
+    problem, arrays, numbers, found = rows.problem, rows.arrays, rows.numbers, rows.found
     smoothing, kept = numbers.get("label_smoothing"), numbers["kept"]
     if kept is not None:
         # What is infinite in examples that are left out must not meet their cotangents of 0.
@@ -107,7 +161,7 @@ def _loss(problem: Problem, walk: Walk, arrays: Arrays, numbers: Numbers, found:
         masses = numbers["probabilities"]
         mass = 1 if masses is None else jnp.sum(masses, axis=1)
         if "class_weights" in arrays:
-            own = _class_weights_of_labels(walk, arrays)
+            own = _class_weights_of_labels(rows.walk, arrays)
             masses = own if masses is None else masses * own
         gap = found["gap"]
         loss = jnp.sum(gap if masses is None else _massed(masses, gap), axis=1)
@@ -116,6 +170,41 @@ def _loss(problem: Problem, walk: Walk, arrays: Arrays, numbers: Numbers, found:
     if (z_loss := numbers.get("z_loss")) is not None:
         loss = loss + z_loss * jnp.square(found["maximum"] + found["log_total"])
     return loss
+
+
+def _log_prob(rows: Rows) -> Any:
+    """Σ t_i log p_i, without any option of the loss."""
+    return rows.kept(-_surprise(rows))
+
+
+def _surprise(rows: Rows) -> Any:
+    found, masses = rows.found, rows.numbers["probabilities"]
+    if rows.problem.labels == "teacher":
+        if "class_weights" not in rows.arrays:
+            return found["teacher"]
+        # The statistics have it with the class weights: another walk.
+        plain = {n: a for n, a in rows.arrays.items() if n != "class_weights"}
+        return rows.walked(("teacher",), plain)["teacher"]
+    if masses is None:
+        return found["gap"][:, 0]
+    return jnp.sum(_massed(masses, found["gap"]), axis=1)
+
+
+def _correct(rows: Rows) -> Any:
+    """Whether the most probable class is the most probable label."""
+    return rows.kept(rows.found["argmax"] == _label(rows))
+
+
+def _label(rows: Rows) -> Any:
+    if rows.problem.labels == "teacher":
+        return rows.found["teacher_argmax"]
+    labels, masses = rows.arrays["labels"], rows.numbers["probabilities"]
+    if masses is None:
+        return labels[:, 0]
+    # A class that is named twice has the sum.
+    is_same = labels[:, :, None] == labels[:, None, :]
+    masses = jnp.sum(jnp.where(is_same, masses[:, None, :], 0), axis=2)
+    return jnp.take_along_axis(labels, jnp.argmax(masses, axis=1)[:, None], axis=1)[:, 0]
 
 
 def _massed(masses: Any, gap: Any) -> Any:
@@ -132,68 +221,16 @@ def _class_weights_of_labels(walk: Walk, arrays: Arrays) -> Any:
     return jnp.where(arrays["is_class"], own, jnp.nan)
 
 
-def _reduced(reduction: str, numbers: Numbers, loss: Any) -> Any:
-    shared = {"weights": numbers["weights"], "reduction": reduction}
-    return policy.weigh_and_reduce(loss, (numbers["counted"], numbers["kept"]), shared)
+# -- all of them -------------------------------------------------------------------------------------------------------
 
+_of_labels = functools.partial(Output, is_of_labels=True)
 
-def _in_forward(problem: Problem, plan: Explanation, arrays: Arrays, numbers: Numbers) -> Any:
-    """The loss, reduced, with its gradient computed as it is: a sum over examples, each of its share."""
-    walk = plan.walk(problem)
-    given = {n: v for n, v in numbers.items() if v is not None}
-    missing = dict.fromkeys(n for n, v in numbers.items() if v is None)
-
-    def loss(values: Any, found: State) -> Any:
-        own = {**missing, **{n: values[n] for n in values if n not in arrays}}
-        return _reduced("sum", own, _loss(problem, walk, {n: values[n] for n in arrays}, own, found))
-
-    values = {**arrays, **given, "weights": _shares(problem, numbers)}
-    return loss_in_forward(walk, _heads(problem, plan), loss, plan, tuple(arrays), values)
-
-
-def _shares(problem: Problem, numbers: Numbers) -> Any:
-    """What each example counts for in the reduced loss."""
-    weights = numbers["weights"]
-    shares = jnp.ones(problem.rows, problem.dtype) if weights is None else weights
-    if (counted := numbers["counted"]) is not None:
-        shares = jnp.where(counted, shares, 0)
-    if problem.reduction == "sum":
-        return shares
-    return shares * policy.inverse(jnp.sum(shares))
-
-
-def _kept(numbers: Numbers, values: Any) -> Any:
-    """The values, and 0 for examples that are left out."""
-    return values if numbers["kept"] is None else _where(numbers["kept"], values)
-
-
-def _where(examples: Any, values: Any) -> Any:
-    """The values of some examples, 0 and False for the others."""
-    return jnp.where(examples.reshape(-1, *(1,) * (values.ndim - 1)), values, jnp.zeros_like(values))
-
-
-def _surprise(problem: Problem, plan: Explanation, arrays: Arrays, numbers: Numbers, found: State) -> Any:
-    """Σ t_i (-log p_i), without any option of the loss."""
-    if problem.labels == "teacher":
-        if "class_weights" not in arrays:
-            return found["teacher"]
-        # The statistics have it with the class weights: another walk.
-        plain = {n: a for n, a in arrays.items() if n != "class_weights"}
-        return statistics(plan.walk(problem), ("teacher",), 0, plain)["teacher"]
-    gap, masses = found["gap"], numbers["probabilities"]
-    if masses is None:
-        return gap[:, 0]
-    return jnp.sum(_massed(masses, gap), axis=1)
-
-
-def _label(problem: Problem, arrays: Arrays, numbers: Numbers, found: State) -> Any:
-    """The label of each row, the most probable one."""
-    if problem.labels == "teacher":
-        return found["teacher_argmax"]
-    labels, masses = arrays["labels"], numbers["probabilities"]
-    if masses is None:
-        return labels[:, 0]
-    # A class that is named twice has the sum.
-    is_same = labels[:, :, None] == labels[:, None, :]
-    masses = jnp.sum(jnp.where(is_same, masses[:, None, :], 0), axis=2)
-    return jnp.take_along_axis(labels, jnp.argmax(masses, axis=1)[:, None], axis=1)[:, 0]
+#: By name; beside them ``"top_1"``, ``"top_2"`` and so on.
+OUTPUTS = {
+    "loss": _of_labels(_statistics_of_loss, _loss, is_of_kernels=True),
+    "logsumexp": Output(_of_nothing_else, _logsumexp, is_of_kernels=True),
+    "log_prob": _of_labels(_statistics_of_surprise, _log_prob, is_of_kernels=True),
+    "entropy": Output(lambda problem: {"depth"}, _entropy),
+    "argmax": Output(lambda problem: {"argmax"}, _argmax),
+    "correct": _of_labels(_statistics_of_correct, _correct),
+}

@@ -24,8 +24,7 @@ from jax.custom_derivatives import SymbolicZero
 from xentjax.core import policy
 from xentjax.core.linear_map import linear_map
 from xentjax.losses.linear import slopes
-from xentjax.losses.linear.statistics import State, class_mass
-from xentjax.losses.linear.statistics import statistics as undifferentiated
+from xentjax.losses.linear.statistics import State, class_mass, statistics_alone
 from xentjax.losses.linear.vocabulary import Arrays, Walk
 
 #: Statistics that the derivative is made of.
@@ -41,19 +40,19 @@ _NEEDED = (
 )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def statistics(walk: Walk, heads: tuple[str, ...], top: int, arrays: Arrays) -> State:
-    """What :func:`xentjax.losses.linear.statistics.statistics` gives, differentiable.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 2, 3))
+def statistics(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int) -> State:
+    """What :func:`xentjax.losses.linear.statistics.statistics_alone` gives, differentiable.
 
     The maximum counts as a constant: its tangent is 0, and that of ``log_total`` is the logsumexp's.
     """
-    return undifferentiated(walk, arrays, heads, top)
+    return statistics_alone(walk, arrays, heads, top)
 
 
 def _rule(walk: Walk, heads: tuple[str, ...], top: int, primals: Any, tangents: Any) -> tuple[State, State]:
     (arrays,), (tangents,) = primals, tangents
     moving = {n: t for n, t in tangents.items() if policy.is_float(arrays[n]) and not isinstance(t, SymbolicZero)}
-    found = statistics(walk, heads, top, arrays)
+    found = statistics(walk, arrays, heads, top)
     residuals, tangents_of, _ = linearized(walk, arrays, found)
     known = {**arrays, "known": found["known"]} if "known" in found else arrays
     sums = linear_map(slopes.forward, slopes.backward, (walk, tuple(moving)), (known, residuals), moving)
@@ -77,19 +76,19 @@ def linearized(walk: Walk, arrays: Arrays, found: State) -> tuple[State, Callabl
     if chosen:
         columns = jnp.concatenate([columns for _, columns in chosen], axis=1)
         gap = jnp.concatenate([found[name] for name, _ in chosen], axis=1)
-        p, is_left_out = _left_out(gap)
-        left_out = jnp.max(jnp.where(is_left_out, columns, -1), axis=1)
-        residuals |= {"columns": columns, "left_out": left_out}
+        p, is_dominant = _dominant(gap)
+        dominant = jnp.max(jnp.where(is_dominant, columns, -1), axis=1)
+        residuals |= {"columns": columns, "dominant": dominant}
 
     def tangents(sums: State) -> State:
         along: State = {}
         level = sums["mean"]
         if chosen:
-            label = lambda values: jnp.sum(jnp.where(is_left_out, values, 0), axis=1)
+            label = lambda values: jnp.sum(jnp.where(is_dominant, values, 0), axis=1)
             step = label(sums["at"])
             level = sums["mean"] + label(p) * step
             apart = sums["mean"] + label(jnp.expm1(-gap)) * step
-            is_same = (columns == left_out[:, None]) & (left_out >= 0)[:, None]
+            is_same = (columns == dominant[:, None]) & (dominant >= 0)[:, None]
             of_gap = jnp.where(is_same, apart[:, None], level[:, None] - sums["at"])
             for name, own in chosen:
                 along[name], of_gap = of_gap[:, : own.shape[1]], of_gap[:, own.shape[1] :]
@@ -132,7 +131,7 @@ def _at_rest(is_left_out: Any, found: State) -> tuple[State, Any]:
     return {name: at_rest(name, value) for name, value in found.items()}, is_lost
 
 
-def _left_out(gap: Any) -> tuple[Any, Any]:
+def _dominant(gap: Any) -> tuple[Any, Any]:
     """The labels' probabilities, and which label of a row has more than half: the first where it is named twice."""
     p = jnp.exp(-gap)
     is_large = jax.lax.stop_gradient(p) > 0.5

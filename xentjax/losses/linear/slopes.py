@@ -39,7 +39,9 @@ from xentjax.losses.linear.vocabulary import FEW_COLUMNS, SHAPERS, Arrays, Block
 
 #: How the vocabulary is walked over, and which arrays move.
 Config = tuple[Walk, tuple[str, ...]]
-Residuals = tuple[Arrays, Mapping[str, Any]]
+#: What the sums need of the statistics that have been found, by name.
+Residuals = Mapping[str, Any]
+Constants = tuple[Arrays, Residuals]
 
 #: Whose logits there are: the student's, and the teacher's.
 _SOURCES = ("", "teacher_")
@@ -48,9 +50,9 @@ _SOURCES = ("", "teacher_")
 SUMS = ("x", "teacher_x", *SHAPERS)
 
 
-def forward(config: Config, residuals: Residuals, moving: Arrays) -> dict[str, Any]:
+def forward(config: Config, constants: Constants, moving: Arrays) -> dict[str, Any]:
     """The linear function: sums over this device's columns, by name, from the tangents of the arrays that move."""
-    (walk, _), (arrays, heads) = config, residuals
+    (walk, _), (arrays, residuals) = config, constants
 
     def step(block: Block, sums: dict[str, Any]) -> dict[str, Any]:
         moved = {n: moving[n] for n in moving if n in SHAPERS}
@@ -66,27 +68,27 @@ def forward(config: Config, residuals: Residuals, moving: Arrays) -> dict[str, A
                 moved[f"{of}z"] = sum(parts[1:], parts[0])
         if "class_weights" in moving:
             moved["class_weights"] = walk.entries_of(moving["class_weights"], block)
-        return jax.tree.map(jnp.add, sums, _Terms(walk, arrays, heads, block).sums(moved))
+        return jax.tree.map(jnp.add, sums, _Terms(walk, arrays, residuals, block).sums(moved))
 
-    start = {name: zeros(shape, arrays) for name, shape in sums_of(arrays, heads).items()}
+    start = {name: zeros(shape, arrays) for name, shape in sums_of(arrays, residuals).items()}
     return walk.over(arrays, step, start)
 
 
-def backward(config: Config, residuals: Residuals, cotangents: dict[str, Any]) -> Arrays:
+def backward(config: Config, constants: Constants, cotangents: dict[str, Any]) -> Arrays:
     """The transpose: from cotangents of the sums to those of the arrays that move."""
-    (walk, names), (arrays, _) = config, residuals
+    (walk, names), (arrays, _) = config, constants
     start = {n: zeros(arrays[n].shape, arrays) if n in SUMS else walk.to_fill(arrays[n], arrays) for n in names}
-    found = add_gradients(config, residuals, cotangents, start, to_zeros=True)
+    found = add_gradients(config, constants, cotangents, start, to_zeros=True)
     return {n: found[n].astype(arrays[n].dtype) for n in names}
 
 
 def add_gradients(
-    config: Config, residuals: Residuals, cotangents: dict[str, Any], start: Arrays, *, to_zeros: bool
+    config: Config, constants: Constants, cotangents: dict[str, Any], start: Arrays, *, to_zeros: bool
 ) -> dict[str, Any]:
     """The cotangents of the arrays that move, added to ``start``; ``to_zeros`` says that those of the vocabulary are
     zeros there. Among what moves may be ``"dlogits"``, the products x @ w as such: their cotangent ``[N, V]``, rounded
     as for the products with w and x."""
-    (walk, names), (arrays, heads) = config, residuals
+    (walk, names), (arrays, residuals) = config, constants
     transposed = {of: _transposed(walk, arrays[f"{of}x"]) for of in _SOURCES if f"{of}w" in names}
     scale = _scale(arrays["x"].dtype, cotangents)
 
@@ -103,10 +105,10 @@ def add_gradients(
 
     def step(block: Block, found: dict[str, Any]) -> dict[str, Any]:
         new = dict(found)
-        g = {} if by_kernel else _cotangents(walk, arrays, heads, block, names, cotangents)
+        g = {} if by_kernel else _cotangents(walk, arrays, residuals, block, names, cotangents)
         for of in _SOURCES:
             if by_kernel and not of:
-                narrowed = _by_kernel(walk, arrays, heads, block, scaled)
+                narrowed = _by_kernel(walk, arrays, residuals, block, scaled)
             elif {f"{of}x", f"{of}w", f"{of}dlogits"} & set(names):
                 narrowed = narrow(g[f"{of}z"], of)
             if f"{of}dlogits" in names:
@@ -132,7 +134,7 @@ def add_gradients(
 
 
 def _cotangents(
-    walk: Walk, arrays: Arrays, heads: Mapping[str, Any], block: Block, names: tuple[str, ...], cotangents: Any
+    walk: Walk, arrays: Arrays, residuals: Residuals, block: Block, names: tuple[str, ...], cotangents: Any
 ) -> dict[str, Any]:
     """Those of the products z of a block, of the numbers that shape logits, and of the block's class weights."""
     moved = {n: arrays[n] for n in names if n in SHAPERS}
@@ -141,21 +143,21 @@ def _cotangents(
             moved[f"{of}z"] = zeros(_shape(arrays, walk), arrays)
     if "class_weights" in names:
         moved["class_weights"] = walk.entries_of(arrays["class_weights"], block)
-    (g,) = jax.linear_transpose(_Terms(walk, arrays, heads, block).sums, moved)(cotangents)
+    (g,) = jax.linear_transpose(_Terms(walk, arrays, residuals, block).sums, moved)(cotangents)
     return dict(g)
 
 
-def _dlogits(walk: Walk, arrays: Arrays, heads: Mapping[str, Any], block: Block, cotangents: Any) -> Any:
+def _dlogits(walk: Walk, arrays: Arrays, residuals: Residuals, block: Block, cotangents: Any) -> Any:
     """The cotangents of the products of a block, rounded as for the products with w and x."""
-    return _cotangents(walk, arrays, heads, block, ("x",), cotangents)["z"].astype(arrays["x"].dtype)
+    return _cotangents(walk, arrays, residuals, block, ("x",), cotangents)["z"].astype(arrays["x"].dtype)
 
 
-def _by_kernel(walk: Walk, arrays: Arrays, heads: Mapping[str, Any], block: Block, cotangents: Any) -> Any:
+def _by_kernel(walk: Walk, arrays: Arrays, residuals: Residuals, block: Block, cotangents: Any) -> Any:
     """The same by a kernel on a GPU. The derivative is XLA's everywhere."""
     from xentjax.losses.linear import gpu_kernels
 
     kernel, plainly = (functools.partial(f, walk) for f in (gpu_kernels.cotangents_of_block, _dlogits))
-    operands = arrays, heads, block, cotangents
+    operands = arrays, residuals, block, cotangents
 
     @jax.custom_jvp
     def chosen(operands: Any) -> Any:
@@ -209,17 +211,17 @@ def _shape(arrays: Arrays, walk: Walk) -> tuple[int, int]:
     return arrays["x"].shape[0], walk.block
 
 
-def sums_of(arrays: Arrays, heads: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def sums_of(arrays: Arrays, residuals: Residuals) -> dict[str, tuple[int, ...]]:
     """The names of the sums, and their shapes."""
     n = arrays["x"].shape[:1]
     found = {"mean": n}
-    if "columns" in heads:
-        found["at"] = heads["columns"].shape
-    if "depth" in heads:
+    if "columns" in residuals:
+        found["at"] = residuals["columns"].shape
+    if "depth" in residuals:
         found["depth"] = n
-    if "uniform" in heads:
+    if "uniform" in residuals:
         found |= {"uniform": n, "weights": n}
-    if "teacher" in heads:
+    if "teacher" in residuals:
         found |= {"teacher": n, "level": n, "taught": n, "mass": n}
     return found
 
@@ -249,15 +251,15 @@ def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
 class _Terms:
     """What the sums of a block are made of."""
 
-    def __init__(self, walk: Walk, arrays: Arrays, heads: Mapping[str, Any], block: Block):
-        if "is_lost" in heads:
-            arrays = {**arrays, "is_lost": heads["is_lost"]}
-        self.walk, self.arrays, self.heads, self.block = walk, arrays, heads, block
+    def __init__(self, walk: Walk, arrays: Arrays, residuals: Residuals, block: Block):
+        if "is_lost" in residuals:
+            arrays = {**arrays, "is_lost": residuals["is_lost"]}
+        self.walk, self.arrays, self.residuals, self.block = walk, arrays, residuals, block
         self.z = walk.with_bias(arrays, block, walk.products_of(arrays, block))
         self.logits = walk.shaping(arrays, block)(self.z, shapers(arrays))
         self.dtype = self.logits.dtype
         self.classes = block.first + jnp.arange(walk.block, dtype=jnp.int32)[None]
-        fall, log_total = _fall(self.logits, heads["maximum"][:, None]), heads["log_total"][:, None]
+        fall, log_total = _fall(self.logits, residuals["maximum"][:, None]), residuals["log_total"][:, None]
         self.p = jnp.exp(fall - log_total)
         self.depth = -fall
         self.surprise = log_total - fall
@@ -265,30 +267,30 @@ class _Terms:
     def sums(self, moved: dict[str, Any]) -> dict[str, Any]:
         """Linear in ``moved``: tangents of the products z, of the teacher's, of the numbers that shape logits, and of
         the class weights in this block."""
-        heads, zero = self.heads, zeros((), self.arrays)
-        shapes = sums_of(self.arrays, heads)
+        residuals, zero = self.residuals, zeros((), self.arrays)
+        shapes = sums_of(self.arrays, residuals)
         found = dict.fromkeys(shapes, zero)
         du = self.tangent(moved, "", self.z)
         if du is not None:
             found["mean"] = jnp.sum(self.weights_of_mean() * du, axis=1)
-            if "columns" in heads:
+            if "columns" in residuals:
                 found["at"] = self.at(du)
-            if "depth" in heads:
-                found["depth"] = jnp.sum(self.p * (self.depth - heads["depth"][:, None] - 1) * du, axis=1)
-            if "uniform" in heads:
+            if "depth" in residuals:
+                found["depth"] = jnp.sum(self.p * (self.depth - residuals["depth"][:, None] - 1) * du, axis=1)
+            if "uniform" in residuals:
                 found["uniform"] = jnp.sum(self.class_weights * du, axis=1)
-            if "teacher" in heads:
+            if "teacher" in residuals:
                 found["teacher"] = jnp.sum(self.t * self.class_weights * du, axis=1)
         dc = moved.get("class_weights")
-        if dc is not None and "uniform" in heads:
+        if dc is not None and "uniform" in residuals:
             found["weights"] = jnp.sum(self.surprise * dc[None], axis=1)
-        if "teacher" in heads:
+        if "teacher" in residuals:
             if dc is not None:
                 found["taught"] += jnp.sum(self.t * self.surprise * dc[None], axis=1)
                 found["mass"] += jnp.sum(self.t * dc[None], axis=1)
             da = self.tangent(moved, "teacher_", None)
             if da is not None:
-                value, mass = (heads[n][:, None] for n in ("teacher", "teacher_mass"))
+                value, mass = (residuals[n][:, None] for n in ("teacher", "teacher_mass"))
                 found["level"] = jnp.sum(self.t * da, axis=1)
                 # At most the largest number, so that a probability of 0 times it is 0.
                 surprise = jnp.clip(self.class_weights * self.surprise, -huge(self.dtype), huge(self.dtype))
@@ -309,18 +311,18 @@ class _Terms:
         return jax.jvp(self.walk.shaping(self.arrays, self.block, of), (z, numbers), (dz, {**still, **along}))[1]
 
     def weights_of_mean(self) -> Any:
-        if "columns" not in self.heads:
+        if "columns" not in self.residuals:
             return self.p
-        return jnp.where(self.classes == self.heads["left_out"][:, None], 0, self.p)
+        return jnp.where(self.classes == self.residuals["dominant"][:, None], 0, self.p)
 
     def at(self, du: Any) -> Any:
         """The entries at the labels, 0 for those in other blocks."""
-        labels = self.heads["columns"]
+        labels = self.residuals["columns"]
         return (compared_with if labels.shape[1] <= COMPARED else at_labels)(labels, self.block, du)
 
     @property
     def t(self) -> Any:
-        return teacher_probabilities(self.walk, {**self.arrays, **self.heads}, self.block)
+        return teacher_probabilities(self.walk, {**self.arrays, **self.residuals}, self.block)
 
     @property
     def class_weights(self) -> Any:

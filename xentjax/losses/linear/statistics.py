@@ -28,8 +28,8 @@ State = dict[str, Any]
 COMPARED = 4
 
 
-def statistics(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int = 0) -> State:
-    r"""Statistics of each row of logits u, by name.
+def statistics_alone(walk: Walk, arrays: Arrays, heads: tuple[str, ...], top: int = 0) -> State:
+    r"""Statistics of each row of logits u, by name, without a derivative.
 
     Args:
       walk: how the vocabulary is walked over.
