@@ -76,7 +76,7 @@ def linearized(walk: Walk, arrays: Arrays, found: State) -> tuple[State, Callabl
     if chosen:
         columns = jnp.concatenate([columns for _, columns in chosen], axis=1)
         gap = jnp.concatenate([found[name] for name, _ in chosen], axis=1)
-        p, is_dominant = _dominant(gap)
+        others, is_dominant = _dominant(gap)
         dominant = jnp.max(jnp.where(is_dominant, columns, -1), axis=1)
         residuals |= {"columns": columns, "dominant": dominant}
 
@@ -86,8 +86,8 @@ def linearized(walk: Walk, arrays: Arrays, found: State) -> tuple[State, Callabl
         if chosen:
             label = lambda values: jnp.sum(jnp.where(is_dominant, values, 0), axis=1)
             step = label(sums["at"])
-            level = sums["mean"] + label(p) * step
-            apart = sums["mean"] + label(jnp.expm1(-gap)) * step
+            level = sums["mean"] + label(1 - others) * step
+            apart = sums["mean"] - label(others) * step
             is_same = (columns == dominant[:, None]) & (dominant >= 0)[:, None]
             of_gap = jnp.where(is_same, apart[:, None], level[:, None] - sums["at"])
             for name, own in chosen:
@@ -132,10 +132,11 @@ def _at_rest(is_left_out: Any, found: State) -> tuple[State, Any]:
 
 
 def _dominant(gap: Any) -> tuple[Any, Any]:
-    """The labels' probabilities, and which label of a row has more than half: the first where it is named twice."""
-    p = jnp.exp(-gap)
-    is_large = jax.lax.stop_gradient(p) > 0.5
-    return p, is_large & (jnp.cumsum(is_large, axis=1) == 1)
+    """What the probabilities of the labels leave to others, and which label of a row has more than half: the first
+    where it is named twice."""
+    others = -jnp.expm1(-gap)
+    is_large = jax.lax.stop_gradient(others) < 0.5
+    return others, is_large & (jnp.cumsum(is_large, axis=1) == 1)
 
 
 def _zero(value: Any) -> Any:
