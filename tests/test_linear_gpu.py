@@ -11,13 +11,8 @@ import re
 
 import compiled
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from compiled import Program, arguments_of, sizes_of, value_and_gradients
-
-from xentjax import logit_rows
-from xentjax.losses.linear import vocabulary
 
 TARGET = pathlib.Path(__file__).parent / "data" / "h200.textproto"
 MIB = 2**20
@@ -142,37 +137,3 @@ def test_rows_of_w_are_read_and_written_in_place():
     moved = [line for line in program.instructions if "kind=kLoop" in line and d * plan.block in sizes_of(line)]
     assert not [line for line in moved if "dynamic" in line]
     assert program.temporary <= 200 * MIB
-
-
-# -- the same numbers on any device ------------------------------------------------------------------------------------
-
-INF, NAN = np.inf, np.nan
-ROWS = [[0, 1, 2, 3], [90, 0, 0, -INF], [5, 5, -INF, -INF], [INF, 0, 1, -INF], [INF, INF, 0, 0], [-INF] * 4]
-ROWS += [[NAN, 0, 1, 2], [1e30, -1e30, 0, 0], [-INF, -INF, -3, -INF], [0, -20, -30, -40]]
-
-
-@pytest.mark.parametrize("width", [4, 400])
-def test_sums_at_once(width):
-    """What sums rows without a branch, elsewhere than on a CPU, gives what is summed there."""
-    logits = np.full((len(ROWS), width), -INF, np.float32)
-    logits[:, :4] = ROWS
-    logits[0, 4:] = 1
-    maximum = jnp.max(logits, axis=-1)
-    got = logit_rows._sums_at_once(jnp.asarray(logits), maximum, -1)
-    expected = logit_rows.rows_of(jnp.asarray(logits), -1)
-    np.testing.assert_allclose(got[0], expected.total, rtol=2**-21)
-    np.testing.assert_allclose(got[1], expected.rest, rtol=2**-21)
-
-
-@pytest.mark.parametrize("start", [3, 4])
-@pytest.mark.parametrize("adds", ["nowhere", "where blocks overlap", "everywhere"])
-def test_columns_placed(adds, start):
-    """By bits, as on a CPU, and plainly: the same."""
-    rng = np.random.default_rng(0)
-    w = jnp.asarray(rng.standard_normal((5, 12)), jnp.bfloat16)
-    # What no block has been put in is 0, unless there is something everywhere.
-    w = w if adds == "everywhere" else w.at[:, start - start % -4 :].set(0)
-    part = jnp.asarray(rng.standard_normal((5, 4)), jnp.float32)
-    config = (1, 4, adds, jnp.dtype(jnp.float32))
-    by_bits, plainly = (f(config, start, w, part) for f in (vocabulary._placed_by_bits, vocabulary._placed))
-    np.testing.assert_array_equal(by_bits, plainly)

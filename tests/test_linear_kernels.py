@@ -465,9 +465,3 @@ def test_the_table_names_kernels(monkeypatch):
     by_xla = explain(x, w, labels, implementation=Plan("recompute"))
     assert (by_xla.kernels, by_xla.block) == ("xla", 320)
     assert explain(x, w, labels, implementation="recompute", softcap=30.0).kernels == "xla"
-
-
-def test_unknown_kernels():
-    x, w, labels, _ = drawn(8, 64, 192)
-    with pytest.raises(ValueError, match="must be 'xla', 'mosaic', got 'triton'"):
-        linear_cross_entropy(x, w, labels, implementation=Plan("recompute", kernels="triton"))

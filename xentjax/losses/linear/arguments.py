@@ -26,7 +26,7 @@ class Problem:
 
     Attributes:
       rows: N, the number of examples.
-      depth: D, the columns of x.
+      features: D, the columns of x.
       width: the columns of w on this device.
       classes: V, the number of classes on all devices.
       layout: that of w.
@@ -38,11 +38,11 @@ class Problem:
       dtype: the dtype of computation.
       axis_name: the mesh axis that the vocabulary is split over, or None.
       shards: over how many devices.
-      teacher_depth: the columns of a teacher's x; 0 without one.
+      teacher_features: the columns of a teacher's x; 0 without one.
     """
 
     rows: int
-    depth: int
+    features: int
     width: int
     classes: int
     layout: Layout
@@ -54,7 +54,7 @@ class Problem:
     dtype: Any
     axis_name: Any
     shards: int
-    teacher_depth: int
+    teacher_features: int
 
     @property
     def is_scalar(self) -> bool:
@@ -131,7 +131,7 @@ def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
         _leave_out(arrays, numbers, kept[1], classes)
     problem = Problem(
         rows=rows,
-        depth=d,
+        features=d,
         width=width,
         classes=classes,
         layout=layout,
@@ -143,7 +143,7 @@ def prepared(bound: dict[str, Any]) -> tuple[Problem, Arrays, dict[str, Any]]:
         dtype=dtype,
         axis_name=axis_name,
         shards=shards,
-        teacher_depth=arrays["teacher_x"].shape[1] if kind == "teacher" else 0,
+        teacher_features=arrays["teacher_x"].shape[1] if kind == "teacher" else 0,
     )
     return problem, arrays, numbers
 

@@ -50,7 +50,7 @@ def unmet(problem: Problem, block: int, tokens: int) -> str | None:
     tokens = -(-problem.rows // max(chunks, 1))
     here: dict[str, tuple[Device, ...]] = {"gpu": ("cuda",), "tpu": ("tpu",)}
     devices = here.get(jax.default_backend(), get_args(Device))
-    sizes = problem.operands, problem.depth, problem.width, block
+    sizes = problem.operands, problem.features, problem.width, block
     reasons = [
         _of_this(device) or unmet_sizes(device, problem.rows, *sizes) or unmet_sizes(device, tokens, *sizes)
         for device in devices

@@ -193,7 +193,7 @@ def _mib(size: float) -> str:
 
 
 def _default_budget(problem: Problem) -> int:
-    gradients = (problem.rows + problem.width) * problem.depth * int(problem.dtype.itemsize)
+    gradients = (problem.rows + problem.width) * problem.features * int(problem.dtype.itemsize)
     return max(_GENEROUS * gradients, _LITTLE)
 
 
@@ -292,7 +292,7 @@ def _measured(problem: Problem, strategy: str) -> dict[str, Any]:
     if not entries:
         return {}
     kind = jax.devices()[0].device_kind
-    sizes = (problem.rows, problem.depth, problem.width)
+    sizes = (problem.rows, problem.features, problem.width)
 
     def distance(entry: dict[str, Any]) -> float:
         own = (entry["n"], entry["d"], entry["v"])
@@ -312,17 +312,17 @@ def _with_costs(problem: Problem, plan: Plan, why: str) -> Explanation:
     operands, gradients as they add up. A teacher's logits are computed twice for the loss and again for the gradient,
     in blocks of as many columns; it has no gradient itself."""
     wide, narrow = _bytes_each(problem)
-    once, taught = (2 * problem.rows * depth * problem.width for depth in (problem.depth, problem.teacher_depth))
+    once, taught = (2 * problem.rows * d * problem.width for d in (problem.features, problem.teacher_features))
     is_in_forward = plan.strategy == "gradient_in_forward"
     tokens = plan.chunk if is_in_forward else problem.rows
-    of_tokens = tokens * (problem.depth * (wide + narrow) + 16 * wide)
+    of_tokens = tokens * (problem.features * (wide + narrow) + 16 * wide)
     of_logits = tokens * (wide + (narrow if narrow < wide else 0))
-    of_block = plan.block * (of_logits + (2 * tokens * wide if problem.teacher_depth else 0))
+    of_block = plan.block * (of_logits + (2 * tokens * wide if problem.teacher_features else 0))
     if plan.kernels == "mosaic" and not _is_cpu():
         of_parts = bytes_of_parts(problem, tokens)
         if give_dlogits(plan.kernels):
             # Dlogits and a block of w or of its gradient, which XLA has where logits were.
-            of_block = plan.block * (tokens + problem.depth) * narrow if plan.strategy == "recompute" else of_block
+            of_block = plan.block * (tokens + problem.features) * narrow if plan.strategy == "recompute" else of_block
         # In turn, but where logits are stored.
         of_block = max(of_block, of_parts) if plan.strategy == "recompute" else of_block + of_parts
     stored = of_block + of_tokens
@@ -330,15 +330,15 @@ def _with_costs(problem: Problem, plan: Plan, why: str) -> Explanation:
         stored += _WORKSPACE
     elif plan.strategy != "dense":
         # A block of w and of its gradient, which elsewhere are read and written where they are.
-        stored += plan.block * (problem.depth + problem.teacher_depth) * (wide + narrow)
+        stored += plan.block * (problem.features + problem.teacher_features) * (wide + narrow)
     keeps_dlogits = False
     if is_in_forward and plan.block < problem.width:
         stored += tokens * problem.width * wide
     if is_in_forward and plan.chunk < problem.rows:
         # The teacher's x of a chunk.
-        stored += tokens * problem.teacher_depth * narrow
+        stored += tokens * problem.teacher_features * narrow
     if is_in_forward and plan.chunk < problem.rows and narrow < wide:
-        of_sums, of_dlogits = problem.depth * problem.width * wide, problem.rows * problem.width * narrow
+        of_sums, of_dlogits = problem.features * problem.width * wide, problem.rows * problem.width * narrow
         keeps_dlogits = problem.operands.name == "bfloat16" and of_dlogits < of_sums
         stored += of_dlogits if keeps_dlogits else of_sums
     again = 1 if plan.strategy == "recompute" else 0
