@@ -164,6 +164,7 @@ def small(monkeypatch):
     monkeypatch.setattr(sweep, "TINY", (16,))
 
 
+@pytest.mark.thorough
 def test_all_stages_at_toy_size_and_their_report(small, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command, "settle", lambda device: None)
     folder = tmp_path / "nvidia-h200"
