@@ -20,7 +20,8 @@ test: $(VENV)/.installed  ## the test suite, docstring examples included: ten mi
 	COMPILED_FAST=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "fast and not thorough" $(OPTIONS)
 
 thorough: $(VENV)/.installed  ## further tests: solvers and fits in all variants, estimators
-	COMPILED_FAST=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m thorough $(OPTIONS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "thorough and not fast" $(OPTIONS)
+	COMPILED_FAST=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "thorough and fast" $(OPTIONS)
 
 sklearn: $(VENV)/.installed  ## scikit-learn's contract of estimators, and its own tests of its logistic regression, on ours
 	COMPILED_FAST=1 XENTJAX_SKLEARN_OWN=1 SCIPY_ARRAY_API=1 $(BIN)/python -m pytest -n $(JOBS) \
