@@ -1,5 +1,6 @@
 """The walk over the vocabulary: parts of arrays that are put in their places."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,3 +20,12 @@ def test_columns_placed(adds, start):
     config = (1, 4, adds, jnp.dtype(jnp.float32))
     by_bits, plainly = (f(config, start, w, part) for f in (vocabulary._placed_by_bits, vocabulary._placed))
     np.testing.assert_array_equal(by_bits, plainly)
+
+
+@pytest.mark.parametrize("around", [lambda f: f, jax.jit], ids=["", "jit"])
+def test_what_is_put_into_unwritten_arrays_is_not_mapped(around):
+    def function(x):
+        return x, vocabulary.unwritten((2,), jnp.float32).at[:].set(jnp.arange(2.0))
+
+    _, found = jax.vmap(around(function), out_axes=(0, None))(jnp.ones(3))
+    np.testing.assert_array_equal(found, [0, 1])

@@ -20,7 +20,7 @@ from xentjax.core.linear_map import vary_like
 from xentjax.losses.linear import rule, slopes
 from xentjax.losses.linear.plan import Explanation
 from xentjax.losses.linear.statistics import State, statistics_alone
-from xentjax.losses.linear.vocabulary import Walk
+from xentjax.losses.linear.vocabulary import Walk, unwritten
 
 #: What has one entry for each example, along its first axis.
 _BY_EXAMPLE = ("x", "teacher_x", "labels", "is_class", "is_left_out", "probabilities", "weights", "counted", "kept")
@@ -126,7 +126,7 @@ def _in_chunks(
     def zeros(name: str) -> Any:
         if name == "dlogits":
             # On a GPU nothing is written where each row is once.
-            return (jnp.zeros if rows % size else jax.lax.empty)((rows, walk.width), kind)
+            return (jnp.zeros if rows % size else unwritten)((rows, walk.width), kind)
         return jnp.zeros(values[name].shape, _unscaled(values[name].dtype) if name in by_example else dtype)
 
     every = tuple(values.values())

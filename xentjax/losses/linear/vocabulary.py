@@ -147,7 +147,7 @@ class Walk:
     def to_fill(self, array: Any, arrays: Arrays) -> Any:
         """Zeros like an array over the vocabulary, which the parts of all blocks will be put in with ``to_zeros``;
         where no two blocks have a column in common nothing is written first."""
-        fill = jax.lax.empty if self.is_even else jnp.zeros
+        fill = unwritten if self.is_even else jnp.zeros
         return vary_like(fill(array.shape, array.dtype), arrays["x"])
 
     def add_columns(self, w: Any, part: Any, block: Block, *, to_zeros: bool) -> Any:
@@ -319,6 +319,15 @@ SHAPERS = ("softcap", "teacher_softcap", "temperature")
 def shapers(arrays: Arrays, of: str = "") -> dict[str, Any]:
     """The numbers that shape logits."""
     return {n: arrays[n] for n in (f"{of}softcap", "temperature") if n in arrays}
+
+
+def unwritten(shape: tuple[int, ...], dtype: Any) -> Any:
+    """``jax.lax.empty``, which jax 0.10 has mapped by each ``vmap`` around it, with all that is put there."""
+    return linear_map(_empty, _empty, (tuple(shape), jnp.dtype(dtype)), (), ())
+
+
+def _empty(config: tuple[tuple[int, ...], Any], _: tuple[()], __: tuple[()]) -> Any:
+    return jax.lax.empty(*config)
 
 
 def zeros(shape: tuple[int, ...], arrays: Arrays, dtype: Any = None) -> Any:
