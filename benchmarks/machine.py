@@ -8,7 +8,6 @@ import os
 import pathlib
 import platform
 import re
-import statistics
 import subprocess
 import time
 from collections.abc import Sequence
@@ -51,7 +50,8 @@ class Machine:
 
 
 def measure_machine(device: jax.Device, quick: bool = False, packages: Sequence[str] = PACKAGES) -> Machine:
-    """Names the machine and measures what it can do: the scale for every share in the tables."""
+    """Names the machine and measures what it can do, in the fastest of several rounds: the scale for every share in the
+    tables."""
     with jax.default_device(device):
         return Machine(
             device=device_name(device),
@@ -108,17 +108,17 @@ def copy_rate(device: jax.Device, quick: bool) -> float:
         start = time.perf_counter()
         x = jax.block_until_ready(negate(x))
         times.append(time.perf_counter() - start)
-    return 2 * x.nbytes / statistics.median(times)
+    return 2 * x.nbytes / min(times)
 
 
 def matmul_rate(device: jax.Device, dtype: str, quick: bool) -> float:
     """FLOP in a second of a square matrix product of random numbers."""
     n = 8192 if device.platform != "cpu" else 1024
     x = jax.random.normal(jax.random.key(1), (n, n), jnp.float32).astype(dtype)
-    return 2 * n**3 / _median_seconds(jax.jit(jnp.matmul), (x, x), 5 if quick else 21)
+    return 2 * n**3 / _least_seconds(jax.jit(jnp.matmul), (x, x), 5 if quick else 21)
 
 
-def _median_seconds(function: Any, arguments: tuple[Any, ...], rounds: int) -> float:
+def _least_seconds(function: Any, arguments: tuple[Any, ...], rounds: int) -> float:
     for _ in range(3):
         jax.block_until_ready(function(*arguments))
     times = []
@@ -126,7 +126,7 @@ def _median_seconds(function: Any, arguments: tuple[Any, ...], rounds: int) -> f
         start = time.perf_counter()
         jax.block_until_ready(function(*arguments))
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return min(times)
 
 
 def commit() -> str:
