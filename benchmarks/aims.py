@@ -86,9 +86,10 @@ _ONE_PRODUCT = (
     "is missing. Tried: blocks of more and of fewer columns (no faster)"
 )
 _FEW_COLUMNS = (
-    "with so few columns the products are slow for every method, that with x transposed above all, and what is beside "
-    "them takes as long. Tried: the product the other way around (no faster), x stored transposed (faster with jaxlib "
-    "0.10, slower with 0.12), logits in blocks (no faster)"
+    "with so few columns the products are slow for every method. In bfloat16 ours keeps the logits in float32, and "
+    "rounds the gradient by x after its product, not in it, where a CPU may add up in 16 bits. Tried: the product with "
+    "x transposed the other way around (kept), x stored transposed (faster with jaxlib 0.10, slower with 0.12), logits "
+    "in blocks (no faster)"
 )
 
 LINEAR_AIMS = (
