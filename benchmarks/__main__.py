@@ -158,6 +158,8 @@ def run_linear(arguments: argparse.Namespace) -> int:
     print(f"all in {time.perf_counter() - start:.0f} s" + (f"; {failed} checks FAILED" if failed else ""))
     if folder is not None:
         print(f"written to {folder / 'linear.jsonl'}")
+    else:
+        print("not written, as it is a part: --out says where to")
     return 1 if failed else 0
 
 

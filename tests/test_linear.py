@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from linear_truth import OUTPUTS, truth
+from linear_truth import OUTPUTS, near, truth
 
 import xentjax as xj
 from xentjax.losses.linear import Plan, SoftLabels, Teacher, explain, linear_cross_entropy
@@ -556,14 +556,20 @@ def test_stored_dlogits(name, sizes):
     shares = labels != static.get("ignore_index")
     options = {n: static[n] for n in ("label_smoothing", "z_loss", "softcap") if n in static}
     options |= {"bias": wide[1], "class_weights": wide[2], "weights": shares / np.sum(shares)}
-    true = truth(np.asarray(x, np.float64), wide[0], labels, {"loss": np.ones(32)}, **options)
+    wide_x, wide_w = np.asarray(x, np.float64), wide[0]
+    true = truth(wide_x, wide_w, labels, {"loss": np.ones(32)}, **options)
     np.testing.assert_allclose(float(value), np.sum(true.values["loss"]), rtol=2.0**-8)
+    # The gradient by the logits themselves: those of x where w is the identity.
+    dlogits = truth(wide_x @ wide_w, np.eye(classes), labels, {"loss": np.ones(32)}, **options).gradients["x"]
+    dlogits = np.abs(dlogits)
+    terms = {"x": dlogits @ np.abs(wide_w).T, "w": np.abs(wide_x).T @ dlogits, "bias": np.sum(dlogits, axis=0)}
     for got, (key, exact) in zip(gradients, true.gradients.items(), strict=True):
         assert got.dtype == jnp.bfloat16
         found = np.asarray(got, np.float64)
         assert key == "x" or not np.any(found[..., classes:])
         found = found if key == "x" else found[..., :classes]
-        assert np.max(np.abs(found - exact)) <= 2.0**-8 * np.max(np.abs(exact)) * 1.5
+        rounded = 2.0**-8 * ((1 + 2.0**-8) * terms[key] + np.abs(exact))
+        near(found, exact, rounded + 2.0**-23 * true.ulp_of_gradients[key], key)
 
 
 # -- programs ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Linear cross-entropy: the loss of x @ w, which is never stored."""
+"""Linear cross-entropy: the loss of x @ w, of which no more is stored than a part, but where it is small."""
 
 from xentjax.losses.linear.labels import SoftLabels, Teacher
 from xentjax.losses.linear.loss import explain, linear_cross_entropy

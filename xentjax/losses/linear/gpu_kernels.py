@@ -47,20 +47,9 @@ def tile_statistics(
     spread: bool = False,
     products: bool = False,
 ) -> dict[str, Any]:
-    r"""What each tile of the logits u = x w leaves, by name, ``[T, N]`` for T tiles of columns.
+    """What each tile of columns of the logits u = x w leaves.
 
-    Args:
-      x: ``[N, D]``, in 16 bits; N a multiple of 8, D of 64.
-      w: ``[D, V]``, or ``[V, D]`` with the layout ``"vd"``; V a multiple of 64.
-      labels: ``[N]``, int32, columns of w; -1 where there is none.
-      columns: an int32: only so many of the first columns count.
-      layout: that of w.
-      tiles: their sizes.
-      spread: whether ``spread`` is asked for.
-      products: whether ``products`` are.
-
-    Returns:
-      As :func:`xentjax.losses.linear.parts.rows` says: a part is a tile.
+    A kernel of :func:`xentjax.losses.linear.parts.rows`, with x in 16 bits, N a multiple of 8, D and V of 64.
     """
     n, width = x.shape[0], w.shape[1 if layout == "dv" else 0]
     shape = tiles.rows, tiles.columns
@@ -121,7 +110,7 @@ def dlogits(
     shift; 0 in columns that are not fresh, and in rows that are lost.
 
     Args:
-      x, w, layout: as of :func:`tile_statistics`.
+      x, w, layout: as of :func:`xentjax.losses.linear.parts.rows`; N a multiple of 8, D and V of 64.
       start: the first column of the block, an int32, a multiple of 64.
       fresh: two int32: which columns of the block count, from the first up to the second, that not included.
       rows: numbers for each row, ``[N]``: ``maximum`` m and ``log_total`` log S; ``scale``; ``label``, a column of the

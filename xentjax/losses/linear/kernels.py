@@ -22,7 +22,7 @@ ALIGNED, ALIGNED_TOKENS = 64, 8
 #: Columns of a tile at least, each of which leaves so many numbers in float32 of a row at most.
 TILE, NUMBERS = 192, 4
 #: On a TPU: the bytes of a row of x at most, so that whole rows of x and w are in its fast memory.
-BYTES_OF_DEPTH = 2**16
+BYTES_OF_ROW = 2**16
 #: Generations of TPUs with less of it than that takes.
 _EARLY = ("TPU v2", "TPU v3", "TPU v4")
 
@@ -69,7 +69,7 @@ def _of_this(device: Device) -> str | None:
     return None
 
 
-def unmet_sizes(device: Device, rows: int, dtype: Any, depth: int, width: int, block: int) -> str | None:
+def unmet_sizes(device: Device, rows: int, dtype: Any, features: int, width: int, block: int) -> str | None:
     """Why a device's kernels do not take so many rows of x, in such a dtype, and a w of such sizes in such blocks; None
     if they do."""
     name, itemsize = jnp.dtype(dtype).name, jnp.dtype(dtype).itemsize
@@ -78,14 +78,14 @@ def unmet_sizes(device: Device, rows: int, dtype: Any, depth: int, width: int, b
     if device == "tpu":
         if name not in ("bfloat16", "float32"):
             return f"kernels need x and w in bfloat16 or float32, not {name}"
-        if depth % LANES:
-            return f"kernels need D to be a multiple of {LANES}, not {depth}"
-        if depth * itemsize > BYTES_OF_DEPTH:
-            return f"kernels need D to be at most {BYTES_OF_DEPTH // itemsize:,}, not {depth:,}"
+        if features % LANES:
+            return f"kernels need D to be a multiple of {LANES}, not {features}"
+        if features * itemsize > BYTES_OF_ROW:
+            return f"kernels need D to be at most {BYTES_OF_ROW // itemsize:,}, not {features:,}"
         return None
     if itemsize != 2:
         return f"kernels need x and w in 16 bits, not {name}"
-    for what, size in {"D": depth, "V": width, "block": block}.items():
+    for what, size in {"D": features, "V": width, "block": block}.items():
         if size % ALIGNED:
             return f"kernels need {what} to be a multiple of {ALIGNED}, not {size}"
     if rows % ALIGNED_TOKENS:

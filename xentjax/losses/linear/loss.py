@@ -1,4 +1,4 @@
-"""The cross-entropy of linear predictions, whose logits are never stored, and what else one pass over them gives."""
+"""The cross-entropy of linear predictions, in parts of their logits, and what else one pass over them gives."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def linear_cross_entropy(
     axis_name: Any = None,
     num_classes: int | None = None,
 ) -> Any:
-    r"""Cross-entropy of labels and the predictions softmax(x w + b), without the logits ever being stored.
+    r"""Cross-entropy of labels and the predictions softmax(x w + b), storing all logits only where they are few.
 
     For an example x and its label y, over the V classes that w has a column for,
 

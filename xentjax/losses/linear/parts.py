@@ -18,11 +18,16 @@ def rows(
     """What a walk over all columns leaves of each row: the state in which
     :mod:`xentjax.losses.linear.statistics` merges blocks.
 
-    ``kernel(x, w, labels, columns, layout=, tiles=, spread=, products=)`` gives, ``[T, N]`` for T parts of the first
-    ``columns``: ``maximum``, -inf where none of them is in the part; ``rest``, the sum of e^{u-maximum} without one
-    largest entry; ``at``, the logit of the label, 0 in parts that it is not in; where they are asked for ``spread``,
-    the sum of maximum - u, and ``products``, u ``[N, V]`` in float32; and ``counted`` ``[T, 1]``, how many of the
-    columns are in each part.
+    Args:
+      walk, arrays, heads: as of the statistics.
+      kernel: ``kernel(x, w, labels, columns, layout=, tiles=, spread=, products=)`` of x ``[N, D]``; w ``[D, V]``, or
+        ``[V, D]`` with the layout ``"vd"``; labels ``[N]``, int32, columns of w that count, -1 where there is none;
+        columns, an int32: only so many of the first columns count. For T parts of these it gives, ``[T, N]`` each:
+        ``maximum``, -inf where none of them is in the part; ``rest``, the sum of e^{u-maximum} without one largest
+        entry; ``at``, the logit of the label, 0 in parts that it is not in; where they are asked for ``spread``, the
+        sum of maximum - u, and ``products``, u ``[N, V]`` in float32; and ``counted`` ``[T, 1]``, how many of the
+        columns are in each part.
+      tiles: their sizes.
     """
     x = arrays["x"]
 

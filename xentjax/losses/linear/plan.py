@@ -114,9 +114,9 @@ class Explanation(Plan):
 def plan(problem: Problem, memory_budget: int | None = None, implementation: str | Plan | None = None) -> Explanation:
     """The way that a problem is computed.
 
-    By default a scalar loss has its gradient in the forward pass, in chunks of tokens, two at least, that take three
-    times the memory of its gradients by x and w at most. What is not scalar is computed again, block by block. Few
-    logits are stored.
+    By default a scalar loss has its gradient in the forward pass, in chunks of tokens, half of them at most where they
+    are many, if it takes three times the memory of its gradients by x and w at most. What is not scalar is computed
+    again, block by block. The logits of few classes are stored, and those of what is not scalar where they are few.
 
     Args:
       problem: the shapes and dtypes.

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from xentjax.core.linear_map import vary_like
 from xentjax.losses.linear import parts
-from xentjax.losses.linear.kernels import BYTES_OF_DEPTH
+from xentjax.losses.linear.kernels import BYTES_OF_ROW
 from xentjax.losses.linear.vocabulary import LANES, Arrays, Walk, product
 
 #: Rows of x that are multiplied at once, and columns of w: few more than these are in registers.
@@ -31,7 +31,7 @@ _SUBLANES = 16
 _TURNS = 8
 #: Bytes of the rows of x there, and of the columns of w, of which the next ones are there, too: at least as many as
 #: the fewest of them need.
-_OF_X, _OF_W = _ROWS * BYTES_OF_DEPTH, LANES * BYTES_OF_DEPTH
+_OF_X, _OF_W = _ROWS * BYTES_OF_ROW, LANES * BYTES_OF_ROW
 #: Of fast memory, results and what does not fit registers included.
 _LIMIT = 64 * 2**20
 
@@ -74,20 +74,9 @@ def lane_statistics(
     spread: bool = False,
     products: bool = False,
 ) -> dict[str, Any]:
-    r"""What each lane of the logits u = x w leaves, by name, ``[128, N]``: lane l has the columns l, l + 128, ...
+    """What each lane of the logits u = x w leaves: lane l of 128 has the columns l, l + 128, ...
 
-    Args:
-      x: ``[N, D]``, in bfloat16 or float32, with D a multiple of 128; N ≥ 1.
-      w: ``[D, V]``, or ``[V, D]`` with the layout ``"vd"``.
-      labels: ``[N]``, int32, columns of w that count; -1 where there is none.
-      columns: an int32: only so many of the first columns count.
-      layout: that of w.
-      tiles: their sizes.
-      spread: whether ``spread`` is asked for.
-      products: whether ``products`` are.
-
-    Returns:
-      As :func:`xentjax.losses.linear.parts.rows` says: a part is a lane.
+    A kernel of :func:`xentjax.losses.linear.parts.rows`, with x in bfloat16 or float32, D a multiple of 128, N ≥ 1.
     """
     n, width = x.shape[0], w.shape[1 if layout == "dv" else 0]
     if layout == "dv" and width % LANES:
