@@ -33,10 +33,12 @@ def checked_objective(
     num_classes: Any,
     *,
     complete: bool = True,
+    on_host: bool = False,
 ) -> tuple[LogisticObjective, LogisticParams]:
     """The problem in the user's units, checked, and parameters 0 of its shapes. Errors name the function.
 
-    Unless it has to be ``complete`` a class may lack rows.
+    Unless it has to be ``complete`` a class may lack rows. With ``on_host`` arrays of NumPy stay there, for rows that
+    are to be split over devices, none of which may have room for all.
     """
     if not isinstance(fit_intercept, bool):
         raise TypeError(f"{function}: fit_intercept must be True or False, got {fit_intercept!r}")
@@ -55,7 +57,7 @@ def checked_objective(
     if isinstance(y, np.ndarray) and y.dtype.kind == "b":
         y = y.astype(np.int32)
     l1 = None if isinstance(l1, (int, float)) and l1 == 0 else l1
-    array = lambda n, v: policy.as_array(function, n, v, policy.copied)
+    array = lambda n, v: policy.as_array(function, n, v, _on_host if on_host else policy.copied)
     # Factors that are known stay on the host: a program takes them from there sooner than they are placed.
     factors = lambda n, v: policy.as_array(function, n, v, np.asarray if is_known(*jax.tree.leaves(v)) else jnp.asarray)
     x, y, l2 = x if isinstance(x, SparseRows) else array("x", x), array("y", y), factors("l2", l2)
@@ -131,7 +133,7 @@ def _require_values(function: str, x: Any, y: Any, l2: Any, l1: Any, weights: An
         if values is not None and is_known(values, weights) and policy.is_float(values):
             # One pass on the device tells that all is well; where it is not, the first place is looked for. (On a CPU
             # JAX would compile a program for each shape, and NumPy has the same memory.)
-            if values.dtype.itemsize == 2 or jax.default_backend() != "cpu":
+            if values.dtype.itemsize == 2 or (jax.default_backend() != "cpu" and isinstance(values, jax.Array)):
                 if bool(jnp.all(jnp.isfinite(values))):
                     continue
             else:
@@ -161,6 +163,14 @@ def _require_all(function: str, good: Any, name: str, values: Any, needed: str) 
         place = np.argwhere(~np.asarray(good))[0]
         where = f"[{', '.join(map(str, place))}]" if place.size else ""
         raise ValueError(f"{function}: {name}{where} is {values[tuple(place)]}, but needs to be {needed}")
+
+
+def _on_host(value: Any) -> Any:
+    """An array of the dtype that JAX would give it, where the value is."""
+    if isinstance(value, jax.Array):
+        return value
+    array = np.asarray(value)
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
 
 def is_known(*values: Any) -> bool:
@@ -198,7 +208,10 @@ def _with_class_weight(
     if is_known(factors):
         numbers = np.asarray(factors)
         _require_all(function, np.isfinite(numbers) & (numbers >= 0), "class_weight", numbers, "finite and 0 or more")
-    return dataclasses.replace(objective, weights=policy.copied(own * factors[y]))
+    weights = own * factors[y]
+    return dataclasses.replace(
+        objective, weights=weights if isinstance(objective.y, np.ndarray) else policy.copied(weights)
+    )
 
 
 def _require_classes(function: str, objective: LogisticObjective, shapes: LogisticParams) -> None:
