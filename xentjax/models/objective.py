@@ -250,7 +250,9 @@ class LogisticObjective:
         if weights is None and each * parts != spread.count(n):
             weights = np.ones(n, policy.compute_dtype(policy.result_dtype((self.x,))))
         if isinstance(self.x, SparseRows):
-            x = jax.tree.map(lambda leaf: jax.device_put(leaf, spread.by_rows), self.x.in_parts(parts, each))
+            of_parts = self.x.in_parts(spread.own_parts, each, spread.largest_of_all)
+            x = jax.tree.map(lambda leaf: spread.placed(leaf, len(leaf) // spread.own_parts), of_parts)
+            x = dataclasses.replace(x, parts=parts)
         else:
             x = spread.placed(self.x, each)
         y, weights, offset = (None if v is None else spread.placed(v, each) for v in (self.y, weights, self.offset))

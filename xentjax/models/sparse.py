@@ -99,14 +99,18 @@ class SparseRows:
         empty = jnp.zeros((self.block, self.num_columns), self.values.dtype)
         return empty.at[row, here(self.columns)].add(here(self.values), mode="drop")
 
-    def in_parts(self, parts: int, each: int) -> SparseRows:
-        """The same as so many matrices of ``each`` rows, zeros behind those that there are, on the host."""
+    def in_parts(self, parts: int, each: int, largest: Callable[[Any], Any] = np.asarray) -> SparseRows:
+        """The same as so many matrices of ``each`` rows, zeros behind those that there are, on the host.
+
+        Other processes may have further parts: ``largest`` tells the largest of each of some numbers of all of them.
+        """
         starts = np.pad(np.asarray(self.starts), (0, parts * each - self.shape[0]), mode="edge")
         cuts = starts[np.arange(parts + 1) * each]
-        block = min(self.block, each)
+        block = int(min(-largest(np.asarray([-self.block]))[0], each))
         first = np.minimum(np.arange(0, each, block), each - block) + each * np.arange(parts)[:, None]
-        most = max(int(np.max(starts[first + block] - starts[first])), 1)
-        room = int(np.max(np.diff(cuts))) + most
+        sizes = largest(np.asarray([np.max(starts[first + block] - starts[first]), np.max(np.diff(cuts))]))
+        most = max(int(sizes[0]), 1)
+        room = int(sizes[1]) + most
 
         def cut(entries: Any, less: int = 0) -> Any:
             made = np.zeros((parts, room), np.asarray(entries).dtype)

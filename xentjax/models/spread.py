@@ -61,23 +61,23 @@ class Spread:
 
     def equal_parts(self, n: int) -> int:
         """How many rows each part has of n rows, or of n that this process has, once it is filled up."""
-        most = -(-n // self._own_parts())
-        if jax.process_count() > 1:
-            most = int(np.max(multihost_utils.process_allgather(np.asarray(most))))
-        return max(most, 1)
+        return max(int(self.largest_of_all([-(-n // self.own_parts)])[0]), 1)
 
     def count(self, n: int) -> int:
         """The number of rows of all processes, where this one has n."""
-        if jax.process_count() == 1:
-            return n
-        return int(np.sum(multihost_utils.process_allgather(np.asarray(n))))
+        return n if jax.process_count() == 1 else int(np.sum(multihost_utils.process_allgather(np.asarray(n))))
+
+    def largest_of_all(self, numbers: Any) -> Any:
+        """The largest of each number over the processes."""
+        numbers = np.asarray(numbers)
+        return numbers if jax.process_count() == 1 else np.max(multihost_utils.process_allgather(numbers), axis=0)
 
     def placed(self, rows: Any, each: int) -> jax.Array:
         """An array over the devices, so many rows in each part, with zeros behind those that are given.
 
         In a run of several processes each gives its own rows, which go to its own devices.
         """
-        own = self._own_parts() * each
+        own = self.own_parts * each
         if isinstance(rows, jax.core.Tracer):
             padding = [(0, own - rows.shape[0])] + [(0, 0)] * (rows.ndim - 1)
             return jax.lax.with_sharding_constraint(jnp.pad(rows, padding), self.by_rows)
@@ -99,7 +99,8 @@ class Spread:
         )
         return jax.tree.map(put, tree)
 
-    def _own_parts(self) -> int:
+    @property
+    def own_parts(self) -> int:
         """How many of the parts are on devices of this process."""
         axis = self.mesh.axis_names.index(ROWS)
         here = [index[axis] for index, device in np.ndenumerate(self.mesh.devices) if _is_here(device)]

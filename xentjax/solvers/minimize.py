@@ -137,9 +137,9 @@ def minimize(
     others unchanged.
 
     Raises:
-      TypeError: the objective is neither a function nor has ``value_and_gradient``, or no ``on`` for a mesh; the solver has no ``init`` and
-        ``step``, or a step returns another shape or dtype than it was given; max_steps is no whole number, tol no
-        number.
+      TypeError: the objective is neither a function nor has ``value_and_gradient``, or for a mesh no ``on``; the solver
+        has no ``init`` and ``step``, or a step returns another shape or dtype than it was given; max_steps is no whole
+        number, tol no number.
       ValueError: the objective has an L1 penalty, and the solver cannot minimize such; max_steps is negative or above
         2**24, tol is negative or NaN, the value is no real scalar, or a gradient's shape is not its parameter's.
 

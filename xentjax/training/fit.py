@@ -116,7 +116,7 @@ def fit_logistic(
     """
     given = (x, y, l2, l1, weights, class_weight, offset, fit_intercept, num_classes)
     spread = None if mesh is None else Spread.over("fit_logistic", mesh)
-    objective, shapes = checked_objective("fit_logistic", *given, on_host=spread is not None)
+    objective, shapes = checked_objective("fit_logistic", *given, spread=spread)
     objective = objective if spread is None else objective.on(spread)
     steps = checks.number_of_steps(max_steps, "fit_logistic")
     if tol is not None:

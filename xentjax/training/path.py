@@ -140,7 +140,7 @@ def fit_path(
         checks.require_tolerance(tol, "fit_path")
     options = (weights, class_weight, offset, fit_intercept, num_classes)
     spread = None if mesh is None else Spread.over("fit_path", mesh)
-    objective, shapes = checked_objective("fit_path", x, y, 0.0, 0.0, *options, on_host=spread is not None)
+    objective, shapes = checked_objective("fit_path", x, y, 0.0, 0.0, *options, spread=spread)
     part, parts = folding.dealt(objective, folds, seed)
     folding.require_fair(objective, shapes, part, parts)
     if spread is not None:
