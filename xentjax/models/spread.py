@@ -80,7 +80,7 @@ class Spread:
         own = self.own_parts * each
         if isinstance(rows, jax.core.Tracer):
             padding = [(0, own - rows.shape[0])] + [(0, 0)] * (rows.ndim - 1)
-            return jax.lax.with_sharding_constraint(jnp.pad(rows, padding), self.by_rows)
+            return self.constrained(jnp.pad(rows, padding))
         if rows.shape[0] < own:
             filled = np.zeros((own, *rows.shape[1:]), rows.dtype)
             filled[: rows.shape[0]] = rows
@@ -89,6 +89,22 @@ class Spread:
             return jax.device_put(rows, self.by_rows)
         shape = (self.parts * each, *rows.shape[1:])
         return jax.make_array_from_process_local_data(self.by_rows, np.asarray(rows), shape)
+
+    def places(self, n: int, each: int) -> np.ndarray:
+        """Where the rows of all processes are in arrays with so many rows in each part: this process has n of them."""
+        at = np.arange(n, dtype=np.int32)
+        own = np.asarray(self._own, np.int32)[at // each] * each + at % each
+        if jax.process_count() == 1:
+            return own
+        counts = np.asarray(multihost_utils.process_allgather(np.asarray(n)))
+        padded = np.zeros(int(np.max(counts)), np.int32)
+        padded[:n] = own
+        rows: Any = multihost_utils.process_allgather(padded)
+        return np.concatenate([row[:count] for row, count in zip(rows, counts, strict=True)])
+
+    def constrained(self, rows: Any) -> Any:
+        """Rows in a program, said to be split over the devices, which have to divide their number."""
+        return jax.lax.with_sharding_constraint(rows, self.by_rows)
 
     def everywhere(self, tree: Any) -> Any:
         """Arrays, placed on every device, or said to be there where they are traced."""
@@ -102,9 +118,13 @@ class Spread:
     @property
     def own_parts(self) -> int:
         """How many of the parts are on devices of this process."""
+        return len(self._own)
+
+    @property
+    def _own(self) -> list[int]:
+        """The numbers of the parts that are on devices of this process."""
         axis = self.mesh.axis_names.index(ROWS)
-        here = [index[axis] for index, device in np.ndenumerate(self.mesh.devices) if _is_here(device)]
-        return len(set(here))
+        return sorted({index[axis] for index, device in np.ndenumerate(self.mesh.devices) if _is_here(device)})
 
     def sum(self, of_part: Callable[[Any], Any], rows: Any) -> Any:
         """Σ of_part(part of the rows) over the parts: one reduction of all numbers of the tree."""
@@ -139,6 +159,14 @@ def automatic(function: str, mesh: Any) -> Mesh:
     if not isinstance(mesh, Mesh):
         raise TypeError(f"{function}: mesh must be a jax.sharding.Mesh, got {type(mesh).__name__}")
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def on_host(value: Any) -> Any:
+    """An array of the dtype that JAX would give it, where the value is: not on one device that may lack the room."""
+    if isinstance(value, jax.Array):
+        return value
+    array = np.asarray(value)
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
 
 def _is_here(device: Any) -> bool:

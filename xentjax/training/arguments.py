@@ -17,7 +17,7 @@ from xentjax.models.loss import check_arguments
 from xentjax.models.objective import LogisticObjective
 from xentjax.models.scaling import Scaling
 from xentjax.models.sparse import SparseRows, is_sparse
-from xentjax.models.spread import Spread
+from xentjax.models.spread import Spread, on_host
 from xentjax.training.host import Centered, centered, require_held
 from xentjax.training.processes import sums_of_all, together
 
@@ -50,7 +50,7 @@ def checked_objective(
 
     def check() -> None:
         _require_alike(function, x, y, weights, offset)
-        made.append(_checked(function, *given, complete=complete, in_all=sums_of_all, place=_on_host))
+        made.append(_checked(function, *given, complete=complete, in_all=sums_of_all, place=on_host))
 
     together(check)
     return made[0]
@@ -225,14 +225,6 @@ def _highest_of_all(y: Any, weights: Any) -> int:
     """The highest integer label of a row that counts, of all processes."""
     counted = weights is None or weights.shape != y.shape or np.asarray(weights) != 0
     return max(together(lambda: int(np.max(np.asarray(y), where=counted, initial=0))))
-
-
-def _on_host(value: Any) -> Any:
-    """An array of the dtype that JAX would give it, where the value is."""
-    if isinstance(value, jax.Array):
-        return value
-    array = np.asarray(value)
-    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
 
 def is_known(*values: Any) -> bool:
