@@ -257,9 +257,8 @@ class LogisticObjective:
             x = spread.placed(self.x, each)
         y, weights, offset = (None if v is None else spread.placed(v, each) for v in (self.y, weights, self.offset))
         l2, l1, scaling = spread.everywhere((self.l2, self.l1, self.scaling))
-        return dataclasses.replace(
-            self, x=x, y=y, l2=l2, weights=weights, offset=offset, l1=l1, scaling=scaling, total=None, spread=spread
-        )
+        placed = dataclasses.replace(self, x=x, y=y, l2=l2, offset=offset, l1=l1, scaling=scaling, spread=spread)
+        return placed.weighted(weights)
 
     def weighted(self, weights: Any) -> LogisticObjective:
         """The objective with other weights of the examples, whose sum it keeps."""
