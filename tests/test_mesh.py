@@ -201,7 +201,9 @@ def test_one_reduction_adds_up_all_that_is_evaluated(rows, what, classes):
     size = (D + 1) * (1 if classes == 2 else 3)
     pairs = 1 if classes == 2 else 6  # of classes, whose Hessians are symmetric to each other
     hessian = pairs * (D + 1) ** 2 if what == "value_gradient_hessian" else 0
-    assert [(kind, numbers_in(size)) for size, kind in COLLECTIVES.findall(text)] == [("all-reduce", 1 + size + hessian)]
+    assert [(kind, numbers_in(size)) for size, kind in COLLECTIVES.findall(text)] == [
+        ("all-reduce", 1 + size + hessian)
+    ]
 
 
 @pytest.mark.parametrize("solver", ["newton", "lbfgs", "newton-cg", "proximal-newton"])

@@ -78,11 +78,10 @@ def fit(config: FitConfig, progress: Callable[[Progress], None] = lambda progres
     with jax.enable_x64(config.precision == "float64"):
         data = split_and_encode(load_examples(config.data), config, config.seed)
         mesh = mesh_of(config.mesh)
-        rows = tuple(map(policy.copied if mesh is None else on_host, (data.x, data.y)))
-        objective = LogisticObjective(
-            *rows, l2=config.model.l2, gradient=config.model.gradient, num_classes=data.num_classes
-        )
-        init = initial_params(data, config.model.init_scale, config.seed)
+        x, y = map(policy.copied if mesh is None else on_host, (data.x, data.y))
+        model = config.model
+        objective = LogisticObjective(x, y, l2=model.l2, gradient=model.gradient, num_classes=data.num_classes)
+        init = initial_params(data, model.init_scale, config.seed)
         if mesh is not None:
             spread = Spread.over("fit", mesh)
             objective, init = objective.on(spread), spread.everywhere(init)
@@ -94,7 +93,7 @@ def fit(config: FitConfig, progress: Callable[[Progress], None] = lambda progres
             progress(Progress(stand.step, total, stand.value, stand.gradient_norm))
 
         with timed() as watch:
-            stand = follow(stands(config, objective, rows, init, total, mesh), see)
+            stand = follow(stands(config, objective, (x, y), init, total, mesh), see)
         steps, value, gradient_norm = (np.concatenate(column) for column in zip(*trace, strict=True))
         params = jax.tree.map(np.asarray, stand.params)
         parts = evaluations(params, data.parts, len(data.classes))

@@ -98,7 +98,8 @@ class Training:
         """The state after one more step, and the loss of its batch before."""
         started, step = time.perf_counter(), int(state.step)
         windows = training_windows(self.text.train.tokens, step, self.config.batches, self.context, self.config.seed)
-        params, optimizer, loss = _step(self.transformation, self.split, state.params, state.optimizer, windows)
+        with self.split.set():
+            params, optimizer, loss = _step(self.transformation, self.split, state.params, state.optimizer, windows)
         after = State(
             params=params,
             optimizer=optimizer,
@@ -122,7 +123,9 @@ class Training:
         """The cross-entropy of the held-out text in nats, and of how many tokens: all, or those of so many batches."""
         nats, tokens = 0.0, 0
         for windows, counts in covering_windows(self.text.test.tokens, self.config.batches, self.context, batches):
-            nats += float(np.sum(np.asarray(_losses(self.split, params, windows, counts), np.float64)))
+            with self.split.set():
+                of_tokens = np.asarray(_losses(self.split, params, windows, counts), np.float64)
+            nats += float(np.sum(of_tokens))
             tokens += int(np.sum(counts))
         return nats, tokens
 
@@ -139,6 +142,7 @@ def _step(
 ) -> tuple[LanguageParams, Any, jax.Array]:
     """Parameters and state of the optimizer after a step, and the mean loss of its batch before."""
     windows = split.windows(windows)
+    params = split.params(params)  # wherever a checkpoint has put them
     of = lambda p: losses(p, windows, split, reduction="mean")
     loss, gradient = jax.value_and_grad(of)(params)
     update = optax.with_extra_args_support(transformation).update

@@ -26,7 +26,8 @@ class Split:
         """Parameters with the embedding and the head split by tokens; those of the layers are on every device."""
         if self.mesh is None:
             return params
-        placed = jax.tree.map(lambda leaf: self._placed(leaf, PartitionSpec()), params._replace(embedding=None, bias=None))
+        of_layers = params._replace(embedding=None, bias=None)
+        placed = jax.tree.map(lambda leaf: self._placed(leaf, PartitionSpec()), of_layers)
         by_tokens = PartitionSpec(VOCABULARY)
         embedding, bias = (self._placed(leaf, by_tokens) for leaf in (params.embedding, params.bias))
         return placed._replace(embedding=embedding, bias=bias)
@@ -50,3 +51,7 @@ class Split:
         if isinstance(leaf, jax.core.Tracer):
             return jax.lax.with_sharding_constraint(leaf, sharding)
         return jax.device_put(leaf, sharding)
+
+
+#: No mesh.
+ON_ONE_DEVICE = Split()
