@@ -15,15 +15,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentjax.core.linear_map import vary_like
+from xentjax.core.linear_map import vary_like, varying
 from xentjax.core.policy import is_symbol
 
 
 @jax.custom_batching.custom_vmap
 def anywhere(needed: Any) -> Any:
     """Whether it is needed anywhere: the predicate of a ``lax.cond`` that stays one under ``vmap``, where one array of
-    predicates would make XLA run both branches and select."""
-    return jnp.any(needed)
+    predicates would make XLA run both branches and select.
+
+    Under a ``shard_map`` that leaves other axes of its mesh to the compiler it is the same on all devices: what the
+    compiler sends between them in a branch would wait for ever for those that do not take it.
+    """
+    found, mesh = jnp.any(needed), jax.sharding.get_abstract_mesh()
+    over = varying(found)
+    if not over or all(mesh.shape[name] == 1 for name in mesh.auto_axes):
+        return found
+    return jax.lax.pmax(found.astype(jnp.int32), tuple(sorted(over))) > 0
 
 
 @anywhere.def_vmap
@@ -109,7 +117,9 @@ def for_rows(
         def chosen_for(share: Any) -> Any:
             """The rows of this share; past the last one that needs it: none, which is beyond the end."""
             rank = share * size + jnp.arange(size, dtype=jnp.int32)
-            group = jnp.searchsorted(until, rank, side="right").astype(jnp.int32)
+            # The groups that end before each rank. (jnp.searchsorted fails under shard_map, jax 0.10.)
+            ends = jnp.zeros_like(until, shape=size).at[jnp.maximum(until - share * size, 0)].add(1, mode="drop")
+            group = jnp.cumsum(ends)
             before, bits = (a.at[group].get(mode="clip") for a in (until - counts, groups))
             inside = jnp.sum(jnp.cumsum(bits, axis=1) <= (rank - before)[:, None], axis=1, dtype=jnp.int32)
             return jnp.where(rank < until[-1], group * _GROUP + inside, length)

@@ -49,11 +49,12 @@ def linear_map(forward: Linear, backward: Linear, config: Hashable, residuals: A
 
 def vary_like(array: Any, *others: Any, but: str | None = None) -> Any:
     """The array, said to vary over each mesh axis of a ``shard_map`` that one of the others varies over, but one."""
-    missing = frozenset().union(*map(_varying, others)) - _varying(array) - {but}
+    missing = frozenset().union(*map(varying, others)) - varying(array) - {but}
     return jax.lax.pcast(array, tuple(sorted(missing)), to="varying") if missing else array
 
 
-def _varying(array: Any) -> frozenset[str]:
+def varying(array: Any) -> frozenset[str]:
+    """The axes of a ``shard_map``'s mesh along which an array may differ between devices."""
     kind: Any = jax.typeof(array)
     return frozenset(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)
 

@@ -77,8 +77,13 @@ def shares(weights: Any) -> Any:
     """s / Σs (0 where the sum is 0); None stands for 1/n."""
     if weights is None:
         return None
-    total = jnp.sum(weights)
-    return jnp.where(total == 0, 0, weights / one_for_zero(total))
+    of_all = jnp.sum(weights)
+    return jnp.where(of_all == 0, 0, weights / one_for_zero(of_all))
+
+
+def total(weights: Any) -> Any:
+    """What weights are divided by to be shares: their sum, 1 in the place of 0."""
+    return one_for_zero(jnp.sum(weights))
 
 
 def only(keep: Any, rows: Any) -> Any:

@@ -11,14 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
 
 from xentjax.core import policy
 from xentjax.models import _rows, closed_form, one_pass, spectrum
 from xentjax.models.logistic import LogisticParams, logistic_derivative
 from xentjax.models.loss import check_arguments, logistic_loss
 from xentjax.models.scaling import Scaling
-from xentjax.models.sparse import as_features, is_sparse
-from xentjax.models.strided import StridedRows
+from xentjax.models.sparse import SparseRows, as_features, is_sparse
+from xentjax.models.spread import Spread
+from xentjax.models.strided import StridedRows, every
 
 #: The penalty that a subsample has for each of its rows, beside the square of the farthest row: 1/10².
 _PRIOR = 0.01
@@ -44,6 +46,8 @@ class LogisticObjective:
       num_classes: the K of :meth:`init` where integer labels ``[n]`` do not tell; None for two classes.
       shared: whether x is finite and that of many problems at once, under ``vmap`` over the other fields: the products
         of its columns are then made once for all of them.
+      total: the sum of the weights, where it is known already; :meth:`weighted` replaces both.
+      spread: the :class:`Spread` of the rows over devices; :meth:`on` makes it.
 
     It is a pytree with the data x, y, l2, weights, offset, l1 and scaling, so that one can ``vmap`` over each of them.
 
@@ -62,10 +66,12 @@ class LogisticObjective:
     offset: Any = None
     l1: Any = None
     scaling: Scaling | None = None
+    total: Any = None
     fit_intercept: bool = dataclasses.field(default=True, metadata={"static": True})
     gradient: Literal["hand", "auto"] = dataclasses.field(default="hand", metadata={"static": True})
     num_classes: int | None = dataclasses.field(default=None, metadata={"static": True})
     shared: bool = dataclasses.field(default=False, metadata={"static": True})
+    spread: Spread | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self) -> None:
         if self.gradient not in ("hand", "auto"):
@@ -85,7 +91,8 @@ class LogisticObjective:
 
     def shapes(self, function: str = "LogisticObjective") -> LogisticParams:
         """:meth:`init` as arrays of NumPy, which take a tenth of the time to make."""
-        x, y = as_features(function, self.x), policy.as_array(function, "y", self.y)
+        # Only asked for shapes and dtypes: what is on the host stays there.
+        x, y = as_features(function, self.x, _as_it_is), policy.as_array(function, "y", self.y, _as_it_is)
         dtype, d, shape = policy.compute_dtype(policy.result_dtype((x,))), x.shape[-1:], self._classes(y)
         params = LogisticParams(np.zeros((*(d or (0,)), *shape), dtype), np.zeros(shape, dtype))
         check_arguments(function, params, x, y, np.zeros(()), None)
@@ -216,13 +223,52 @@ class LogisticObjective:
             raise ValueError(f"LogisticObjective.subsample: stride must be at least 1, got {stride}")
         if is_sparse(self.x):
             raise TypeError("LogisticObjective.subsample: x is sparse, but needs to be dense")
-        cut: Any = lambda rows: None if rows is None else rows[::stride]
-        few = dataclasses.replace(self, y=cut(self.y), weights=cut(self.weights), offset=cut(self.offset))
-        x = StridedRows.of(self.x, stride)
-        size = one_pass.largest_magnitudes(one_pass.Data(x, few.y, few.weights, scaling=self.scaling))
+        parts = 1 if self.spread is None else self.spread.parts
+        cut: Any = lambda rows: None if rows is None else every(rows, stride, parts)
+        few = dataclasses.replace(self, x=StridedRows.of(self.x, stride, parts), y=cut(self.y), offset=cut(self.offset))
+        few = few.weighted(cut(self.weights))
+        size = one_pass.largest_magnitudes(few.rows._replace(offset=None))
         if self.scaling is not None:
             size = jnp.where(self.scaling.inverse == 0, 0, size / _rows.one_for_zero(self.scaling.inverse))
-        return dataclasses.replace(few, x=x, l2=self.l2 + _PRIOR * size**2 / max(x.shape[0], 1))
+        return dataclasses.replace(few, l2=self.l2 + _PRIOR * size**2 / max(few.x.shape[0], 1))
+
+    def on(self, mesh: Mesh | Spread) -> LogisticObjective:
+        """The objective with its rows split over the axis ``data`` of a mesh, and all else on each of its devices.
+
+        Rows of weight 0 fill the last part up. All sums over the rows are then made by each device over its own rows,
+        and added up by one all-reduce; features stay where they are. In a run of several processes each has its own
+        rows, which may be of unequal number.
+
+        Raises:
+          TypeError: it is no mesh.
+          ValueError: no axis of it is named ``data``.
+        """
+        spread = mesh if isinstance(mesh, Spread) else Spread.over("LogisticObjective.on", mesh)
+        n, parts = self.x.shape[0], spread.parts
+        each = spread.equal_parts(n)
+        weights = self.weights
+        if weights is None and each * parts != spread.count(n):
+            weights = np.ones(n, policy.compute_dtype(policy.result_dtype((self.x,))))
+        if isinstance(self.x, SparseRows):
+            of_parts = self.x.in_parts(spread.own_parts, each, spread.largest_of_all)
+            x = jax.tree.map(lambda leaf: spread.placed(leaf, len(leaf) // spread.own_parts), of_parts)
+            x = dataclasses.replace(x, parts=parts)
+        else:
+            x = spread.placed(self.x, each)
+        y, weights, offset = (None if v is None else spread.placed(v, each) for v in (self.y, weights, self.offset))
+        l2, l1, scaling = spread.everywhere((self.l2, self.l1, self.scaling))
+        placed = dataclasses.replace(self, x=x, y=y, l2=l2, offset=offset, l1=l1, scaling=scaling, spread=spread)
+        return placed.weighted(weights)
+
+    def weighted(self, weights: Any) -> LogisticObjective:
+        """The objective with other weights of the examples, whose sum it keeps."""
+        return dataclasses.replace(self, weights=weights, total=None if weights is None else _rows.total(weights))
+
+    @property
+    def rows(self) -> one_pass.Data:
+        """The rows, for sums over them."""
+        of_rows = self.x, self.y, self.weights, self.offset
+        return one_pass.Data(*of_rows, self.scaling, self.shared, self.total, self.spread)
 
     def _array(self) -> Any:
         """The features as one array."""
@@ -235,7 +281,7 @@ class LogisticObjective:
         a = closed_form.checked(
             "LogisticObjective", self._held(params), self.x, self.y, self._l2(), self.weights, self.offset, self.scaling
         )[0]
-        return a._replace(data=a.data._replace(shared=self.shared))
+        return a._replace(data=a.data._replace(shared=self.shared, total=self.total, spread=self.spread))
 
     def _held(self, params: LogisticParams) -> LogisticParams:
         """Parameters or a gradient, the bias 0 where it does not move."""
@@ -303,6 +349,10 @@ class LogisticObjective:
         error = jnp.sqrt(jnp.max(columns))
         error = error + jnp.max(jnp.abs(gradient), initial=0) * math.sqrt(1 + n / 64)
         return jnp.finfo(weights.dtype).eps * (error + jnp.max(a.l2 * largest, initial=0))
+
+
+def _as_it_is(values: Any) -> Any:
+    return values if isinstance(values, np.ndarray) else jnp.asarray(values)
 
 
 def _product_with(a: Any, b: Any) -> Any:

@@ -8,6 +8,7 @@ bias as one more row: ``[d + 1]`` or ``[d + 1, K]``, a Hessian ``[(d + 1) K, (d 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,10 +19,12 @@ import numpy as np
 
 from xentjax.activations import softmax
 from xentjax.core import policy
+from xentjax.core.linear_map import vary_like
 from xentjax.models import _rows
 from xentjax.models.logistic import LogisticParams, logistic_derivative
 from xentjax.models.scaling import Scaling
 from xentjax.models.sparse import SparseRows
+from xentjax.models.spread import Spread
 from xentjax.models.strided import StridedRows
 
 #: Bytes of features in a block: it stays in the cache of one core. On an accelerator a block fills the device.
@@ -32,7 +35,8 @@ class Data(NamedTuple):
     """The rows of a problem. ``weights`` are those of the examples, ``scaling`` is applied to each block.
 
     In the place of the labels y may stand any other array of n rows that a function of blocks needs. Features that are
-    ``shared`` are finite, in rows of weight 0 too, and those of many problems under one ``vmap``.
+    ``shared`` are finite, in rows of weight 0 too, and those of many problems under one ``vmap``. Shares are weights
+    over ``total``, where that is known already. Rows that are ``spread`` are those of many devices.
     """
 
     x: Any
@@ -41,6 +45,8 @@ class Data(NamedTuple):
     offset: Any = None
     scaling: Scaling | None = None
     shared: bool = False
+    total: Any = None
+    spread: Spread | None = None
 
 
 class Block(NamedTuple):
@@ -154,12 +160,29 @@ def diagonal(params: LogisticParams, data: Data) -> Any:
 
 
 def over_blocks(
-    function: Callable[[Block], Any], params: LogisticParams, data: Data, combine: Callable[..., Any] | None = None
+    function: Callable[[Block], Any],
+    params: LogisticParams,
+    data: Data,
+    *,
+    largest: bool = False,
+    first: int | None = None,
 ) -> Any:
     """Σ function(block) over all rows, for a function whose sums over the rows add up.
 
-    With ``combine(a, b)`` in the place of the sum, for functions that take the same row twice without harm.
+    Args:
+      function: of a block, to a tree of arrays.
+      params: those that the blocks' logits are made with.
+      data: the rows.
+      largest: the largest of each number in the place of the sum, for functions of which that is right.
+      first: only so many rows, the first ones of each device.
     """
+    data = data._replace(total=total_of(data))
+    if data.spread is not None:
+        reduced = data.spread.largest if largest else data.spread.sum
+        of_part = lambda rows: over_blocks(function, params, _part(data, rows), largest=largest, first=first)
+        return reduced(of_part, _each(data))
+    if first is not None:
+        data = _slice(data, 0, min(first, data.x.shape[0]))
     n = data.x.shape[0]
     size, made = _blocks(function, params, data)
     if n <= size:
@@ -169,18 +192,22 @@ def over_blocks(
         # The last block ends with the last row, and leaves out what the one before it has counted.
         start = jnp.minimum(i * size, n - size)
         here = made(_slice(data, start, size), start + jnp.arange(size, dtype=jnp.int32) >= i * size)
-        return jax.tree.map(jnp.add, sums, here) if combine is None else combine(sums, here)
+        return jax.tree.map(jnp.maximum if largest else jnp.add, sums, here)
 
-    first = _slice(data, 0, size)
-    if combine is not None:
-        return jax.lax.fori_loop(1, -(-n // size), add, made(first, jnp.ones(size, bool)))
-    shapes = jax.eval_shape(made, first, jax.ShapeDtypeStruct((size,), bool))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    head = _slice(data, 0, size)
+    if largest:
+        return jax.lax.fori_loop(1, -(-n // size), add, made(head, jnp.ones(size, bool)))
+    shapes = jax.eval_shape(made, head, jax.ShapeDtypeStruct((size,), bool))
+    every = jax.tree.leaves(_each(data))
+    zeros = jax.tree.map(lambda leaf: vary_like(jnp.zeros(leaf.shape, leaf.dtype), *every), shapes)
     return jax.lax.fori_loop(0, -(-n // size), add, zeros)
 
 
 def each_row(function: Callable[[Block], Any], params: LogisticParams, data: Data) -> Any:
     """function(block) of all rows, for a function that gives something for each row."""
+    data = data._replace(total=total_of(data))
+    if data.spread is not None:
+        return data.spread.each(lambda rows: each_row(function, params, _part(data, rows)), _each(data))
     n = data.x.shape[0]
     size, made = _blocks(function, params, data)
     if n <= size:
@@ -192,10 +219,36 @@ def each_row(function: Callable[[Block], Any], params: LogisticParams, data: Dat
         return jax.lax.dynamic_update_slice_in_dim(rows, made(_slice(data, start, size), every), start, 0)
 
     shape = jax.eval_shape(made, _slice(data, 0, size), jax.ShapeDtypeStruct((size,), bool))
-    return jax.lax.fori_loop(0, -(-n // size), put, jnp.zeros((n, *shape.shape[1:]), shape.dtype))
+    blank = vary_like(jnp.zeros((n, *shape.shape[1:]), shape.dtype), *jax.tree.leaves(_each(data)))
+    return jax.lax.fori_loop(0, -(-n // size), put, blank)
 
 
-def scaling_of(x: Any, weights: Any = None, dtype: Any = None, *, centered: bool = True) -> Scaling:
+def total_of(data: Data) -> Any:
+    """What weights are divided by to be shares, Σs or n."""
+    if data.total is not None:
+        return data.total
+    return max(data.x.shape[0], 1) if data.weights is None else _rows.total(data.weights)
+
+
+def _each(data: Data) -> tuple[Any, Any, Any, Any]:
+    """The arrays that have something for each row."""
+    return data.x, data.y, data.weights, data.offset
+
+
+def _part(data: Data, rows: tuple[Any, Any, Any, Any]) -> Data:
+    """The rows that one device has of those that are spread."""
+    x, y, weights, offset = rows
+    return data._replace(x=_of_device(x), y=y, weights=weights, offset=offset, spread=None)
+
+
+def _of_device(x: Any) -> Any:
+    """Features that are made of parts, of which there is one here."""
+    return dataclasses.replace(x, parts=1) if isinstance(x, SparseRows | StridedRows) else x
+
+
+def scaling_of(
+    x: Any, weights: Any = None, dtype: Any = None, *, centered: bool = True, spread: Spread | None = None
+) -> Scaling:
     """Weighted mean and standard deviation of each column, over the rows that have a weight.
 
     Not ``centered``, which a model without intercept needs, they are 0 and the root of the mean square.
@@ -203,7 +256,8 @@ def scaling_of(x: Any, weights: Any = None, dtype: Any = None, *, centered: bool
     dtype = x.dtype if dtype is None else dtype
     n, d = x.shape
     nothing = LogisticParams(jnp.zeros(d, dtype), jnp.zeros((), dtype))
-    data = Data(x, jnp.zeros(n, dtype), weights)
+    data = Data(x, jnp.zeros(n, dtype), weights, spread=spread)
+    data = data._replace(total=total_of(data))  # once for all passes
 
     def mean(block: Block, rows: Any) -> Any:
         return _matmul(block.share, rows if weights is None else _counted(block, rows))
@@ -211,8 +265,10 @@ def scaling_of(x: Any, weights: Any = None, dtype: Any = None, *, centered: bool
     # From a point in their midst, so that the mean of numbers that are close to each other keeps its digits.
     near = jnp.zeros(d, dtype)
     if centered:
-        head = _slice(data, 0, min(n, x.block if isinstance(x, SparseRows) else block_rows(d, dtype)))
-        near = over_blocks(lambda block: mean(block, block.x[:, :-1]), nothing, head)
+        head = x.block if isinstance(x, SparseRows) else block_rows(d, dtype)
+        sums = lambda block: (mean(block, block.x[:, :-1]), jnp.sum(block.share))
+        near, share = over_blocks(sums, nothing, data, first=head)
+        near = near / _rows.one_for_zero(share)
 
     def moments(block: Block) -> Any:
         rows = block.x[:, :-1] - near
@@ -237,7 +293,7 @@ def largest_magnitudes(data: Data) -> Any:
     d, dtype = data.x.shape[1], policy.compute_dtype(policy.result_dtype((data.x,)))
     nothing = LogisticParams(jnp.zeros(d, dtype), jnp.zeros((), dtype))
     of_block = lambda block: jnp.max(jnp.abs(block.x[:, :-1]), axis=0, initial=0)
-    return over_blocks(of_block, nothing, data, combine=jnp.maximum)
+    return over_blocks(of_block, nothing, data, largest=True)
 
 
 def _careful_inverse(center: Any, nothing: LogisticParams, data: Data, mean: Any, *, centered: bool) -> Any:
@@ -245,11 +301,10 @@ def _careful_inverse(center: Any, nothing: LogisticParams, data: Data, mean: Any
 
     def range_of(block: Block) -> Any:
         rows, there = block.x[:, :-1], (block.share != 0)[:, None]
-        low = jnp.min(jnp.where(there, rows, jnp.inf), axis=0, initial=jnp.inf)
-        return low, jnp.max(jnp.where(there, rows, -jnp.inf), axis=0, initial=-jnp.inf)
+        return tuple(jnp.max(jnp.where(there, side, -jnp.inf), axis=0, initial=-jnp.inf) for side in (-rows, rows))
 
-    wider = lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1]))
-    low, high = over_blocks(range_of, nothing, data, combine=wider)
+    below, high = over_blocks(range_of, nothing, data, largest=True)
+    low = -below
     # The largest distance first: squares of 1e200 overflow, those of 1e-200 underflow.
     largest = jnp.maximum(high - center, center - low)
     safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
@@ -268,7 +323,7 @@ def _counted(block: Block, rows: Any) -> Any:
 def _slice(data: Data, start: Any, size: int) -> Data:
     cut = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size)
     y, weights, offset = jax.tree.map(cut, (data.y, data.weights, data.offset))
-    return Data(_rows_of(data.x, start, size), y, weights, offset, data.scaling)
+    return data._replace(x=_rows_of(data.x, start, size), y=y, weights=weights, offset=offset)
 
 
 def _rows_of(x: Any, start: Any, size: int) -> Any:
@@ -280,14 +335,13 @@ def _rows_of(x: Any, start: Any, size: int) -> Any:
 def _blocks(function: Callable[[Block], Any], params: LogisticParams, data: Data) -> tuple[int, Callable[..., Any]]:
     """The number of rows in a block, and the function of some rows of the data and of which of them count."""
     n, d = data.x.shape
-    coefficients = table(params)
-    total = None if data.weights is None else _rows.one_for_zero(jnp.sum(data.weights))
+    coefficients, total = table(params), data.total
 
     def made(rows: Data, counts: Any) -> Any:
         x = policy.up(rows.x).astype(coefficients.dtype)
         y = rows.y.astype(x.dtype) if policy.is_float(rows.y) else rows.y
         if rows.weights is None:
-            share = jnp.where(counts, jnp.asarray(1 / max(n, 1), x.dtype), 0)
+            share = jnp.where(counts, jnp.asarray(1 / total, x.dtype), 0)
         else:
             share = jnp.where(counts, rows.weights.astype(x.dtype) / total, 0)
         x = x if rows.scaling is None else rows.scaling.apply(x)

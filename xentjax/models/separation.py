@@ -98,12 +98,10 @@ def margins(params: LogisticParams, data: one_pass.Data) -> tuple[Any, Any]:
         of_all = _margins(block)
         counted = _counted(block, jnp.ones(block.y.shape[:1], of_all.dtype)) != 0
         counted = counted.reshape((-1,) + (1,) * (of_all.ndim - 1))
-        low = jnp.min(jnp.where(counted & ~jnp.isnan(of_all), of_all, jnp.inf))
-        high = jnp.max(jnp.where(counted & ~jnp.isnan(of_all), of_all, -jnp.inf))
-        return low, high
+        return tuple(jnp.max(jnp.where(counted & ~jnp.isnan(of_all), side, -jnp.inf)) for side in (-of_all, of_all))
 
-    wider = lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1]))
-    return one_pass.over_blocks(of_block, params, data, combine=wider)
+    below, high = one_pass.over_blocks(of_block, params, data, largest=True)
+    return -below, high
 
 
 def _margins(block: one_pass.Block) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +31,8 @@ class SparseRows:
       num_columns: d.
       block: how many rows are made dense at once, at most n.
       most: no block has more entries than this, and as many zeros stand behind the values.
+      parts: how many matrices of equally many rows, one below the other, the arrays are those of, one behind the
+        other, as on so many devices. They have to be one for rows to be taken.
     """
 
     values: Any
@@ -38,6 +42,7 @@ class SparseRows:
     num_columns: int = dataclasses.field(metadata={"static": True})
     block: int = dataclasses.field(metadata={"static": True})
     most: int = dataclasses.field(metadata={"static": True})
+    parts: int = dataclasses.field(default=1, metadata={"static": True})
 
     @classmethod
     def of(cls, matrix: Any, block: int) -> SparseRows:
@@ -66,7 +71,7 @@ class SparseRows:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.starts.shape[0] - 1, self.num_columns
+        return self.starts.shape[0] - self.parts, self.num_columns
 
     @property
     def ndim(self) -> int:
@@ -94,6 +99,37 @@ class SparseRows:
         empty = jnp.zeros((self.block, self.num_columns), self.values.dtype)
         return empty.at[row, here(self.columns)].add(here(self.values), mode="drop")
 
+    def in_parts(self, parts: int, each: int, largest: Callable[[Any], Any] = np.asarray) -> SparseRows:
+        """The same as so many matrices of ``each`` rows, zeros behind those that there are, on the host.
+
+        Other processes may have further parts: ``largest`` tells the largest of each of some numbers of all of them.
+        """
+        starts = np.pad(np.asarray(self.starts), (0, parts * each - self.shape[0]), mode="edge")
+        cuts = starts[np.arange(parts + 1) * each]
+        block = int(min(-largest(np.asarray([-self.block]))[0], each))
+        first = np.minimum(np.arange(0, each, block), each - block) + each * np.arange(parts)[:, None]
+        sizes = largest(np.asarray([np.max(starts[first + block] - starts[first]), np.max(np.diff(cuts))]))
+        most = max(int(sizes[0]), 1)
+        room = int(sizes[1]) + most
+
+        def cut(entries: Any, less: int = 0) -> Any:
+            made = np.zeros((parts, room), np.asarray(entries).dtype)
+            for i, (begin, end) in enumerate(itertools.pairwise(cuts)):
+                made[i, : end - begin] = np.asarray(entries)[begin:end] - i * less
+            return made.reshape(-1)
+
+        of_parts = starts[np.arange(each + 1) + each * np.arange(parts)[:, None]] - cuts[:-1, None]
+        return SparseRows(
+            values=cut(self.values),
+            columns=cut(self.columns),
+            rows=cut(self.rows, each),
+            starts=of_parts.astype(starts.dtype).reshape(-1),
+            num_columns=self.num_columns,
+            block=block,
+            most=most,
+            parts=parts,
+        )
+
     def extended(self, rows: int, columns: int, least: int) -> SparseRows:
         """The same with rows and columns of zeros behind it, and room for ``least`` entries or more."""
         starts = np.pad(np.asarray(self.starts), (0, rows - self.shape[0]), mode="edge")
@@ -105,6 +141,6 @@ def is_sparse(x: Any) -> bool:
     return isinstance(x, SparseRows) or hasattr(x, "tocsr")
 
 
-def as_features(function: str, x: Any) -> Any:
+def as_features(function: str, x: Any, convert: Callable[[Any], Any] = jnp.asarray) -> Any:
     """A :class:`SparseRows` or :class:`StridedRows` as it is, and anything else as an array."""
-    return x if isinstance(x, SparseRows | StridedRows) else policy.as_array(function, "x", x)
+    return x if isinstance(x, SparseRows | StridedRows) else policy.as_array(function, "x", x, convert)

@@ -17,20 +17,24 @@ class StridedRows:
     Args:
       x: all rows.
       stride: s, 1 or more.
+      parts: how many equal parts x is made of, such as those of devices; of each these rows are taken.
     """
 
     x: Any
     stride: int = dataclasses.field(metadata={"static": True})
+    parts: int = dataclasses.field(default=1, metadata={"static": True})
 
     @classmethod
-    def of(cls, x: Any, stride: int) -> StridedRows:
+    def of(cls, x: Any, stride: int, parts: int = 1) -> StridedRows:
         """Every stride-th row of an array, or of such rows of one."""
-        return cls(x.x, x.stride * stride) if isinstance(x, StridedRows) else cls(jnp.asarray(x), stride)
+        if isinstance(x, StridedRows):
+            return dataclasses.replace(x, stride=x.stride * stride)
+        return cls(jnp.asarray(x), stride, parts)
 
     @property
     def shape(self) -> tuple[int, int]:
         n, d = self.x.shape
-        return -(-n // self.stride), d
+        return self.parts * -(-(n // self.parts) // self.stride), d
 
     @property
     def ndim(self) -> int:
@@ -42,9 +46,15 @@ class StridedRows:
 
     def dense(self) -> Any:
         """A copy of them."""
-        return self.x[:: self.stride]
+        return every(self.x, self.stride, self.parts)
 
     def block(self, start: Any, size: int) -> Any:
         """So many rows ``[size, d]`` from number ``start`` on."""
         span = max((size - 1) * self.stride + 1, 0)
         return jax.lax.dynamic_slice_in_dim(self.x, start * self.stride, span)[:: self.stride]
+
+
+def every(rows: Any, stride: int, parts: int = 1) -> Any:
+    """The rows 0, s, 2s, ... of each of so many equal parts of an array."""
+    of_parts = rows.reshape(parts, -1, *rows.shape[1:])[:, ::stride]
+    return of_parts.reshape(-1, *rows.shape[1:])

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xentjax.solvers import checks
 from xentjax.solvers import status as codes
@@ -95,7 +96,13 @@ class State(NamedTuple):
 
 
 def minimize(
-    objective: Any, init: Any, solver: Solver, *, tol: float | jax.Array = 1e-6, max_steps: int = 1000
+    objective: Any,
+    init: Any,
+    solver: Solver,
+    *,
+    tol: float | jax.Array = 1e-6,
+    max_steps: int = 1000,
+    mesh: Mesh | None = None,
 ) -> Solution:
     r"""Minimize an objective until no component of its gradient exceeds ``tol``.
 
@@ -111,6 +118,8 @@ def minimize(
         :class:`Solver`; for an objective with an L1 penalty :class:`ProximalNewton` or :class:`ProximalGradient`.
       tol: bound of the gradient's infinity-norm, 0 or more. It is checked before the first step too.
       max_steps: the most steps, and the length of the history less one.
+      mesh: devices to run on. The objective has to have ``on(mesh)``, which gives it with its data split over them;
+        parameters are on every device. (One whose arrays are placed on a mesh already needs none.)
 
     Returns:
       A :class:`Solution`. Its status is
@@ -128,9 +137,9 @@ def minimize(
     others unchanged.
 
     Raises:
-      TypeError: the objective is neither a function nor has ``value_and_gradient``; the solver has no ``init`` and
-        ``step``, or a step returns another shape or dtype than it was given; max_steps is no whole number, tol no
-        number.
+      TypeError: the objective is neither a function nor has ``value_and_gradient``, or for a mesh no ``on``; the solver
+        has no ``init`` and ``step``, or a step returns another shape or dtype than it was given; max_steps is no whole
+        number, tol no number.
       ValueError: the objective has an L1 penalty, and the solver cannot minimize such; max_steps is negative or above
         2**24, tol is negative or NaN, the value is no real scalar, or a gradient's shape is not its parameter's.
 
@@ -142,6 +151,7 @@ def minimize(
       >>> str(solution.status), solution.params.weights.round(4), float(solution.gradient_norm) <= 1e-6
       ('converged', Array([0.35529998], dtype=float32), True)
     """
+    objective, init = _placed(objective, init, mesh)
     init, max_steps, problem = _checked(objective, init, solver, tol, max_steps)
     return _whole(*problem, init, tol, max_steps)
 
@@ -154,6 +164,7 @@ def iterate(
     tol: float | jax.Array = 1e-6,
     max_steps: int = 1000,
     chunk: int = 100,
+    mesh: Mesh | None = None,
 ) -> Iterator[Solution]:
     """:func:`minimize` in chunks: yields the solution at ``init``, and then after every ``chunk`` steps.
 
@@ -169,6 +180,7 @@ def iterate(
     """
     if chunk < 1:
         raise ValueError(f"iterate: chunk must be at least 1, got {chunk}")
+    objective, init = _placed(objective, init, mesh)
     init, max_steps, problem = _checked(objective, init, solver, tol, max_steps, most=2**31 - 1)
     return in_chunks(_start(*problem, init, tol, max_steps), lambda s: _advance(*problem, s, tol, max_steps, chunk))
 
@@ -330,6 +342,20 @@ def _whole(static: Any, data: Any, init: Any, tol: Any, max_steps: int) -> Solut
 
 def _solution(state: State, history: History) -> Solution:
     return Solution(state.point.params, state.point.value, state.norm, state.step, Status(state.code), history)
+
+
+def _placed(objective: Any, init: Any, mesh: Mesh | None) -> tuple[Any, Any]:
+    """The objective with its data, and initial parameters, on the devices of a mesh."""
+    if mesh is None:
+        return objective, init
+    if not hasattr(objective, "on"):
+        raise TypeError(
+            "minimize: mesh needs an objective with on(mesh), as LogisticObjective has, "
+            f"got {type(objective).__name__}: place its arrays on the mesh by jax.device_put, and leave mesh out"
+        )
+    # A mesh's axes are the compiler's unless another type is given.
+    everywhere = NamedSharding(Mesh(mesh.devices, mesh.axis_names), PartitionSpec())
+    return objective.on(mesh), jax.device_put(init, everywhere)
 
 
 def _checked(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,9 @@ from xentjax.models.loss import check_arguments
 from xentjax.models.objective import LogisticObjective
 from xentjax.models.scaling import Scaling
 from xentjax.models.sparse import SparseRows, is_sparse
+from xentjax.models.spread import Spread, on_host
 from xentjax.training.host import Centered, centered, require_held
+from xentjax.training.processes import sums_of_all, together
 
 
 def checked_objective(
@@ -33,16 +35,67 @@ def checked_objective(
     num_classes: Any,
     *,
     complete: bool = True,
+    spread: Spread | None = None,
 ) -> tuple[LogisticObjective, LogisticParams]:
     """The problem in the user's units, checked, and parameters 0 of its shapes. Errors name the function.
 
-    Unless it has to be ``complete`` a class may lack rows.
+    Unless it has to be ``complete`` a class may lack rows. Rows that are going to be ``spread`` over devices stay on
+    the host, as no device may have room for all; other processes may have more of them, and what is wrong in one is an
+    error in all.
     """
+    given = (x, y, l2, l1, weights, class_weight, offset, fit_intercept, num_classes)
+    if spread is None:
+        return _checked(function, *given, complete=complete)
+    made: list[tuple[LogisticObjective, LogisticParams]] = []
+
+    def check() -> None:
+        _require_alike(function, x, y, weights, offset)
+        made.append(_checked(function, *given, complete=complete, in_all=sums_of_all, place=on_host))
+
+    together(check)
+    return made[0]
+
+
+def _require_alike(function: str, *rows: Any) -> None:
+    """ValueError where processes do not pass arrays of the same kinds."""
+    forms = together(lambda: [_form(values) for values in rows])
+    for number, form in enumerate(forms):
+        if form != forms[0]:
+            raise ValueError(
+                f"{function}: x, y, weights and offset are {form} in process {number}, but {forms[0]} in 0"
+            )
+
+
+def _form(values: Any) -> str:
+    """The dtype and all sizes but the number of rows."""
+    if values is None:
+        return "None"
+    known = values if hasattr(values, "dtype") and hasattr(values, "shape") else np.asarray(values)
+    return f"{known.dtype}[{', '.join(['n', *map(str, known.shape[1:])])}]"
+
+
+def _checked(
+    function: str,
+    x: Any,
+    y: Any,
+    l2: Any,
+    l1: Any,
+    weights: Any,
+    class_weight: Any,
+    offset: Any,
+    fit_intercept: Any,
+    num_classes: Any,
+    *,
+    complete: bool,
+    in_all: Callable[[Any], np.ndarray] = np.asarray,
+    place: Callable[[Any], Any] = policy.copied,
+) -> tuple[LogisticObjective, LogisticParams]:
+    """:func:`checked_objective`, given the function that adds up numbers of all rows, and where arrays belong."""
     if not isinstance(fit_intercept, bool):
         raise TypeError(f"{function}: fit_intercept must be True or False, got {fit_intercept!r}")
     for name, values in (("y", y), ("weights", weights), ("offset", offset)):
         require_held(function, name, values)
-    x, scaling = centered(function, x, weights, at_origin=not fit_intercept), None
+    x, scaling = centered(function, x, weights, at_origin=not fit_intercept, in_all=in_all), None
     if isinstance(x, Centered):
         none: Any = np.zeros(x.origin.shape, np.float32)
         scaling = Scaling(none, none + 1, x.origin)
@@ -55,7 +108,7 @@ def checked_objective(
     if isinstance(y, np.ndarray) and y.dtype.kind == "b":
         y = y.astype(np.int32)
     l1 = None if isinstance(l1, (int, float)) and l1 == 0 else l1
-    array = lambda n, v: policy.as_array(function, n, v, policy.copied)
+    array = lambda n, v: policy.as_array(function, n, v, place)
     # Factors that are known stay on the host: a program takes them from there sooner than they are placed.
     factors = lambda n, v: policy.as_array(function, n, v, np.asarray if is_known(*jax.tree.leaves(v)) else jnp.asarray)
     x, y, l2 = x if isinstance(x, SparseRows) else array("x", x), array("y", y), factors("l2", l2)
@@ -69,7 +122,7 @@ def checked_objective(
         raise ValueError(f"{function}: l1 has shape {l1.shape}, but needs () or {x.shape[1:]}, one for each feature")
     if policy.is_float(y) and y.ndim == 2 and y.shape[1] < 2:
         raise ValueError(f"{function}: y has shape {y.shape}, but needs [n], or [n, K] with 2 classes or more")
-    if x.shape[0] == 0:
+    if in_all(x.shape[0]) == 0:
         raise ValueError(f"{function}: x has shape {x.shape}: there is no row to fit to")
     if not policy.is_float(x):
         x = x.astype(jnp.result_type(float))
@@ -78,7 +131,10 @@ def checked_objective(
     # One program for numbers of Python's and of numpy's.
     with np.errstate(over="ignore"):
         l2, l1 = (None if v is None else v.astype(policy.compute_dtype(x.dtype)) for v in (l2, l1))
-    _require_values(function, x, y, l2, l1, weights, offset)
+    _require_values(function, x, y, l2, l1, weights, offset, in_all)
+    if num_classes is None and in_all is sums_of_all and not policy.is_float(y) and y.ndim == 1:
+        highest = _highest_of_all(y, weights)
+        num_classes = highest + 1 if highest > 1 else None
     l2, l1, weights = (_nan_where_negative(values) for values in (l2, l1, weights))
     if weights is not None and not is_known(weights):
         weights = jnp.where(jnp.isfinite(jnp.sum(weights)), weights, jnp.nan)
@@ -88,9 +144,9 @@ def checked_objective(
     shapes = objective.shapes(function)
     check_arguments(function, shapes, x, y, l2, weights, offset)
     if class_weight is not None:
-        objective = _with_class_weight(function, objective, shapes, class_weight)
+        objective = _with_class_weight(function, objective, shapes, class_weight, in_all)
     if complete:
-        _require_classes(function, objective, shapes)
+        _require_classes(function, objective, shapes, in_all)
     return objective, shapes
 
 
@@ -111,7 +167,9 @@ def number_of_classes(function: str, num_classes: Any) -> int:
     return number
 
 
-def _require_values(function: str, x: Any, y: Any, l2: Any, l1: Any, weights: Any, offset: Any) -> None:
+def _require_values(
+    function: str, x: Any, y: Any, l2: Any, l1: Any, weights: Any, offset: Any, in_all: Callable[[Any], np.ndarray]
+) -> None:
     """ValueError for what is no number, or negative where it must not be, in a row that counts; traced: nothing."""
     counts = None
     if is_known(weights) and weights is not None and weights.shape == x.shape[:1]:
@@ -119,9 +177,9 @@ def _require_values(function: str, x: Any, y: Any, l2: Any, l1: Any, weights: An
         _require_all(function, numbers >= 0, "weights", numbers, "0 or more")
         _require_all(function, np.isfinite(numbers), "weights", numbers, "finite")
         counts = numbers != 0
-        if not counts.any():
+        total, dtype = float(in_all(np.sum(numbers, dtype=np.float64))), policy.compute_dtype(x.dtype)
+        if total == 0:
             raise ValueError(f"{function}: all weights are 0: there is no row to fit to")
-        total, dtype = np.sum(numbers, dtype=np.float64), policy.compute_dtype(x.dtype)
         if not jnp.finfo(dtype).tiny <= total <= jnp.finfo(dtype).max:
             raise ValueError(f"{function}: weights sum to {total:g}, beyond the range of {dtype}: scale them")
     # The entries of sparse rows are not looked at by row: all of them have to be numbers.
@@ -131,7 +189,7 @@ def _require_values(function: str, x: Any, y: Any, l2: Any, l1: Any, weights: An
         if values is not None and is_known(values, weights) and policy.is_float(values):
             # One pass on the device tells that all is well; where it is not, the first place is looked for. (On a CPU
             # JAX would compile a program for each shape, and NumPy has the same memory.)
-            if values.dtype.itemsize == 2 or jax.default_backend() != "cpu":
+            if values.dtype.itemsize == 2 or (jax.default_backend() != "cpu" and isinstance(values, jax.Array)):
                 if bool(jnp.all(jnp.isfinite(values))):
                     continue
             else:
@@ -163,12 +221,22 @@ def _require_all(function: str, good: Any, name: str, values: Any, needed: str) 
         raise ValueError(f"{function}: {name}{where} is {values[tuple(place)]}, but needs to be {needed}")
 
 
+def _highest_of_all(y: Any, weights: Any) -> int:
+    """The highest integer label of a row that counts, of all processes."""
+    counted = weights is None or weights.shape != y.shape or np.asarray(weights) != 0
+    return max(together(lambda: int(np.max(np.asarray(y), where=counted, initial=0))))
+
+
 def is_known(*values: Any) -> bool:
     return not any(isinstance(v, jax.core.Tracer) for v in values)
 
 
 def _with_class_weight(
-    function: str, objective: LogisticObjective, shapes: LogisticParams, class_weight: Any
+    function: str,
+    objective: LogisticObjective,
+    shapes: LogisticParams,
+    class_weight: Any,
+    in_all: Callable[[Any], np.ndarray],
 ) -> LogisticObjective:
     y, k = objective.y, max(shapes.bias.size, 2)
     if policy.is_float(y):
@@ -181,7 +249,7 @@ def _with_class_weight(
     if isinstance(class_weight, str):
         if class_weight != "balanced":
             raise ValueError(f"{function}: class_weight must be 'balanced', a mapping or [K], got {class_weight!r}")
-        counts = np.bincount(y, own, k).astype(dtype) if xp is np else jnp.zeros(k, dtype).at[y].add(own)
+        counts = in_all(np.bincount(y, own, k)).astype(dtype) if xp is np else jnp.zeros(k, dtype).at[y].add(own)
         factors = counts.sum() / (k * xp.where(counts == 0, 1, counts))
     elif isinstance(class_weight, Mapping):
         unknown = [c for c in class_weight if c not in range(k)]
@@ -198,10 +266,15 @@ def _with_class_weight(
     if is_known(factors):
         numbers = np.asarray(factors)
         _require_all(function, np.isfinite(numbers) & (numbers >= 0), "class_weight", numbers, "finite and 0 or more")
-    return dataclasses.replace(objective, weights=policy.copied(own * factors[y]))
+    weights = own * factors[y]
+    return dataclasses.replace(
+        objective, weights=weights if isinstance(objective.y, np.ndarray) else policy.copied(weights)
+    )
 
 
-def _require_classes(function: str, objective: LogisticObjective, shapes: LogisticParams) -> None:
+def _require_classes(
+    function: str, objective: LogisticObjective, shapes: LogisticParams, in_all: Callable[[Any], np.ndarray]
+) -> None:
     """ValueError where a class has no row that counts: its bias would be infinite, with a penalty too."""
     if not is_known(objective.y, objective.weights) or not objective.fit_intercept:
         return
@@ -214,6 +287,7 @@ def _require_classes(function: str, objective: LogisticObjective, shapes: Logist
         present = np.array([(y < 1).any(), (y > 0).any()])
     else:
         present = np.bincount(y.astype(np.int64), minlength=k)[:k] > 0
+    present = in_all(present.astype(int)) > 0
     if not present.all():
         of = "" if objective.weights is None else " with a weight above 0"
         raise ValueError(

@@ -35,9 +35,9 @@ def padded(objective: LogisticObjective, dtype: Any) -> LogisticObjective:
     """The same problem with rows of weight 0 and columns of zeros; itself where it is not small, or traced.
 
     A row of weight 0 is as if it were not there. A column of zeros gets the weight 0, and takes nothing from others.
-    The weights are of the given dtype.
+    The weights are of the given dtype. Rows that are spread over devices stay as they are.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(objective)):
+    if objective.spread is not None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(objective)):
         return objective
     n, d = objective.x.shape
     rows, columns = bucket(n, least=32), bucket(d, least=4)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from xentjax.models import _rows, inference, one_pass, separation
+from xentjax.models import _rows, inference, separation
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
 from xentjax.solvers import status as codes
@@ -66,8 +66,8 @@ def with_covariances(objective: LogisticObjective, fit: LogisticFit, inside: Ins
     inner = scaled(objective, inside.params.bias.dtype, inside.scaling)
     constant = jnp.repeat(fit.dependent & (inside.scaling.inverse == 0), inside.params.bias.size)
     involved = inverse.involved | jnp.append(constant, jnp.zeros(inside.params.bias.size, bool))
-    data = one_pass.Data(inner.x, inner.y, inner.weights, inner.offset, inner.scaling, inner.shared)
-    found = inference.covariances(inside.params, inverse.matrix, involved, data, inside.free, objective.fit_intercept)
+    rows = inner.rows
+    found = inference.covariances(inside.params, inverse.matrix, involved, rows, inside.free, objective.fit_intercept)
     code = fit.status.code
     known = (code == codes.CONVERGED) | (code == codes.PRECISION_LIMITED) | (code == codes.RANK_DEFICIENT)
     model, robust = (jnp.where(known, c, jnp.nan) for c in (found.model, found.robust))
@@ -84,7 +84,7 @@ def _separated(inner: LogisticObjective, fit: LogisticFit, inside: Inside) -> Lo
     free, code = inside.free, fit.status.code
     params = inside.params._replace(weights=_rows.only(free, inside.params.weights))
     scaling = dataclasses.replace(inside.scaling, inverse=jnp.where(free, inside.scaling.inverse, 0))
-    data = one_pass.Data(inner.x, inner.y, inner.weights, None, scaling)
+    data = inner.rows._replace(offset=None, scaling=scaling, shared=False)
     toward = separation.sum_of_margins(params, data, fit_intercept=inner.fit_intercept)
     penalty = _PENALTY[jnp.finfo(params.bias.dtype).bits]
     probe = separation.SeparationProbe(data, toward, penalty, inner.fit_intercept)

@@ -110,12 +110,21 @@ class ManyConfig(Table):
         return self
 
 
+class MeshConfig(Table):
+    """The devices of a run, ``data`` times ``vocab`` of them: rows are split over the first number, the vocabulary of a
+    language model over the second, and many fits over all of them."""
+
+    data: PositiveInt = 1
+    vocab: PositiveInt = 1
+
+
 class RunConfig(Table):
-    """What all runs have in common."""
+    """What all runs have in common. Without a ``mesh`` they run on one device."""
 
     name: str = Field(pattern=r"^[\w.+-]*\w[\w.+-]*$")
     seed: Seed = 0
     precision: Literal["float32", "float64"] = "float32"
+    mesh: MeshConfig | None = None
 
 
 class ExamplesConfig(RunConfig):

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
+from xentjax.models.spread import Spread
 from xentjax.solvers import checks
 from xentjax.solvers.compiled import join, separate
 from xentjax.solvers.kept import kept
@@ -49,6 +51,7 @@ def fit_logistic(
     init: LogisticParams | None = None,
     num_classes: int | None = None,
     inference: bool | None = None,
+    mesh: Mesh | None = None,
 ) -> LogisticFit:
     r"""Fit a logistic or softmax regression.
 
@@ -87,6 +90,9 @@ def fit_logistic(
       num_classes: K, where integer labels do not tell.
       inference: whether to compute the covariances of the estimates, which standard errors and tests are made of. By
         default for up to 1000 parameters, and not with l1, where they are not defined.
+      mesh: devices to split the rows over, along its axis ``data``: each sums over its own rows, and one all-reduce
+        adds value, gradient and Hessian up. The result is on every device, and the same to rounding. In a run of
+        several processes (``jax.distributed``) each passes its own rows, of which it may have none.
 
     Returns:
       A :class:`LogisticFit`. Of the many parameters that give K classes the same probabilities it has those relative
@@ -109,7 +115,9 @@ def fit_logistic(
       ('converged', '0.42 ± 0.68')
     """
     given = (x, y, l2, l1, weights, class_weight, offset, fit_intercept, num_classes)
-    objective, shapes = checked_objective("fit_logistic", *given)
+    spread = None if mesh is None else Spread.over("fit_logistic", mesh)
+    objective, shapes = checked_objective("fit_logistic", *given, spread=spread)
+    objective = objective if spread is None else objective.on(spread)
     steps = checks.number_of_steps(max_steps, "fit_logistic")
     if tol is not None:
         checks.require_tolerance(tol, "fit_logistic")
@@ -120,6 +128,7 @@ def fit_logistic(
         raise TypeError(f"fit_logistic: inference must be True, False or None, got {inference!r}")
     if init is not None:
         init = checked_init("fit_logistic", init, shapes)
+        init = init if spread is None else spread.everywhere(init)
     if inference and objective.l1 is not None:
         raise ValueError("fit_logistic: with l1 there is no inference: covariances of the estimates are not defined")
     with_inference = (size <= _INFERENCE and objective.l1 is None) if inference is None else inference
@@ -160,7 +169,7 @@ class _How(NamedTuple):
 def _solved(static: Any, data: Any, how: _How) -> tuple[LogisticFit, Inside]:
     objective, solver, init, shapes, tol, max_steps, columns = join(static, data)
     settings = how._asdict() | {"shapes": shapes, "max_steps": max_steps, "columns": columns}
-    return solve(objective, solver, init, tol, **settings)
+    return _everywhere(objective, solve(objective, solver, init, tol, **settings))
 
 
 def _certified(objective: LogisticObjective, fit: LogisticFit, inside: Inside, with_inference: bool) -> LogisticFit:
@@ -178,7 +187,8 @@ def _certified(objective: LogisticObjective, fit: LogisticFit, inside: Inside, w
 
 @kept(0)
 def _explained(static: Any, data: Any) -> tuple[LogisticFit, Inside, Inverse]:
-    return explained(*join(static, data))
+    objective, fit, inside = join(static, data)
+    return _everywhere(objective, explained(objective, fit, inside))
 
 
 @kept(0)
@@ -186,4 +196,9 @@ def _with_covariances(static: Any, data: Any) -> LogisticFit:
     objective, fit, inside, inverse = join(static, data)
     if inverse is None:
         fit, inside, inverse = as_it_is(fit, inside)
-    return with_covariances(objective, fit, inside, inverse)
+    return _everywhere(objective, with_covariances(objective, fit, inside, inverse))
+
+
+def _everywhere(objective: LogisticObjective, found: Any) -> Any:
+    """What was found, on every device that has rows."""
+    return found if objective.spread is None else objective.spread.everywhere(found)

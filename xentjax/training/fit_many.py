@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from xentjax.core import policy
+from xentjax.models.spread import automatic
 from xentjax.solvers import checks
 from xentjax.solvers.compiled import join, separate
-from xentjax.solvers.kept import kept
+from xentjax.solvers.kept import KeptProgram, kept
 from xentjax.solvers.minimize import Solver
 from xentjax.training import buckets
 from xentjax.training.arguments import checked_objective, number_of_classes
@@ -46,6 +49,7 @@ def fit_many(
     inference: bool | None = None,
     chunk: int | None = None,
     progress: Progress | None = None,
+    mesh: Mesh | None = None,
 ) -> LogisticFit:
     r"""Fit k logistic or softmax regressions, each certified: :func:`fit_logistic` for every one of them.
 
@@ -75,6 +79,8 @@ def fit_many(
       inference: whether to compute covariances; by default where all of them have at most 256 MiB.
       chunk: how many fits one call of the program makes; by default 256 at most.
       progress: called with the number of fits done and k after each chunk.
+      mesh: devices to deal the fits to, along all of its axes: each makes its own, and nothing travels but results. A
+        chunk is then that of all devices together. In a run of several processes each passes the same arguments.
 
     Returns:
       A :class:`LogisticFit` whose fields have a leading axis k; ``fits[3]`` is one of them, ``fits.status`` the status
@@ -95,11 +101,13 @@ def fit_many(
     """
     if num_classes is not None:
         num_classes = number_of_classes("fit_many", num_classes)
+    if mesh is not None:
+        mesh = automatic("fit_many", mesh)
     require_solver("fit_many", solver)
     if isinstance(x, (list, tuple)):
         groups = _Groups(x, y, weights, offset, at_origin=not fit_intercept)
         options: dict[str, Any] = {"fit_intercept": fit_intercept, "solver": solver, "tol": tol}
-        options |= {"max_steps": max_steps, "inference": inference, "chunk": chunk}
+        options |= {"max_steps": max_steps, "inference": inference, "chunk": chunk, "mesh": mesh}
         return groups.fitted(l2, l1, num_classes, progress, options)
     arrays = {"y": y, "l2": l2, "l1": l1, "weights": weights, "offset": offset}
     for name, values in arrays.items():
@@ -129,26 +137,58 @@ def fit_many(
     way, most = way_of(arrays, many, solver, settings), chunk or _CHUNK
     if way is not None and jax.default_backend() == "cpu":
         most = min(most, most_together(arrays["x"], num_classes or 2))
-    each = math.ceil(count / math.ceil(count / most))
+    devices = 1 if mesh is None else mesh.size
+    each = math.ceil(count / math.ceil(count / (most * devices)))
+    each = -(-each // devices) * devices
     made, parts = tuple(sorted(settings.items())), []
     for start in range(0, count, each):
-        # The last chunk begins with fits of the one before it, so that all chunks share a program.
-        here = {n: jax.lax.dynamic_slice_in_dim(a, start, each) for n, a in own.items()}
-        one_by_one = lambda of: _chunk(*separate((of, shared, solver, tol)), made)
-        fits = one_by_one(here) if way is None else _together(here, shared, tol, way, one_by_one)
+        # The last chunk ends with the last fit again and again, so that all chunks share a program.
+        here = {n: _taken(a, start, each) for n, a in own.items()}
+        one_by_one = lambda of: _made(_chunk, mesh, of, (shared, solver, tol), made)
+        fits = one_by_one(here) if way is None else _together(here, shared, tol, way, mesh, one_by_one)
         new = min(each, count - start)
-        parts.append(fits if new == each else jax.tree.map(lambda leaf, new=new: leaf[-new:], fits))
+        parts.append(fits if new == each else jax.tree.map(lambda leaf, new=new: leaf[:new], fits))
         if progress is not None:
             jax.block_until_ready(fits)
             progress(min(start + each, count), count)
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
+def _taken(array: Any, start: int, count: int) -> Any:
+    """So many entries from one on, the last one again where there are no more."""
+    if start + count <= array.shape[0]:
+        return jax.lax.dynamic_slice_in_dim(array, start, count)
+    return array[np.minimum(np.arange(start, start + count), array.shape[0] - 1)]
+
+
+def _made(program: KeptProgram, mesh: Mesh | None, own: dict[str, Any], rest: tuple[Any, ...], settings: Any) -> Any:
+    """What a program makes of the fits, on each device of the mesh of its own ones."""
+    if mesh is None:
+        return program(*separate((own, *rest)), settings)
+    return _on_devices(program, mesh, own, *separate(rest), settings)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 3, 5))
+def _on_devices(program: KeptProgram, mesh: Mesh, own: dict[str, Any], static: Any, data: Any, settings: Any) -> Any:
+    def of_device(own: dict[str, Any], data: Any) -> Any:
+        return program(*separate((own, *join(static, data))), settings)
+
+    by_fits, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
+    # Nothing is summed over the devices, so that there is nothing to check of what varies over them.
+    mapped = jax.shard_map(of_device, mesh=mesh, in_specs=(by_fits, everywhere), out_specs=by_fits, check_vma=False)
+    return jax.lax.with_sharding_constraint(mapped(own, data), NamedSharding(mesh, everywhere))
+
+
 def _together(
-    own: dict[str, Any], shared: dict[str, Any], tol: Any, way: Way, one_by_one: Callable[[dict[str, Any]], LogisticFit]
+    own: dict[str, Any],
+    shared: dict[str, Any],
+    tol: Any,
+    way: Way,
+    mesh: Mesh | None,
+    one_by_one: Callable[[dict[str, Any]], LogisticFit],
 ) -> LogisticFit:
     """Fits made together, and those one by one that need it."""
-    fits, alone = fitted_together(*separate((own, shared, tol)), way)
+    fits, alone = _made(fitted_together, mesh, own, (shared, tol), way)
     alone = np.asarray(alone)
     if not alone.any():
         return fits

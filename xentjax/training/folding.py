@@ -31,7 +31,7 @@ def dealt(objective: LogisticObjective, folds: Any, seed: int) -> tuple[jax.Arra
         number = policy.whole_number("fit_path", "folds", folds)
         if not 2 <= number <= n:
             raise ValueError(f"fit_path: folds must be from 2 to {n}, the number of rows, got {number}")
-        label = objective.y if objective.y.ndim == 1 else jnp.argmax(objective.y, axis=1)
+        label = jnp.asarray(objective.y if objective.y.ndim == 1 else jnp.argmax(objective.y, axis=1))
         seed = policy.whole_number("fit_path", "seed", seed)
         if not 0 <= seed < 2**32:
             raise ValueError(f"fit_path: seed must be from 0 to 2**32 - 1, got {seed}")

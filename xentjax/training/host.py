@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,7 +25,14 @@ class Centered:
     origin: Any
 
 
-def centered(function: str, x: Any, weights: Any, *, at_origin: bool = False) -> Any:
+def centered(
+    function: str,
+    x: Any,
+    weights: Any,
+    *,
+    at_origin: bool = False,
+    in_all: Callable[[Any], np.ndarray] = np.asarray,
+) -> Any:
     """Features that JAX would round to float32 as :class:`Centered` ones; all others as they are.
 
     Rounded as they are, features of mean 1e6 and deviation 1 keep one digit; less their mean, which is computed here in
@@ -35,6 +43,7 @@ def centered(function: str, x: Any, weights: Any, *, at_origin: bool = False) ->
       x: features ``[n, d]``, or ``[k, n, d]`` for k fits, whose origin then is ``[k, d]``.
       weights: those of the rows, ``[n]`` or ``[k, n]``; what has none has no part in the origin.
       at_origin: whether the origin has to be 0, as for a model without a bias.
+      in_all: from the sums of these rows those of all, where other processes have more of them.
 
     Raises:
       ValueError: a number is beyond the range of float32, or a column below it.
@@ -42,12 +51,14 @@ def centered(function: str, x: Any, weights: Any, *, at_origin: bool = False) ->
     if jnp.result_type(float) != np.float32:
         return x
     wide = x if isinstance(x, np.ndarray) else _as_wide(x)
-    if wide is None or not _loses_digits(wide.dtype) or not _is_table(wide):
+    if wide is None or not _loses_digits(wide.dtype) or wide.ndim not in (2, 3):
         return x
     counted = _counted(wide, weights)
     with np.errstate(all="ignore"):
-        number = np.maximum(np.sum(counted, axis=-1, keepdims=True), 1)
-        mean = np.sum(wide, axis=-2, where=counted[..., None], dtype=np.float64) / number
+        number = np.sum(counted, axis=-1, keepdims=True, dtype=np.float64)
+        sums = np.sum(wide, axis=-2, where=counted[..., None], dtype=np.float64)
+        sums = in_all(np.concatenate([sums, number], axis=-1))
+        mean = sums[..., :-1] / np.maximum(sums[..., -1:], 1)
         origin = np.where(np.isfinite(mean) & (not at_origin), mean, 0).astype(np.float32)
         narrow = np.empty(wide.shape, np.float32)
         np.subtract(wide, origin[..., None, :], out=narrow, dtype=np.float64, casting="same_kind")
@@ -83,10 +94,6 @@ def _as_wide(x: Any) -> np.ndarray | None:
 
 def _loses_digits(dtype: Any) -> bool:
     return dtype.kind in "iuf" and dtype.itemsize >= 4 and dtype != np.float32
-
-
-def _is_table(wide: np.ndarray) -> bool:
-    return wide.ndim in (2, 3) and wide.size > 0
 
 
 def _counted(wide: np.ndarray, weights: Any) -> np.ndarray:

@@ -14,11 +14,13 @@ import numpy as np
 from xentjax.core import policy
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
+from xentjax.models.spread import Spread, on_host
 from xentjax.solvers.kept import kept
 from xentjax.solvers.status import Status
 from xentjax.training import run_folder
 from xentjax.training.config import FitConfig
 from xentjax.training.data import load_examples
+from xentjax.training.devices import mesh_of
 from xentjax.training.evaluation import Evaluation, evaluations
 from xentjax.training.machine import Cost, timed
 from xentjax.training.prepared import initial_params, split_and_encode
@@ -75,14 +77,14 @@ def fit(config: FitConfig, progress: Callable[[Progress], None] = lambda progres
     """
     with jax.enable_x64(config.precision == "float64"):
         data = split_and_encode(load_examples(config.data), config, config.seed)
-        objective = LogisticObjective(
-            policy.copied(data.x),
-            policy.copied(data.y),
-            l2=config.model.l2,
-            gradient=config.model.gradient,
-            num_classes=data.num_classes,
-        )
-        init = initial_params(data, config.model.init_scale, config.seed)
+        mesh = mesh_of(config.mesh)
+        x, y = map(policy.copied if mesh is None else on_host, (data.x, data.y))
+        model = config.model
+        objective = LogisticObjective(x, y, l2=model.l2, gradient=model.gradient, num_classes=data.num_classes)
+        init = initial_params(data, model.init_scale, config.seed)
+        if mesh is not None:
+            spread = Spread.over("fit", mesh)
+            objective, init = objective.on(spread), spread.everywhere(init)
         total = total_steps(config, len(data.y))
         trace: list[tuple[Array, Array, Array]] = []
 
@@ -91,7 +93,7 @@ def fit(config: FitConfig, progress: Callable[[Progress], None] = lambda progres
             progress(Progress(stand.step, total, stand.value, stand.gradient_norm))
 
         with timed() as watch:
-            stand = follow(stands(config, objective, init, total), see)
+            stand = follow(stands(config, objective, (x, y), init, total, mesh), see)
         steps, value, gradient_norm = (np.concatenate(column) for column in zip(*trace, strict=True))
         params = jax.tree.map(np.asarray, stand.params)
         parts = evaluations(params, data.parts, len(data.classes))

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from pydantic import field_validator as check_field
 from pydantic import model_validator as check_model
 
-from xentjax.training.config import RunConfig
+from xentjax.training.config import MeshConfig, RunConfig
 from xentjax.training.config_table import Table
 from xentjax.training.solver import OptaxConfig
 
@@ -93,6 +93,16 @@ class LanguageConfig(RunConfig):
     batches: LanguageBatchesConfig
     stop: StepsConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @check_model(mode="after")
+    def _is_divided(self) -> LanguageConfig:
+        mesh = self.mesh or MeshConfig()
+        if self.batches.size % mesh.data:
+            raise ValueError(f"mesh.data = {mesh.data} needs a batches.size that it divides, got {self.batches.size}")
+        if self.vocabulary.size % mesh.vocab:
+            size = self.vocabulary.size
+            raise ValueError(f"mesh.vocab = {mesh.vocab} needs a vocabulary.size that it divides, got {size}")
+        return self
 
     @check_field("solver")
     @classmethod

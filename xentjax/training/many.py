@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
@@ -19,6 +21,7 @@ from xentjax.solvers.status import Status
 from xentjax.training import run_folder
 from xentjax.training.config import FitConfig, ManyConfig
 from xentjax.training.data import load_examples
+from xentjax.training.devices import mesh_of
 from xentjax.training.evaluation import Evaluation, evaluations
 from xentjax.training.machine import Cost, timed
 from xentjax.training.prepared import Prepared, initial_params, split_and_encode
@@ -133,7 +136,11 @@ def _minimize_all(
     inits = [initial_params(data, config.model.init_scale, seed) for data, seed in pairs]
     init = jax.tree.map(lambda *leaves: jnp.stack(leaves), *inits)
     x, y = (jnp.asarray(np.stack([getattr(data, name) for data in prepared])) for name in ("x", "y"))
-    step_sizes = jnp.asarray(many.step_sizes, x.dtype)
+    # The last one again and again, where the devices do not divide their number.
+    mesh, count = mesh_of(config.mesh), len(many.step_sizes)
+    devices = 1 if mesh is None else mesh.size
+    of_all = [many.step_sizes[min(i, count - 1)] for i in range(-(-count // devices) * devices)]
+    step_sizes = jnp.asarray(of_all, x.dtype)
     tol, max_steps = config.stop.tol, config.stop.max_steps
     chunk = steps_in_chunk(x.size * max(init.bias[0].size, 1) * len(step_sizes))
 
@@ -143,12 +150,12 @@ def _minimize_all(
         )
         return objective, config.solver.build(max_steps, step_size)
 
-    @over_the_grid
+    @functools.partial(over_the_grid, mesh=mesh)
     def begin(step_size: Any, x: Any, y: Any, init: Any, _: None) -> Any:
         objective, solver = problem(step_size, x, y)
         return start(objective, init, solver, tol=tol, max_steps=max_steps)
 
-    @over_the_grid
+    @functools.partial(over_the_grid, mesh=mesh)
     def go_on(step_size: Any, x: Any, y: Any, _: None, state: Any) -> Any:
         return advance(*problem(step_size, x, y), state, tol=tol, max_steps=max_steps, chunk=chunk)
 
@@ -160,13 +167,21 @@ def _minimize_all(
 
     state = begin(step_sizes, x, y, init, None)
     solution = follow(in_chunks(state, lambda state: go_on(step_sizes, x, y, None, state)), see)
-    return solution, np.concatenate(histories, axis=-1)
+    solution = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], solution)
+    return solution, np.concatenate(histories, axis=-1)[:count]
 
 
-def over_the_grid(one: Callable[..., Any]) -> Callable[..., Any]:
-    """One fit's function of (step size, x, y, init, state) as that of all fits, ``[step sizes, seeds]``."""
+def over_the_grid(one: Callable[..., Any], mesh: Mesh | None = None) -> Callable[..., Any]:
+    """One fit's function of (step size, x, y, init, state) as that of all fits, ``[step sizes, seeds]``, the step sizes
+    dealt to the devices of a mesh."""
     over_seeds = jax.vmap(one, (None, 0, 0, 0, 0))
-    return jax.jit(jax.vmap(over_seeds, (0, None, None, None, 0)))
+    of_all = jax.vmap(over_seeds, (0, None, None, None, 0))
+    if mesh is None:
+        return jax.jit(of_all)
+    dealt, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
+    specs = (dealt, everywhere, everywhere, everywhere, dealt)
+    # Nothing is summed over the devices, so that there is nothing to check of what varies over them.
+    return jax.jit(jax.shard_map(of_all, mesh=mesh, in_specs=specs, out_specs=dealt, check_vma=False))
 
 
 def _progress(solution: Solution, total: int) -> Progress:

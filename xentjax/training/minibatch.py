@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from xentjax.models.spread import Spread, on_host
 from xentjax.solvers.compiled import types_in
 
 
@@ -41,6 +43,7 @@ def train_minibatch(
     batch_size: int,
     seed: int | jax.Array = 0,
     weights: Any = None,
+    mesh: Mesh | None = None,
 ) -> MinibatchResult:
     r"""Train on shuffled mini-batches with any optax transformation.
 
@@ -59,6 +62,9 @@ def train_minibatch(
       seed: an integer (one may ``vmap`` over it) or a key of ``jax.random.key``.
       weights: example weights ``[n]``. A batch's loss is divided by the sum of its own weights; the epoch's loss in the
         history weighs each batch with that sum.
+      mesh: devices to split the rows over, along its axis ``data``, and those of each batch, which are the same ones as
+        on a single device: the rows of a batch travel to where they count, and its gradient is added up. In a run of
+        several processes each passes its own rows; their numbers are those of all of them one after the other.
 
     Returns:
       A :class:`MinibatchResult`. The same seed gives the same numbers, bit by bit.
@@ -74,9 +80,9 @@ def train_minibatch(
       >>> bool(jnp.all(jnp.diff(result.history) < 0)), xj.predict(result.params, x)
       (True, Array([0, 0, 1, 1, 1], dtype=int32))
     """
-    run = _Run(loss, transformation, *_rows(data, weights, batch_size))
+    run = _Run.over("train_minibatch", loss, transformation, data, weights, batch_size, mesh)
     state = _initial("train_minibatch", run, init, epochs, seed)
-    return _epochs(run.static(state.params), state, run.data, run.weights, epochs)
+    return _epochs(run.static(state.params), state, run.data, run.weights, run.places, epochs)
 
 
 def iterate_minibatch(
@@ -90,6 +96,7 @@ def iterate_minibatch(
     seed: int | jax.Array = 0,
     weights: Any = None,
     resume: MinibatchResult | None = None,
+    mesh: Mesh | None = None,
 ) -> Iterator[MinibatchResult]:
     """:func:`train_minibatch` epoch by epoch: yields the result so far after each.
 
@@ -104,14 +111,14 @@ def iterate_minibatch(
       >>> [int(r.epochs) for r in xj.iterate_minibatch(*arguments, epochs=3, batch_size=1)]
       [1, 2, 3]
     """
-    run = _Run(loss, transformation, *_rows(data, weights, batch_size))
+    run = _Run.over("iterate_minibatch", loss, transformation, data, weights, batch_size, mesh)
     state = _initial("iterate_minibatch", run, init, epochs, seed)
     if resume is not None:
         kept = resume.history[:epochs]
         history = state.history.at[: kept.shape[0]].set(kept)
         state = dataclasses.replace(resume, history=history)
     for done in range(int(state.epochs) + 1, epochs + 1):
-        state = _epochs(run.static(state.params), state, run.data, run.weights, done)
+        state = _epochs(run.static(state.params), state, run.data, run.weights, run.places, done)
         yield state
 
 
@@ -120,33 +127,67 @@ class _Run:
     loss: Callable[..., Any]
     transformation: optax.GradientTransformation
     data: Any
-    weights: jax.Array
+    weights: Any
+    places: Any
+    """Where in the arrays each row is, where they are spread over devices, ``[n]``."""
     batch_size: int
+    spread: Spread | None
+
+    @classmethod
+    def over(
+        cls,
+        function: str,
+        loss: Callable[..., Any],
+        transformation: optax.GradientTransformation,
+        data: Any,
+        weights: Any,
+        batch_size: int,
+        mesh: Mesh | None,
+    ) -> _Run:
+        if mesh is None:
+            data, weights, n = _rows(data, weights, batch_size, jnp.asarray)
+            return cls(loss, transformation, data, weights, None, min(batch_size, n), None)
+        spread = Spread.over(function, mesh)
+        data, weights, n = _rows(data, weights, batch_size, on_host, spread.count)
+        each = spread.equal_parts(len(weights))
+        places = spread.places(len(weights), each)
+        data, weights = jax.tree.map(lambda rows: spread.placed(rows, each), (data, weights))
+        return cls(loss, transformation, data, weights, places, min(batch_size, n), spread)
 
     def static(self, params: Any) -> tuple[Any, ...]:
-        return self.loss, self.transformation, self.batch_size, types_in(jax.tree.structure((params, self.data)))
+        kinds = types_in(jax.tree.structure((params, self.data)))
+        return self.loss, self.transformation, self.batch_size, self.spread, kinds
 
 
-def _rows(data: Any, weights: Any, batch_size: int) -> tuple[Any, jax.Array, int]:
-    """The data as arrays, a weight for each row, and the size of a batch."""
-    data = tuple(jnp.asarray(array) for array in data)
-    if not data or data[0].ndim == 0 or data[0].shape[0] == 0:
+def _rows(
+    data: Any,
+    weights: Any,
+    batch_size: int,
+    convert: Callable[[Any], Any],
+    count: Callable[[int], int] = lambda n: n,
+) -> tuple[Any, Any, int]:
+    """The data as arrays, a weight for each row, and the number of all rows, which ``count`` tells from these."""
+    data = tuple(map(convert, data))
+    if not data or data[0].ndim == 0:
         raise ValueError("minibatch: data must be a tuple of arrays with at least one row")
-    n = data[0].shape[0]
+    here = data[0].shape[0]
+    n = count(here)
+    if n == 0:
+        raise ValueError("minibatch: data must be a tuple of arrays with at least one row")
     for i, array in enumerate(data):
-        if array.ndim == 0 or array.shape[0] != n:
-            raise ValueError(f"minibatch: data[{i}] has shape {array.shape}, but needs {n} rows as data[0] has")
+        if array.ndim == 0 or array.shape[0] != here:
+            raise ValueError(f"minibatch: data[{i}] has shape {array.shape}, but needs {here} rows as data[0] has")
     if batch_size < 1:
         raise ValueError(f"minibatch: batch_size must be at least 1, got {batch_size}")
     if weights is None:
         floats = [a.dtype for a in data if jnp.issubdtype(a.dtype, jnp.floating)]
-        weights = jnp.ones(n, jnp.result_type(jnp.float32, *floats))
-    weights = jnp.asarray(weights)
-    if weights.shape != (n,):
+        weights = np.ones(here, jnp.result_type(jnp.float32, *floats))
+    weights = convert(weights)
+    if weights.shape != (here,):
         raise ValueError(
-            f"minibatch: weights has shape {weights.shape}, but needs {(n,)}, one for each row of the data"
+            f"minibatch: weights has shape {weights.shape}, but needs {(here,)}, one for each row of the data"
         )
-    return data, weights, min(batch_size, n)
+    return data, weights, n
 
 
 def _initial(function: str, run: _Run, init: Any, epochs: int, seed: Any) -> MinibatchResult:
@@ -154,30 +195,35 @@ def _initial(function: str, run: _Run, init: Any, epochs: int, seed: Any) -> Min
         raise ValueError(f"{function}: epochs must be at least 1, got {epochs}")
     key = seed if jnp.issubdtype(jnp.result_type(seed), jax.dtypes.prng_key) else jax.random.key(seed)
     init = jax.tree.map(jnp.asarray, init)
+    init, key = (init, key) if run.spread is None else run.spread.everywhere((init, key))
     value = jax.eval_shape(run.loss, init, *run.data, weights=run.weights)
-    return MinibatchResult(
+    state = MinibatchResult(
         params=init,
         optimizer_state=run.transformation.init(init),
         history=jnp.full((epochs,), jnp.nan, value.dtype),
         epochs=jnp.zeros((), jnp.int32),
         key=key,
     )
+    return state if run.spread is None else run.spread.everywhere(state)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _epochs(static: Any, state: MinibatchResult, data: Any, weights: Any, limit: Any) -> MinibatchResult:
+def _epochs(static: Any, state: MinibatchResult, data: Any, weights: Any, places: Any, limit: Any) -> MinibatchResult:
     """Epochs up to number ``limit``."""
-    loss, transformation, size, _ = static
-    n = weights.shape[0]
+    loss, transformation, size, spread, _ = static
+    n = weights.shape[0] if places is None else places.shape[0]
     batches = -(-n // size)
+    # Rows of weight 0 make a batch one that the devices divide.
+    more = 0 if spread is None else -size % spread.parts
+    split = (lambda rows: rows) if spread is None else spread.constrained
     update = optax.with_extra_args_support(transformation).update
 
     def one_batch(carry: Any, batch: Any) -> Any:
         params, inside = carry
         rows, counts = batch
-        here = [array[rows] for array in data]
+        here = [split(array[rows]) for array in data]
         # Under vmap over seeds a padded row is the same row 0 for all, and counts nothing.
-        weight = jnp.where(counts, weights[rows], 0)
+        weight = split(jnp.where(counts, weights[rows], 0))
 
         def of(p: Any) -> Any:
             return loss(p, *here, weights=weight)
@@ -190,8 +236,10 @@ def _epochs(static: Any, state: MinibatchResult, data: Any, weights: Any, limit:
 
     def one_epoch(state: MinibatchResult) -> MinibatchResult:
         order = jax.random.permutation(jax.random.fold_in(state.key, state.epochs), n)
-        padded = jnp.pad(order, (0, batches * size - n)).reshape(batches, size)
+        rows = order if places is None else places[order]
+        padded = jnp.pad(rows, (0, batches * size - n)).reshape(batches, size)
         counts = (np.arange(batches * size) < n).reshape(batches, size)
+        padded, counts = (jnp.pad(of_batches, ((0, 0), (0, more))) for of_batches in (padded, counts))
         carry = (state.params, state.optimizer_state)
         (params, inside), (values, totals) = jax.lax.scan(one_batch, carry, (padded, counts))
         total = jnp.sum(totals)
@@ -199,4 +247,5 @@ def _epochs(static: Any, state: MinibatchResult, data: Any, weights: Any, limit:
         history = state.history.at[state.epochs].set(mean.astype(state.history.dtype))
         return MinibatchResult(params, inside, history, state.epochs + 1, state.key)
 
-    return jax.lax.while_loop(lambda state: state.epochs < limit, one_epoch, state)
+    state = jax.lax.while_loop(lambda state: state.epochs < limit, one_epoch, state)
+    return state if spread is None else spread.everywhere(state)

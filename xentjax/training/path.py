@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from xentjax.core import policy
 from xentjax.models import _rows, inference, one_pass
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
+from xentjax.models.spread import Spread
 from xentjax.solvers import checks
 from xentjax.solvers import status as codes
 from xentjax.solvers.compiled import join, separate
@@ -81,6 +83,7 @@ def fit_path(
     tol: ArrayLike | None = None,
     max_steps: int = 100,
     num_classes: int | None = None,
+    mesh: Mesh | None = None,
 ) -> LogisticPath:
     r"""Fit a logistic or softmax regression for each of many penalties, and choose one by cross-validation.
 
@@ -105,6 +108,7 @@ def fit_path(
       seed: of the dealing.
       tol: as in :func:`fit_logistic`, for each fit.
       max_steps: the most steps of each fit.
+      mesh: devices to split the rows over, as in :func:`fit_logistic`.
 
     Returns:
       A :class:`LogisticPath`.
@@ -135,10 +139,14 @@ def fit_path(
     if tol is not None:
         checks.require_tolerance(tol, "fit_path")
     options = (weights, class_weight, offset, fit_intercept, num_classes)
-    objective, shapes = checked_objective("fit_path", x, y, 0.0, 0.0, *options)
-    factors = _lambdas(lambdas, objective, shapes, ratio, num_lambdas, smallest)
+    spread = None if mesh is None else Spread.over("fit_path", mesh)
+    objective, shapes = checked_objective("fit_path", x, y, 0.0, 0.0, *options, spread=spread)
     part, parts = folding.dealt(objective, folds, seed)
     folding.require_fair(objective, shapes, part, parts)
+    if spread is not None:
+        objective = objective.on(spread)
+        part = spread.placed(part, objective.x.shape[0] // spread.parts)
+    factors = _lambdas(lambdas, objective, shapes, ratio, num_lambdas, smallest)
     static, data = separate((objective, shapes, factors, part, tol))
     return _path(static, data, ratio, parts, steps)
 
@@ -169,7 +177,7 @@ def _path(static: Any, data: Any, l1_ratio: float, parts: int, max_steps: int) -
         test_loss=others.held_loss,
         weights=jnp.zeros(parts, dtype).at[part].add(own),
     )
-    return LogisticPath(
+    path = LogisticPath(
         lambdas=lambdas,
         l1_ratio=jnp.asarray(l1_ratio, dtype),
         params=whole.params,
@@ -180,6 +188,7 @@ def _path(static: Any, data: Any, l1_ratio: float, parts: int, max_steps: int) -
         status=Status(whole.code),
         folds=folds if parts else None,
     )
+    return path if inner.spread is None else inner.spread.everywhere(path)
 
 
 class _Fits(NamedTuple):
@@ -205,8 +214,7 @@ def _fits(
     max_steps: int,
 ) -> _Fits:
     """The fits to rows with weights ``own``, and their losses on those with weights ``held``."""
-    inner = dataclasses.replace(inner, weights=own)
-    test = one_pass.Data(inner.x, inner.y, held, inner.offset, inner.scaling)
+    inner, test = inner.weighted(own), inner.weighted(held).rows
     first, frequencies = null_model(inner, shapes)
     first, null_loss = null_point(inner, first)
     default = tolerance_at(default_tolerance(inner, frequencies), null_loss, held=True)

@@ -13,6 +13,7 @@ import numpy as np
 from xentjax.training import run_folder
 from xentjax.training.bootstrap import bootstrap
 from xentjax.training.data import load_examples
+from xentjax.training.devices import mesh_of
 from xentjax.training.errors import UserError, did_you_mean
 from xentjax.training.evaluation import evaluations
 from xentjax.training.fit import fit_logistic
@@ -38,10 +39,11 @@ def regress(config: RegressionConfig, progress: Callable[[Stage], None] = lambda
     with jax.enable_x64(config.precision == "float64"):
         progress(Stage("reading the data"))
         data = split_and_encode(load_examples(config.data), config, config.seed)
-        x, y = jnp.asarray(data.x), jnp.asarray(data.y)
+        mesh = mesh_of(config.mesh)
+        x, y = (data.x, data.y) if mesh is not None else (jnp.asarray(data.x), jnp.asarray(data.y))
         model = config.model
         options: dict[str, Any] = {"fit_intercept": model.fit_intercept, "class_weight": _class_weight(config, data)}
-        options |= {"num_classes": data.num_classes, "tol": config.stop.tol}
+        options |= {"num_classes": data.num_classes, "tol": config.stop.tol, "mesh": mesh}
         if config.stop.max_steps is not None:
             options["max_steps"] = config.stop.max_steps
         path, chosen, resampled = None, None, None

@@ -222,7 +222,7 @@ def _gradient_error(inner: LogisticObjective, point: Point, enough: Any) -> Any:
         return exact()
     largest = jnp.abs(weights) if weights.ndim == 1 else jnp.max(jnp.abs(weights), axis=1, initial=0)
     squares = (d + 2) * (jnp.sum(largest**2) + jnp.max(bias**2))
-    share = 1 / n if inner.weights is None else jnp.max(inner.weights) / jnp.sum(inner.weights)
+    share = 1 / n if inner.weights is None else jnp.max(inner.weights) / one_pass.total_of(inner.rows)
     error = jnp.sqrt(squares + share * (1 + n / 64))
     pull = jnp.max(inner.scaling.penalty(inner.l2) * largest, initial=0)  # type: ignore[union-attr]
     sums = (largest_component(point.gradient) + pull) * (1 + n / 64) ** 0.5
@@ -252,10 +252,11 @@ def scaled(objective: LogisticObjective, dtype: Any, scaling: Scaling | None = N
     """
     weights = None if objective.weights is None else objective.weights.astype(dtype)
     if scaling is None:
-        scaling = one_pass.scaling_of(objective.x, weights, dtype, centered=objective.fit_intercept)
+        centered, spread = objective.fit_intercept, objective.spread
+        scaling = one_pass.scaling_of(objective.x, weights, dtype, centered=centered, spread=spread)
         if objective.scaling is not None:
             scaling = dataclasses.replace(scaling, origin=objective.scaling.origin)
-    return dataclasses.replace(objective, scaling=scaling, weights=weights)
+    return dataclasses.replace(objective.weighted(weights), scaling=scaling)
 
 
 def default_tolerance(inner: LogisticObjective, frequencies: Any) -> Any:
@@ -289,8 +290,8 @@ def null_model(inner: LogisticObjective, shapes: LogisticParams) -> tuple[Logist
             return blank.bias.at[block.y].add(block.share)
         return jnp.matmul(block.share, block.y.astype(dtype), precision=_rows.PRECISION)
 
-    columns = jnp.zeros((rows, 0), dtype)
-    frequencies = one_pass.over_blocks(counted, blank, one_pass.Data(columns, inner.y, inner.weights))
+    columns = inner.rows._replace(x=jnp.zeros((rows, 0), dtype), offset=None, scaling=None)
+    frequencies = one_pass.over_blocks(counted, blank, columns)
     # A class that no row has would have an infinite bias.
     least = 1e-3 / n
     inside = jnp.clip(frequencies, least, None if shapes.bias.ndim else 1 - least)

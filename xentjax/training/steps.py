@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from xentjax.models.loss import logistic_loss
 from xentjax.solvers import status as codes
@@ -95,10 +96,15 @@ def total_steps(config: FitConfig, examples: int) -> int:
     return batches * min(config.batches.epochs, -(-config.stop.max_steps // batches))
 
 
-def stands(config: FitConfig, objective: Any, init: Any, total: int) -> Iterator[Stand]:
-    """The initial stand, and one after every chunk of steps or after every epoch."""
+def stands(
+    config: FitConfig, objective: Any, rows: Any, init: Any, total: int, mesh: Mesh | None = None
+) -> Iterator[Stand]:
+    """The initial stand, and one after every chunk of steps or after every epoch.
+
+    On a ``mesh`` the objective's rows are split over it; ``rows`` are x and y as they were before.
+    """
     if config.batches is not None:
-        yield from _epochs(config, config.batches, objective, init, total)
+        yield from _epochs(config, config.batches, objective, rows, init, total, mesh)
         return
     solver = config.solver.build(total)
     chunk = steps_in_chunk(objective.x.size * max(np.size(init.bias), 1))
@@ -118,9 +124,11 @@ def stands(config: FitConfig, objective: Any, init: Any, total: int) -> Iterator
         )
 
 
-def _epochs(config: FitConfig, batches: BatchesConfig, objective: Any, init: Any, total: int) -> Iterator[Stand]:
+def _epochs(
+    config: FitConfig, batches: BatchesConfig, objective: Any, rows: Any, init: Any, total: int, mesh: Mesh | None
+) -> Iterator[Stand]:
     """Mini-batch training; after each epoch the objective and its gradient on all training examples."""
-    per_epoch = -(-len(objective.y) // batches.size)
+    per_epoch = -(-len(rows[1]) // batches.size)
     loss = logistic_loss if config.model.gradient == "hand" else logistic_loss.record.oracle
 
     def stand(params: Any, code: int, step: int, value: Any, norm: Any) -> Stand:
@@ -132,11 +140,12 @@ def _epochs(config: FitConfig, batches: BatchesConfig, objective: Any, init: Any
     epochs = iterate_minibatch(
         functools.partial(loss, l2=config.model.l2),
         init,
-        (objective.x, objective.y),
+        rows,
         config.solver.transformation_for(total, objective),
         epochs=total // per_epoch,
         batch_size=batches.size,
         seed=config.seed,
+        mesh=mesh,
     )
     for epoch in epochs:
         value, norm = _value_and_largest(objective, epoch.params)

@@ -13,8 +13,10 @@ import optax
 
 from xentjax.solvers import status as codes
 from xentjax.solvers.status import Status
+from xentjax.training.devices import mesh_of
 from xentjax.training.language.batches import covering_windows, require_enough, training_windows
 from xentjax.training.language.network import LanguageParams, context, initial_params, losses
+from xentjax.training.language.split import Split
 from xentjax.training.language.tokenized import Tokenized
 from xentjax.training.language_config import LanguageConfig
 
@@ -58,13 +60,14 @@ class Training:
         self.context = context(config.model)
         require_enough(text.train.tokens, config.batches, self.context)
         self.transformation = config.solver.build(self.total).transformation
+        self.split = Split(mesh_of(config.mesh))
         #: The steps after which the held-out text is looked at.
         self.looks = np.unique(np.linspace(0, self.total, _LOOKS + 1).astype(int)[1:])
 
     def initial_state(self) -> State:
         config = self.config
         counts = np.bincount(self.text.train.tokens[1:], minlength=config.vocabulary.size)
-        params = initial_params(config.model, counts, config.seed, config.precision)
+        params = self.split.params(initial_params(config.model, counts, config.seed, config.precision))
         return State(
             params=params,
             optimizer=self.transformation.init(params),
@@ -95,7 +98,8 @@ class Training:
         """The state after one more step, and the loss of its batch before."""
         started, step = time.perf_counter(), int(state.step)
         windows = training_windows(self.text.train.tokens, step, self.config.batches, self.context, self.config.seed)
-        params, optimizer, loss = _step(self.transformation, state.params, state.optimizer, windows)
+        with self.split.set():
+            params, optimizer, loss = _step(self.transformation, self.split, state.params, state.optimizer, windows)
         after = State(
             params=params,
             optimizer=optimizer,
@@ -119,7 +123,9 @@ class Training:
         """The cross-entropy of the held-out text in nats, and of how many tokens: all, or those of so many batches."""
         nats, tokens = 0.0, 0
         for windows, counts in covering_windows(self.text.test.tokens, self.config.batches, self.context, batches):
-            nats += float(np.sum(np.asarray(_losses(params, windows, counts), np.float64)))
+            with self.split.set():
+                of_tokens = np.asarray(_losses(self.split, params, windows, counts), np.float64)
+            nats += float(np.sum(of_tokens))
             tokens += int(np.sum(counts))
         return nats, tokens
 
@@ -130,21 +136,23 @@ class Training:
         return train.bits_per_byte(float(np.mean(recent)) * train.predicted) if done else np.nan
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _step(
-    transformation: optax.GradientTransformation, params: LanguageParams, optimizer: Any, windows: Any
+    transformation: optax.GradientTransformation, split: Split, params: LanguageParams, optimizer: Any, windows: Any
 ) -> tuple[LanguageParams, Any, jax.Array]:
     """Parameters and state of the optimizer after a step, and the mean loss of its batch before."""
-    of = lambda p: losses(p, windows, reduction="mean")
+    windows = split.windows(windows)
+    params = split.params(params)  # wherever a checkpoint has put them
+    of = lambda p: losses(p, windows, split, reduction="mean")
     loss, gradient = jax.value_and_grad(of)(params)
     update = optax.with_extra_args_support(transformation).update
     with jax.numpy_dtype_promotion("standard"):  # optax counts on it
         updates, optimizer = update(gradient, optimizer, params, value=loss, grad=gradient, value_fn=of)
         params = optax.apply_updates(params, updates)
-    return params, optimizer, loss
+    return split.params(params), optimizer, loss
 
 
-@jax.jit
-def _losses(params: LanguageParams, windows: Any, counts: Any) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=0)
+def _losses(split: Split, params: LanguageParams, windows: Any, counts: Any) -> jax.Array:
     """The nats of each token, 0 for those that do not count."""
-    return losses(params, windows, weights=counts.astype(params.bias.dtype))
+    return losses(params, split.windows(windows), split, weights=counts.astype(params.bias.dtype))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentjax.losses.linear import linear_cross_entropy
+from xentjax.training.language.split import ON_ONE_DEVICE, Split
 from xentjax.training.language_config import LanguageModelConfig
 
 Array = np.ndarray[Any, Any]
@@ -99,9 +100,10 @@ def _normalized(x: Any) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
-def losses(params: LanguageParams, windows: Any, **options: Any) -> jax.Array:
+def losses(params: LanguageParams, windows: Any, split: Split = ON_ONE_DEVICE, **options: Any) -> jax.Array:
     """The cross-entropy in nats of each token of windows ``[B, context + length]`` that has enough tokens before it:
     ``[B, length]``, or what :func:`linear_cross_entropy` makes of them by its ``options``."""
     x = outputs(params, windows[:, :-1])
     labels = windows[:, -x.shape[1] :]
-    return linear_cross_entropy(x, params.embedding, labels, bias=params.bias, w_layout="vd", **options)
+    head = {"bias": params.bias, "w_layout": "vd", **split.head, **options}
+    return linear_cross_entropy(x, params.embedding, labels, **head)
