@@ -108,11 +108,13 @@ class Spread:
 
     def everywhere(self, tree: Any) -> Any:
         """Arrays, placed on every device, or said to be there where they are traced."""
-        put = lambda leaf: (
-            jax.lax.with_sharding_constraint(leaf, self.repeated)
-            if isinstance(leaf, jax.core.Tracer)
-            else jax.device_put(leaf, self.repeated)
-        )
+
+        def put(leaf: Any) -> Any:
+            if isinstance(leaf, jax.core.Tracer):
+                return jax.lax.with_sharding_constraint(leaf, self.repeated)
+            # (Of several processes JAX compares the numbers, but fails at those of Python's, jax 0.10.)
+            return jax.device_put(on_host(leaf), self.repeated)
+
         return jax.tree.map(put, tree)
 
     @property
