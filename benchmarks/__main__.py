@@ -1,4 +1,4 @@
-"""Command line: ``core``, ``regression`` and ``linear`` measure, ``report`` writes tables and plots."""
+"""Command line: ``core``, ``regression``, ``linear`` and ``scale`` measure, ``report`` writes tables and plots."""
 
 from __future__ import annotations
 
@@ -50,6 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     blocks.add_argument("--measured", type=pathlib.Path, help="a linear.jsonl that holds a sweep: none is made here")
     blocks.add_argument("--table", type=pathlib.Path, help="default: the table that the library reads")
     blocks.add_argument("--tiny", action="store_true", help="toy sizes")
+    scale = commands.add_parser("scale", help="a Newton step and a head's step over host devices and processes")
+    scale.add_argument("--out", type=pathlib.Path, help="folder for scale.jsonl (default: as for core)")
+    scale.add_argument("--quick", action="store_true", help="small problems, in a minute")
+    scale.add_argument("--seconds", type=float, default=2.0, help="time for each row's rounds (default: 2)")
     report = commands.add_parser("report", help="tables and plots from the results, and the README's generated parts")
     report.add_argument("--results", type=pathlib.Path, default=RESULTS, help="folder that holds <device>/*.jsonl")
     arguments = parser.parse_args(argv)
@@ -58,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return reporting.main(arguments.results)
     runs = {"core": run_core, "regression": run_regression, "linear": run_linear, "blocks": run_blocks}
+    runs["scale"] = run_scale
     return runs[arguments.command](arguments)
 
 
@@ -124,6 +129,27 @@ def run_regression(arguments: argparse.Namespace) -> int:
     print(f"all in {time.perf_counter() - start:.0f} s")
     if folder is not None:
         print(f"written to {folder / 'regression.jsonl'}")
+    return 0
+
+
+def run_scale(arguments: argparse.Namespace) -> int:
+    """Eight devices of a CPU, and processes of one each."""
+    settle("cpu")
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    import jax
+
+    from benchmarks.machine import measure_machine
+    from benchmarks.scale import run
+
+    machine = measure_machine(jax.devices()[0], quick=True)
+    folder = arguments.out or (None if arguments.quick else RESULTS / machine.device)
+    with results_file(folder, "scale") as write:
+        write(machine.to_json())
+        for row in run.rows(arguments.quick, arguments.seconds / 8 if arguments.quick else arguments.seconds):
+            write(row)
+            print(run.one_line(row), flush=True)
+    if folder is not None:
+        print(f"written to {folder / 'scale.jsonl'}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Tables and plots from the results: Markdown and PNG beside each ``core.jsonl``, and the README's generated parts.
 
 Those of ``regression.jsonl`` are made in :mod:`benchmarks.regression_report`, those of ``linear.jsonl`` in
-:mod:`benchmarks.linear.report`.
+:mod:`benchmarks.linear.report`, those of ``scale.jsonl`` in :mod:`benchmarks.scale.report`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks import language_report, readme, regression_report
 from benchmarks.linear import report as linear_report
 from benchmarks.machine import ROOT
+from benchmarks.scale import report as scale_report
 from benchmarks.tables import machine_line, mebibytes, milliseconds, table
 from xentjax.core.op import ops
 
@@ -47,10 +48,11 @@ def main(results: pathlib.Path) -> int:
     if not found:
         print(f"no <device>/core.jsonl under {results}: run `python -m benchmarks core` first")
     parts = {"speed": "\n\n".join(readme_section(load(path)) for path in found)} if found else {}
-    for part, reporting in (("regression", regression_report), ("linear", linear_report)):
+    for part, reporting in (("regression", regression_report), ("linear", linear_report), ("scale", scale_report)):
         paths = reporting.result_files(results)
         for path in paths:
-            print(f"written: {path.parent}/{', '.join(reporting.write(path))}")
+            for made in reporting.write(path):
+                print(f"written: {path.parent}/{made}")
         if paths:
             parts[part] = reporting.sections(paths)
     if of_language := language_report.result_files(results):

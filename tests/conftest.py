@@ -24,7 +24,7 @@ THOROUGH = {f"test_{name}.py" for name in ("solvers", "fit", "l1", "path", "fit_
 THOROUGH |= {f"test_{name}.py" for name in ("forms", "host", "kept", "regressions", "language_runs", "linear_hard")}
 THOROUGH |= {f"test_{name}.py" for name in ("benchmarks_regression", "linear_kernels", "sklearn", "sklearn_own")}
 THOROUGH |= {f"test_{name}.py" for name in ("linear_sharded", "logit_divergences", "memory", "benchmarks_linear")}
-THOROUGH |= {f"test_{name}.py" for name in ("mesh", "mesh_runs")}
+THOROUGH |= {f"test_{name}.py" for name in ("mesh", "mesh_runs", "processes")}
 
 #: Mappings of a process that leave room for those of any one file.
 MAPPINGS = 20_000

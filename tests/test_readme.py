@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import language_report, readme, regression_report, report
 from benchmarks.linear import report as linear_report
+from benchmarks.scale import report as scale_report
 from xentjax.core.op import ops
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -52,6 +53,11 @@ def test_regression_tables_are_up_to_date():
 def test_linear_tables_are_up_to_date():
     paths = linear_report.result_files(report.RESULTS)
     assert readme.part(TEXT, "linear") == linear_report.sections(paths), "run `python -m benchmarks report`"
+
+
+def test_scaling_is_up_to_date():
+    paths = scale_report.result_files(report.RESULTS)
+    assert readme.part(TEXT, "scale") == scale_report.sections(paths), "run `python -m benchmarks report`"
 
 
 def test_language_model_is_up_to_date():

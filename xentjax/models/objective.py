@@ -96,7 +96,7 @@ class LogisticObjective:
         dtype, d, shape = policy.compute_dtype(policy.result_dtype((x,))), x.shape[-1:], self._classes(y)
         params = LogisticParams(np.zeros((*(d or (0,)), *shape), dtype), np.zeros(shape, dtype))
         check_arguments(function, params, x, y, np.zeros(()), None)
-        if not any(isinstance(known, jax.core.Tracer) for known in (y, self.weights)):
+        if all(map(_is_here, (y, self.weights))):
             self._require_labels(function, np.asarray(y), *shape)
         return params
 
@@ -107,7 +107,10 @@ class LogisticObjective:
             return (y.shape[1],)
         if isinstance(y, jax.core.Tracer) or not jnp.issubdtype(y.dtype, jnp.integer):
             return ()
-        highest = int(np.max(np.asarray(y), where=self._counted(y), initial=0))
+        if _is_here(y):
+            highest = int(np.max(np.asarray(y), where=self._counted(y), initial=0))
+        else:  # in other processes, too
+            highest = int(jnp.max(y if self.weights is None else jnp.where(self.weights != 0, y, 0)))
         return (highest + 1,) if highest > 1 else ()
 
     def _counted(self, y: Any) -> Any:
@@ -349,6 +352,11 @@ class LogisticObjective:
         error = jnp.sqrt(jnp.max(columns))
         error = error + jnp.max(jnp.abs(gradient), initial=0) * math.sqrt(1 + n / 64)
         return jnp.finfo(weights.dtype).eps * (error + jnp.max(a.l2 * largest, initial=0))
+
+
+def _is_here(values: Any) -> bool:
+    """Whether numbers can be looked at: they are not traced, and this process has all of them."""
+    return not isinstance(values, jax.core.Tracer) and getattr(values, "is_fully_addressable", True)
 
 
 def _as_it_is(values: Any) -> Any:

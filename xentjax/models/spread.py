@@ -108,12 +108,19 @@ class Spread:
 
     def everywhere(self, tree: Any) -> Any:
         """Arrays, placed on every device, or said to be there where they are traced."""
-        put = lambda leaf: (
-            jax.lax.with_sharding_constraint(leaf, self.repeated)
-            if isinstance(leaf, jax.core.Tracer)
-            else jax.device_put(leaf, self.repeated)
-        )
-        return jax.tree.map(put, tree)
+        return jax.tree.map(self._everywhere, tree)
+
+    def _everywhere(self, leaf: Any) -> Any:
+        if isinstance(leaf, jax.core.Tracer):
+            return jax.lax.with_sharding_constraint(leaf, self.repeated)
+        if isinstance(leaf, jax.Array) and not (jax.process_count() > 1 and leaf.is_fully_addressable):
+            return jax.device_put(leaf, self.repeated)
+        # In several processes what is on the host, of which each has the same.
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            numbers = self._everywhere(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
+        array = on_host(np.asarray(leaf))
+        return jax.make_array_from_callback(array.shape, self.repeated, lambda index: array[index])
 
     @property
     def own_parts(self) -> int:
