@@ -72,7 +72,7 @@ def files(folder, texts):
         (["solver={name='optax', transformation='lbfgs'}"], "needs the whole training set: it cannot go with batches"),
         (["batches.epochs=3"], "--set: batches.epochs does not go with a table text"),
         (["stop={}"], "--set: stop.max_steps is missing, but required"),
-        (["checkpoint.seconds=-1"], "--set: checkpoint.seconds must be greater than or equal to 0, got -1"),
+        (["checkpoint.every_seconds=-1"], "--set: checkpoint.every_seconds must be greater than or equal to 0, got -1"),
     ],
 )
 def test_what_is_wrong_with_a_key(overrides, message):
