@@ -67,23 +67,27 @@ class Place:
             (folder / "words" / f"{number}.txt").write_text("".join(words))
         return cls(folder)
 
-    def start(self, *arguments: str, prepare: Callable[[], object] | None = None, **environment: str) -> Run:
-        """``xentjax fit`` with these arguments, in the folder; ``prepare`` is called in its process before it begins."""
+    def start(self, *arguments: str, prepare: Callable[[], object] | None = None, told: str = "stderr") -> Run:
+        """``xentjax fit`` with these arguments, in the folder.
+
+        Args:
+          prepare: is called in its process before it begins.
+          told: the file for what it says.
+        """
         names = {
             "PYTHONPATH": str(ROOT),
             "XDG_CACHE_HOME": str(self.folder / "cache"),
             "MPLCONFIGDIR": str(self.folder),
         }
-        told = self.folder / "stderr"
         process = subprocess.Popen(
             [sys.executable, "-m", "xentjax", "fit", *arguments],
             cwd=self.folder,
-            env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "true", **names, **environment},
+            env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "true", **names},
             stdout=subprocess.DEVNULL,
-            stderr=told.open("w"),
+            stderr=(self.folder / told).open("w"),
             preexec_fn=prepare,
         )
-        return Run(process, told)
+        return Run(process, self.folder / told)
 
     def run(self, *arguments: str, **how: Any) -> Run:
         """The same, at its end."""
