@@ -79,7 +79,7 @@ def damage(folder: Path) -> str | None:
         wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         found = _sums(folder)
     except (OSError, UnicodeDecodeError) as error:
-        return f"{SUMS} cannot be read" if isinstance(error, UnicodeDecodeError) else _reason(error)
+        return f"{SUMS} cannot be read: {_reason(error)}"
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"
