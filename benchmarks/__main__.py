@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     faults = commands.add_parser(
         "faults", help="runs that are stopped, and damaged files, full disks, locks, overflows"
     )
+    faults.add_argument("--times", type=int, default=3, help="how often each is tried (default: 3)")
     for command, of in ((kills, "kind of run (gd, minibatch, language, grid)"), (faults, "fault")):
         command.add_argument("--seed", type=int, default=0, help="draws what is drawn (default: 0)")
         command.add_argument("--only", metavar="NAME", help=f"one {of}, or a regular expression of names")
@@ -212,7 +213,7 @@ def run_kills(arguments: argparse.Namespace) -> int:
 def run_faults(arguments: argparse.Namespace) -> int:
     from benchmarks.survival import faults, results
 
-    found = faults.rows(arguments.only, arguments.seed)
+    found = faults.rows(arguments.only, arguments.seed, arguments.times)
     return results.write(found, arguments.out or RESULTS)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints and what is beside them: the same bits back, damage found, the one before taken, one process at a time."""
+"""Checkpoints and what is beside them: the same bits back, damage found, and one process at a time."""
 
 import dataclasses
 import json

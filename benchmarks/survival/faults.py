@@ -23,8 +23,8 @@ from benchmarks.survival.kills import PARTS
 from benchmarks.survival.runs import Place, Run, differences
 from xentjax.training.checkpoint import damage
 
-#: How many single bits are flipped, and how often other damage is done.
-_BITS, _TIMES = 1000, 3
+#: How many single bits are flipped.
+_BITS = 1000
 #: A regression of some seconds: resamples, which are fitted in parts.
 _REGRESSION = '[data]\npath = "table.csv"\ntarget = "y"\n[bootstrap]\nresamples = 200000\n'
 
@@ -40,8 +40,9 @@ class Found(NamedTuple):
 class Bench:
     """Runs of each kind in a folder: whole ones, and states of ones that were stopped on their way."""
 
-    def __init__(self, folder: pathlib.Path, seed: int):
+    def __init__(self, folder: pathlib.Path, seed: int, times: int):
         self.place, self.random = Place.make(folder), random.Random(seed)
+        self.times = times  # that a fault is tried, of each kind
         (folder / "regression.toml").write_text(_REGRESSION)
 
     def path(self, name: str) -> pathlib.Path:
@@ -88,7 +89,7 @@ class Bench:
 def sigterm(bench: Bench) -> Found:
     wrong, slowest, tried = [], 0.0, 0
     for kind in PARTS:
-        for _ in range(_TIMES):
+        for _ in range(bench.times):
             bench.clear()
             run, seconds = bench.stopped(kind, signal.SIGTERM)
             tried, slowest = tried + 1, max(slowest, seconds)
@@ -102,7 +103,7 @@ def sigterm(bench: Bench) -> Found:
 
 def sigterm_of_a_regression(bench: Bench) -> Found:
     wrong = []
-    for _ in range(_TIMES):
+    for _ in range(bench.times):
         bench.clear()
         run = bench.place.start("regression.toml", "--out", "run")
         while not bench.path("run.checkpoint").exists() and run.process.poll() is None:
@@ -112,12 +113,12 @@ def sigterm_of_a_regression(bench: Bench) -> Found:
         run.process.wait()
         if (run.status, run.told) != (143, "xentjax: terminated\n") or bench.path("run.checkpoint").exists():
             wrong.append(f"status {run.status}: {run.told}")
-    return Found(_TIMES, wrong, "one line, status 143, nothing written")
+    return Found(bench.times, wrong, "one line, status 143, nothing written")
 
 
 def ctrl_c(bench: Bench) -> Found:
     wrong = []
-    for _ in range(_TIMES):
+    for _ in range(bench.times):
         bench.clear()
         run, _ = bench.stopped("minibatch", signal.SIGINT)
         status = json.loads((bench.path("run") / "summary.json").read_text())["status"]
@@ -125,7 +126,7 @@ def ctrl_c(bench: Bench) -> Found:
             wrong.append(f"status {run.status}, {status}: {run.told}")
         wrong += bench.compared("minibatch", bench.place.run("minibatch.toml", "--out", "run"))
     outcome = "status 130 and a run folder of what there was; the same command goes on, and ends with the same bits"
-    return Found(_TIMES, wrong, outcome)
+    return Found(bench.times, wrong, outcome)
 
 
 def flipped_bits(bench: Bench) -> Found:
@@ -167,7 +168,7 @@ def _remove(checkpoint: pathlib.Path, generator: random.Random) -> None:
 
 def _gone_on_after(bench: Bench, harm: Callable[[pathlib.Path, random.Random], None]) -> Found:
     wrong = []
-    for _ in range(_TIMES):
+    for _ in range(bench.times):
         state = bench.base()
         before, last = bench.place.steps("run")[-2:]
         harm(state / str(last), bench.random)
@@ -175,19 +176,19 @@ def _gone_on_after(bench: Bench, harm: Callable[[pathlib.Path, random.Random], N
         if f"goes on from step {before}\n" not in run.told or run.told.count("looking for one before it") != 1:
             wrong.append(run.told)
         wrong += bench.compared("gd", run)
-    return Found(_TIMES, wrong, "said in one line; the one before is taken, and the end has the same bits")
+    return Found(bench.times, wrong, "said in one line; the one before is taken, and the end has the same bits")
 
 
 def none_whole(bench: Bench) -> Found:
     wrong = []
-    for _ in range(_TIMES):
+    for _ in range(bench.times):
         state = bench.base()
         for step in bench.place.steps("run"):
             _truncate(state / str(step), bench.random)
         run = bench.place.run("--resume", "run")
         if run.status != 2 or "none of the checkpoints is whole: delete it" not in run.told or not state.exists():
             wrong.append(f"status {run.status}: {run.told}")
-    return Found(_TIMES, wrong, "status 2; says what to delete to start anew, and deletes nothing itself")
+    return Found(bench.times, wrong, "status 2; says what to delete to start anew, and deletes nothing itself")
 
 
 def another_config(bench: Bench) -> Found:
@@ -205,7 +206,7 @@ def another_config(bench: Bench) -> Found:
 
 def second_run(bench: Bench) -> Found:
     wrong = []
-    for _ in range(_TIMES):
+    for _ in range(bench.times):
         bench.clear()
         first = bench.place.start("gd.toml", "--out", "run")
         while not bench.place.steps("run") and first.process.poll() is None:
@@ -219,12 +220,12 @@ def second_run(bench: Bench) -> Found:
         os.kill(first.process.pid, signal.SIGCONT)
         first.process.wait()
         wrong += bench.compared("gd", first)
-    return Found(_TIMES, wrong, "one line that names the process, status 2; the first run ends as if alone")
+    return Found(bench.times, wrong, "one line that names the process, status 2; the first run ends as if alone")
 
 
 def removed_while_running(bench: Bench) -> Found:
     wrong = []
-    for _ in range(_TIMES):
+    for _ in range(bench.times):
         bench.clear()
         run = bench.place.start("gd.toml", "--out", "run")
         while not bench.place.steps("run") and run.process.poll() is None:
@@ -235,7 +236,7 @@ def removed_while_running(bench: Bench) -> Found:
         run.process.wait()
         if not run.is_a_clear_error or bench.path("run").exists():
             wrong.append(f"status {run.status}: {run.told}")
-    return Found(_TIMES, wrong, "one line, status 2, no run folder")
+    return Found(bench.times, wrong, "one line, status 2, no run folder")
 
 
 def full_disk(bench: Bench) -> Found:
@@ -243,7 +244,7 @@ def full_disk(bench: Bench) -> Found:
     wrong, keep = [], ("--set", "checkpoint.keep=1000")
     folder = bench.path("disk")
     folder.mkdir()
-    for _ in range(_TIMES):
+    for _ in range(bench.times):
         mounted = _mount(folder, "size=300k")
         how: dict[str, Any] = {} if mounted else {"prepare": _only_small_files}
         try:
@@ -266,14 +267,14 @@ def full_disk(bench: Bench) -> Found:
         finally:
             _unmount(folder, mounted)
     outcome = "one line, status 2, the checkpoints whole; with room again it goes on, and ends with the same bits"
-    return Found(_TIMES, wrong, outcome)
+    return Found(bench.times, wrong, outcome)
 
 
 def read_only(bench: Bench) -> Found:
     wrong = []
     folder = bench.path("still")
     folder.mkdir()
-    for _ in range(_TIMES):
+    for _ in range(bench.times):
         bench.base()
         shutil.copytree(bench.path("run.checkpoint"), folder / "run.checkpoint")
         mounted = _mount(folder, "ro", onto_itself=True)
@@ -291,7 +292,7 @@ def read_only(bench: Bench) -> Found:
             folder.chmod(0o755)
             (folder / "run.checkpoint").chmod(0o755) if not mounted else None
             _unmount(folder, mounted)
-    return Found(3 * _TIMES, wrong, "one line before any work, status 2, nothing changed")
+    return Found(3 * bench.times, wrong, "one line before any work, status 2, nothing changed")
 
 
 def not_finite(bench: Bench) -> Found:
@@ -363,10 +364,10 @@ FAULTS: dict[str, tuple[str, Callable[[Bench], Found]]] = {
 }
 
 
-def rows(only: str | None, seed: int) -> Iterator[dict[str, Any]]:
+def rows(only: str | None, seed: int, times: int) -> Iterator[dict[str, Any]]:
     """A row for each fault, as it is tried."""
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(pathlib.Path(folder), seed)
+        bench = Bench(pathlib.Path(folder), seed, times)
         for name, (fault, trial) in FAULTS.items():
             if re.fullmatch(only or ".*", name):
                 began = time.monotonic()
