@@ -1,4 +1,5 @@
-"""Command line: ``core``, ``regression``, ``linear`` and ``scale`` measure, ``report`` writes tables and plots."""
+"""Command line: ``core``, ``regression``, ``linear`` and ``scale`` measure, ``kills`` and ``faults`` try what may happen
+to runs, ``report`` writes tables and plots."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +56,17 @@ def main(argv: list[str] | None = None) -> int:
     scale.add_argument("--out", type=pathlib.Path, help="folder for scale.jsonl (default: as for core)")
     scale.add_argument("--quick", action="store_true", help="small problems, in a minute")
     scale.add_argument("--seconds", type=float, default=2.0, help="time for each row's rounds (default: 2)")
+    kills = commands.add_parser("kills", help="runs that are killed at random moments until they are complete")
+    kills.add_argument("--count", type=int, default=100, help="kills of each kind of run (default: 100)")
+    kills.add_argument("--minutes", type=float, default=10.0, help="the most time for each kind (default: 10)")
+    faults = commands.add_parser(
+        "faults", help="runs that are stopped, and damaged files, full disks, locks, overflows"
+    )
+    faults.add_argument("--times", type=int, default=3, help="how often each is tried (default: 3)")
+    for command, of in ((kills, "kind of run (gd, minibatch, language, grid)"), (faults, "fault")):
+        command.add_argument("--seed", type=int, default=0, help="draws what is drawn (default: 0)")
+        command.add_argument("--only", metavar="NAME", help=f"one {of}, or a regular expression of names")
+        command.add_argument("--out", type=pathlib.Path, help="folder for faults.jsonl (default: as for core)")
     report = commands.add_parser("report", help="tables and plots from the results, and the README's generated parts")
     report.add_argument("--results", type=pathlib.Path, default=RESULTS, help="folder that holds <device>/*.jsonl")
     arguments = parser.parse_args(argv)
@@ -63,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         return reporting.main(arguments.results)
     runs = {"core": run_core, "regression": run_regression, "linear": run_linear, "blocks": run_blocks}
     runs["scale"] = run_scale
+    runs |= {"kills": run_kills, "faults": run_faults}
     return runs[arguments.command](arguments)
 
 
@@ -210,6 +224,23 @@ def run_blocks(arguments: argparse.Namespace) -> int:
     blocks.write(blocks.merged(blocks.read(table), blocks.of_rows(found)), table)
     print(f"written to {table}")
     return 0
+
+
+def run_kills(arguments: argparse.Namespace) -> int:
+    from benchmarks.survival import results
+    from benchmarks.survival.kills import PARTS, kill_row
+
+    parts = [part for part in PARTS if re.fullmatch(arguments.only or ".*", part)]
+    say = lambda text: print(text, flush=True)
+    found = (kill_row(part, arguments.count, arguments.minutes, arguments.seed, say) for part in parts)
+    return results.write(found, arguments.out or RESULTS)
+
+
+def run_faults(arguments: argparse.Namespace) -> int:
+    from benchmarks.survival import faults, results
+
+    found = faults.rows(arguments.only, arguments.seed, arguments.times)
+    return results.write(found, arguments.out or RESULTS)
 
 
 def pin_to_one_core() -> None:

@@ -93,6 +93,16 @@ class BatchesConfig(Table):
     epochs: PositiveInt
 
 
+class CheckpointConfig(Table):
+    """When the state of a run is written, so that it goes on from there where it is killed: after ``every_seconds``,
+    and, where they are given, after ``every_steps``. The last ``keep`` states stay.
+    """
+
+    every_seconds: NonNegativeFloat = 30.0
+    every_steps: PositiveInt | None = None
+    keep: PositiveInt = 2
+
+
 class ManyConfig(Table):
     """A grid of fits in one vmapped program: every step size with every seed (split and initial values).
 
@@ -141,6 +151,7 @@ class FitConfig(ExamplesConfig):
     solver: SolverConfig
     stop: StopConfig = StopConfig()
     batches: BatchesConfig | None = None
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @check_field("solver")
     @classmethod

@@ -18,13 +18,16 @@ from xentjax.models.spread import Spread, on_host
 from xentjax.solvers.kept import kept
 from xentjax.solvers.status import Status
 from xentjax.training import run_folder
+from xentjax.training.blame import write_blame
 from xentjax.training.config import FitConfig
 from xentjax.training.data import load_examples
 from xentjax.training.devices import mesh_of
 from xentjax.training.evaluation import Evaluation, evaluations
 from xentjax.training.machine import Cost, timed
 from xentjax.training.prepared import initial_params, split_and_encode
-from xentjax.training.steps import Ending, Progress, Stand, ended, follow, stands, total_steps
+from xentjax.training.run_state import RunState
+from xentjax.training.steps import Ending, Progress, Stand, ended, follow, stands, total_steps, value_and_largest
+from xentjax.training.trace import Trace, identity
 
 Array = np.ndarray[Any, Any]
 
@@ -43,6 +46,7 @@ class Fitted(Ending):
     test: Evaluation | None
     gradient_deviation: float
     cost: Cost
+    blame: dict[str, Any] | None = None
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -66,17 +70,26 @@ class Fitted(Ending):
         history = zip(self.steps, self.value, self.gradient_norm, strict=True)
         rows = ({"step": step, "value": value, "gradient_norm": norm} for step, value, norm in history)
         run_folder.write_json_lines(folder / "metrics.jsonl", rows)
+        write_blame(self.blame, folder)
         run_folder.write_json(folder / run_folder.MARK, self.summary())
 
 
-def fit(config: FitConfig, progress: Callable[[Progress], None] = lambda progress: None) -> Fitted:
+def fit(
+    config: FitConfig,
+    progress: Callable[[Progress], None] = lambda progress: None,
+    kept: RunState | None = None,
+) -> Fitted:
     """Run the config. The callback is told of the initial values and of every chunk of steps after them.
 
     A KeyboardInterrupt while steps are made, from the callback too, ends the run with what there is. The status is
     that of the solution, or ``interrupted``.
+
+    Args:
+      kept: where checkpoints are written, and read: the run goes on from the last one, with the same bits at the end.
     """
     with jax.enable_x64(config.precision == "float64"):
-        data = split_and_encode(load_examples(config.data), config, config.seed)
+        examples = load_examples(config.data)
+        data = split_and_encode(examples, config, config.seed)
         mesh = mesh_of(config.mesh)
         x, y = map(policy.copied if mesh is None else on_host, (data.x, data.y))
         model = config.model
@@ -86,15 +99,23 @@ def fit(config: FitConfig, progress: Callable[[Progress], None] = lambda progres
             spread = Spread.over("fit", mesh)
             objective, init = objective.on(spread), spread.everywhere(init)
         total = total_steps(config, len(data.y))
-        trace: list[tuple[Array, Array, Array]] = []
+        trace = Trace(kept, lambda: identity(config, data.digest))
 
         def see(stand: Stand) -> None:
-            trace.append(stand.history)
+            trace.add(*stand.history)
             progress(Progress(stand.step, total, stand.value, stand.gradient_norm))
 
         with timed() as watch:
-            stand = follow(stands(config, objective, (x, y), init, total, mesh), see)
-        steps, value, gradient_norm = (np.concatenate(column) for column in zip(*trace, strict=True))
+
+            def keep(stand: Stand, stopped: bool) -> None:
+                if stand.status == "running":
+                    trace.keep(stand.step, stand.run, watch, stopped)
+
+            stand = follow(stands(config, objective, (x, y), init, total, trace.restored, mesh), see, keep)
+            if stand.step > trace.history[0][-1]:  # stopped within an epoch
+                last = value_and_largest(objective, stand.params)
+                trace.add(*(np.asarray([column]) for column in (stand.step, *last)))
+        steps, value, gradient_norm = trace.history
         params = jax.tree.map(np.asarray, stand.params)
         parts = evaluations(params, data.parts, len(data.classes))
         return Fitted(
@@ -107,7 +128,8 @@ def fit(config: FitConfig, progress: Callable[[Progress], None] = lambda progres
             train=parts[0],
             test=parts[1] if len(parts) > 1 else None,
             gradient_deviation=gradient_deviation(objective, params),
-            cost=watch.cost(),
+            cost=watch.cost().and_before(trace.spent),
+            blame=None if stand.blame is None else stand.blame.found_in(examples, data.rows),
         )
 
 

@@ -16,16 +16,18 @@ from jax.sharding import Mesh, PartitionSpec
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
 from xentjax.solvers import status as codes
-from xentjax.solvers.minimize import Solution, advance, in_chunks, start
+from xentjax.solvers.minimize import History, Solution, State, advance, in_chunks, solution, start
 from xentjax.solvers.status import Status
 from xentjax.training import run_folder
 from xentjax.training.config import FitConfig, ManyConfig
 from xentjax.training.data import load_examples
 from xentjax.training.devices import mesh_of
 from xentjax.training.evaluation import Evaluation, evaluations
-from xentjax.training.machine import Cost, timed
+from xentjax.training.machine import Cost, Stopwatch, timed
 from xentjax.training.prepared import Prepared, initial_params, split_and_encode
+from xentjax.training.run_state import RunState
 from xentjax.training.steps import Progress, ended, follow, steps_in_chunk
+from xentjax.training.trace import Trace, identity
 
 Array = np.ndarray[Any, Any]
 
@@ -98,40 +100,55 @@ class Grid:
         run_folder.write_json(folder / run_folder.MARK, summary)
 
 
-def fit_grid(config: FitConfig, progress: Callable[[Progress], None] = lambda progress: None) -> Grid:
+def fit_grid(
+    config: FitConfig,
+    progress: Callable[[Progress], None] = lambda progress: None,
+    kept: RunState | None = None,
+) -> Grid:
     """Fit every step size with every seed of ``config.many``; a seed draws the split and the initial values.
 
     A KeyboardInterrupt while steps are made, from the callback too, ends them with what there is: fits that have not
     ended have the status ``interrupted``.
+
+    Args:
+      kept: where checkpoints are written, and read: the grid goes on from the last one, with the same bits at the end.
     """
     assert config.many is not None
     with jax.enable_x64(config.precision == "float64"):
         examples = load_examples(config.data)
         prepared = [split_and_encode(examples, config, seed) for seed in config.many.seeds]
+        digests = [data.digest for data in prepared] if kept is not None else []
+        trace = Trace(kept, lambda: identity(config, " ".join(digests)), columns=1)
         with timed() as watch:
-            solution, history = _minimize_all(config, config.many, prepared, progress)
-        params = jax.tree.map(np.asarray, solution.params)
+            ends = _minimize_all(config, config.many, prepared, progress, trace, watch)
+        (history,) = trace.history
+        params = jax.tree.map(np.asarray, ends.params)
         fits = [[LogisticParams(w, b) for w, b in zip(*row, strict=True)] for row in zip(*params, strict=True)]
         k = len(examples.classes)
         parts = [[evaluations(fit, data.parts, k) for fit, data in zip(row, prepared, strict=True)] for row in fits]
         return Grid(
             config=config,
             params=params,
-            status=ended(solution.status),
-            steps=np.asarray(solution.steps),
-            value=np.asarray(solution.value),
-            gradient_norm=np.asarray(solution.gradient_norm),
-            history=_filled(history[..., : int(np.max(solution.steps)) + 1]),
+            status=ended(ends.status),
+            steps=np.asarray(ends.steps),
+            value=np.asarray(ends.value),
+            gradient_norm=np.asarray(ends.gradient_norm),
+            history=_filled(history[..., : int(np.max(ends.steps)) + 1]),
             train=[[of[0] for of in row] for row in parts],
             test=[[of[1] for of in row] for row in parts] if len(prepared[0].parts) > 1 else [],
-            cost=watch.cost(),
+            cost=watch.cost().and_before(trace.spent),
         )
 
 
 def _minimize_all(
-    config: FitConfig, many: ManyConfig, prepared: list[Prepared], progress: Callable[[Progress], None]
-) -> tuple[Solution, Array]:
-    """Where the fits end, and the history of their objectives; every field ``[step sizes, seeds, ...]``."""
+    config: FitConfig,
+    many: ManyConfig,
+    prepared: list[Prepared],
+    progress: Callable[[Progress], None],
+    trace: Trace,
+    watch: Stopwatch,
+) -> Solution:
+    """Where the fits end, and in the trace the history of their objectives; fields are ``[step sizes, seeds, ...]``."""
     pairs = zip(prepared, many.seeds, strict=True)
     inits = [initial_params(data, config.model.init_scale, seed) for data, seed in pairs]
     init = jax.tree.map(lambda *leaves: jnp.stack(leaves), *inits)
@@ -157,18 +174,24 @@ def _minimize_all(
 
     @functools.partial(over_the_grid, mesh=mesh)
     def go_on(step_size: Any, x: Any, y: Any, _: None, state: Any) -> Any:
-        return advance(*problem(step_size, x, y), state, tol=tol, max_steps=max_steps, chunk=chunk)
+        at_once = min(chunk, config.checkpoint.every_steps or chunk)
+        how: dict[str, Any] = {"tol": tol, "max_steps": max_steps, "chunk": chunk, "most": at_once}
+        return advance(*problem(step_size, x, y), state, **how)
 
-    histories: list[Array] = []
+    def see(found: tuple[State, History]) -> None:
+        state, history = found
+        new = int(np.max(state.step)) + 1 - trace.length
+        trace.add(np.asarray(history.value)[:count, ..., :new])
+        progress(_progress(solution(*found), max_steps))
 
-    def see(solution: Solution) -> None:
-        histories.append(np.asarray(solution.history.value))
-        progress(_progress(solution, max_steps))
+    def keep(found: tuple[State, History], stopped: bool) -> None:
+        state, _ = found
+        if np.any(np.asarray(state.code) == codes.RUNNING):
+            trace.keep(int(np.max(state.step)), state, watch, stopped)
 
-    state = begin(step_sizes, x, y, init, None)
-    solution = follow(in_chunks(state, lambda state: go_on(step_sizes, x, y, None, state)), see)
-    solution = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], solution)
-    return solution, np.concatenate(histories, axis=-1)[:count]
+    state = trace.restored(begin(step_sizes, x, y, init, None))
+    found = solution(*follow(in_chunks(state, lambda state: go_on(step_sizes, x, y, None, state)), see, keep))
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], found)
 
 
 def over_the_grid(one: Callable[..., Any], mesh: Mesh | None = None) -> Callable[..., Any]:

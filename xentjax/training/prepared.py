@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,17 @@ class Prepared:
     y: Array
     x_test: Array
     y_test: Array
+    rows: Array
+    """Of the training examples, which ones of all examples they are."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the arrays: runs on the same are on the same data."""
+        found = hashlib.sha256(repr((self.encoder, self.classes)).encode())
+        for array in (self.x, self.y, self.x_test, self.y_test):
+            found.update(f"{array.dtype} {array.shape}\n".encode())
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
 
     @property
     def parts(self) -> list[tuple[Array, Array]]:
@@ -44,7 +56,7 @@ def split_and_encode(examples: Examples, config: ExamplesConfig, seed: int) -> P
     encoder = Encoder.learn(examples, train, config.data, config.precision)
     matrix = encoder.matrix(examples)
     labels = examples.labels
-    return Prepared(encoder, examples.classes, matrix[train], labels[train], matrix[test], labels[test])
+    return Prepared(encoder, examples.classes, matrix[train], labels[train], matrix[test], labels[test], train)
 
 
 def initial_params(data: Prepared, scale: float, seed: int) -> LogisticParams:

@@ -256,6 +256,14 @@ def _kind(folder: Path) -> Any:
     return summary.get("kind") if isinstance(summary, dict) else None
 
 
+def status_of(folder: Path) -> str | None:
+    """The status of the run that wrote a folder; None where it is no run folder."""
+    try:
+        return str(json.loads((folder / MARK).read_bytes())["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _read(path: Path, read: Callable[[Path], Any]) -> Any:
     try:
         return read(path)

@@ -38,6 +38,15 @@ class TableFile:
         line = next(line for i, (line, _) in enumerate(_records(self.path, self.delimiter)) if i == row + 1)
         return f"{self.path}, line {line}, column {column!r}"
 
+    def lines(self, rows: Sequence[int]) -> list[int]:
+        """Where rows are, as :meth:`place` counts."""
+        if self.delimiter is None:
+            return [row + 1 for row in rows]
+        wanted = set(rows)
+        records = enumerate(_records(self.path, self.delimiter), -1)
+        found = {row: line for row, (line, _) in records if row in wanted}
+        return [found[row] for row in rows]
+
     def require(self, names: Sequence[str]) -> None:
         for name in names:
             if name not in self.names:

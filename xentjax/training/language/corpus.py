@@ -20,6 +20,8 @@ class Corpus:
 
     train: tuple[bytes, ...]
     test: tuple[bytes, ...]
+    train_names: tuple[str, ...]
+    test_names: tuple[str, ...]
     left_out: int
     """How many files were too much for ``max_bytes``."""
     digest: str
@@ -59,8 +61,10 @@ def read_corpus(config: TextConfig, seed: int) -> Corpus:
     digest = hashlib.sha256()
     for name in sorted(taken):
         digest.update(f"{name}\0{name in held_out}\0{len(taken[name])}\0".encode() + taken[name])
-    part = lambda test: tuple(taken[name] for name in sorted(taken) if (name in held_out) == test)
-    return Corpus(part(False), part(True), left_out, digest.hexdigest())
+    part = lambda test: tuple(name for name in sorted(taken) if (name in held_out) == test)
+    train, test = part(False), part(True)
+    contents = lambda names: tuple(taken[name] for name in names)
+    return Corpus(contents(train), contents(test), train, test, left_out, digest.hexdigest())
 
 
 def _files(config: TextConfig) -> dict[str, Path]:
