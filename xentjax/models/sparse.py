@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentjax.core import policy
+from xentjax.models.streamed import StreamedRows
 from xentjax.models.strided import StridedRows
 
 
@@ -106,5 +107,5 @@ def is_sparse(x: Any) -> bool:
 
 
 def as_features(function: str, x: Any) -> Any:
-    """A :class:`SparseRows` or :class:`StridedRows` as it is, and anything else as an array."""
-    return x if isinstance(x, SparseRows | StridedRows) else policy.as_array(function, "x", x)
+    """Rows that are sparse, streamed or strided as they are, and anything else as an array."""
+    return x if isinstance(x, SparseRows | StreamedRows | StridedRows) else policy.as_array(function, "x", x)
