@@ -15,7 +15,7 @@ from jax.experimental.buffer_callback import buffer_callback
 
 #: Bytes of a chunk. A larger one has left the processor's cache before its blocks are computed with, a smaller one
 #: is not worth a call into Python. (An accelerator has a chunk for each block.)
-_CHUNK = 2**23
+_CHUNK = 2**22
 
 #: The open sources by their numbers, for as long as somebody else holds them.
 _OPEN: weakref.WeakValueDictionary[int, RowSource] = weakref.WeakValueDictionary()

@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from xentjax.training.config import SVMLIGHT
 from xentjax.training.errors import UserError, did_you_mean
-from xentjax.training.streams import svmlight
 from xentjax.training.streams.formats import ArrowFile, CsvFile, NpyFile, ParquetFile, Skipped, TableFormat
 from xentjax.training.streams.svmlight import SvmlightFile
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def _open(path: Path, delimiter: str) -> TableFormat:
             file = ArrowFile.of(path)
         elif start == b"\x93NUMPY":
             file = NpyFile.of(path)
-        elif path.suffix in svmlight.SUFFIXES:
+        elif path.suffix in SVMLIGHT:
             file = SvmlightFile.of(path)
         else:
             file = CsvFile.of(path, delimiter)
@@ -121,44 +124,64 @@ def _open(path: Path, delimiter: str) -> TableFormat:
 # -- columns -----------------------------------------------------------------------------------------------------------
 
 
-def numbers(table: TableFile, name: str, column: pa.ChunkedArray, hint: str = "") -> np.ndarray[Any, Any]:
-    """The column as finite float64 numbers, or UserError at the first cell that is none, with a hint for words."""
+def numbers(
+    table: TableFile, name: str, column: pa.ChunkedArray, hint: str = "", first: int = 0, bad: Array | None = None
+) -> Array:
+    """The column as finite float64 numbers, or UserError at the first cell that is none, with a hint for words.
+
+    ``first`` is the number of its first row. Where ``bad [n]`` is given, it becomes true for cells that are no numbers,
+    and these become 0.
+    """
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         column = pc.utf8_trim_whitespace(column)
         values = _parsed(column)
+        if values is None and bad is not None:
+            values = _parsed_or_null(column)
         if values is None:
             row = _first_not_parsed(column)
-            raise UserError(f"{table.place(row, name)}: {_not_a_number(column[row].as_py(), hint)}")
+            raise UserError(f"{table.place(first + row, name)}: {_not_a_number(column[row].as_py(), hint)}")
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         values = pc.cast(column, pa.float64(), safe=False)
     elif pa.types.is_decimal(kind):
         values = pc.cast(column, pa.float64())
     else:
         raise UserError(f"{table.path}, column {name!r}: holds {kind}, not numbers{hint}")
-    if values.null_count:
-        raise UserError(f"{table.place(_first(pc.is_null(values)), name)}: is empty")
-    array = values.to_numpy()
-    if not np.all(finite := np.isfinite(array)):
+    if values.null_count and bad is None:
+        raise UserError(f"{table.place(first + _first(pc.is_null(values)), name)}: is empty")
+    array = values.to_numpy()  # NaN where a cell is empty
+    if np.all(finite := np.isfinite(array)):
+        return array
+    if bad is None:
         row = int(np.argmin(finite))
-        raise UserError(f"{table.place(row, name)}: is {column[row].as_py()}, but a feature must be finite")
-    return array
+        raise UserError(f"{table.place(first + row, name)}: is {column[row].as_py()}, but a feature must be finite")
+    bad |= ~finite
+    return np.where(finite, array, 0)
 
 
-def texts(table: TableFile, name: str, column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
-    """The column as an array of str, whole numbers without a decimal point; UserError at the first empty cell."""
+def texts(table: TableFile, name: str, column: pa.ChunkedArray, bad: Array | None = None) -> Array:
+    """The column as an array of str, whole numbers without a decimal point; UserError at the first empty cell, or
+    where ``bad [n]`` is given, true there."""
+    column = words(table, name, column)
+    empty = pc.or_kleene(pc.is_null(column), pc.equal(column, ""))
+    if pc.any(empty).as_py():
+        if bad is None:
+            raise UserError(f"{table.place(_first(empty), name)}: is empty")
+        bad |= empty.to_numpy()
+        column = pc.fill_null(column, "")
+    return column.to_numpy().astype(str)
+
+
+def words(table: TableFile, name: str, column: Any) -> Any:
+    """The column as Arrow's text, whole numbers without a decimal point."""
     if pa.types.is_dictionary(column.type):
         column = pc.cast(column, column.type.value_type)
     if pa.types.is_floating(column.type) and not pc.any(pc.not_equal(pc.floor(column), column)).as_py():
         column = pc.cast(column, pa.int64(), safe=False) if pc.all(pc.is_finite(column)).as_py() else column
     try:
-        column = pc.utf8_trim_whitespace(pc.cast(column, pa.string()))
+        return pc.utf8_trim_whitespace(pc.cast(column, pa.string()))
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise UserError(f"{table.path}, column {name!r}: holds {column.type}, not categories") from error
-    empty = pc.or_kleene(pc.is_null(column), pc.equal(column, ""))
-    if pc.any(empty).as_py():
-        raise UserError(f"{table.place(_first(empty), name)}: is empty")
-    return column.to_numpy().astype(str)
 
 
 def _not_a_number(text: str | None, hint: str) -> str:
@@ -170,6 +193,20 @@ def _parsed(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
         return pc.cast(column, pa.float64())
     except pa.ArrowInvalid:
         return None
+
+
+def _parsed_or_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The numbers, and null where there is none: what does not parse is halved."""
+    found, waiting = [], [column]
+    while waiting:
+        part = waiting.pop()
+        values = _parsed(part)
+        if values is None and len(part) > 1:
+            middle = len(part) // 2
+            waiting += [part.slice(middle), part.slice(0, middle)]
+        else:
+            found.append(pa.nulls(1, pa.float64()) if values is None else values.combine_chunks())
+    return pa.chunked_array(found, pa.float64())
 
 
 def _first_not_parsed(column: pa.ChunkedArray) -> int:

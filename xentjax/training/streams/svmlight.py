@@ -15,9 +15,6 @@ import pyarrow as pa
 from xentjax.training.errors import UserError
 from xentjax.training.streams.formats import Skipped
 
-#: Names that such files have; what is in them does not tell them from others.
-SUFFIXES = (".svmlight", ".libsvm", ".svm")
-
 #: The column of the labels.
 LABEL = "label"
 
