@@ -31,8 +31,8 @@ class LogisticObjective:
     r""":func:`logistic_loss` on data x, y, as a function of the parameters alone.
 
     Args:
-      x: features ``[n, d]``, :class:`StreamedRows` (not with ``gradient="auto"``), or :class:`SparseRows` (for ``value``
-        and ``lipschitz`` only the others).
+      x: features ``[n, d]``, :class:`StreamedRows` (not with ``gradient="auto"``), or :class:`SparseRows` (not for
+        ``value`` and ``lipschitz``).
       y: labels, as in :func:`logistic_loss`.
       l2: the penalty's factor.
       weights: example weights ``[n]``.

@@ -310,7 +310,11 @@ def _rows_of(x: Any, start: Any, size: int) -> Any:
         return x.dense(start)
     if isinstance(x, _Chunk):
         return jax.lax.dynamic_slice_in_dim(x.rows, start - x.start, size)
-    return x.block(start, size) if isinstance(x, StreamedRows | StridedRows) else jax.lax.dynamic_slice_in_dim(x, start, size)
+    return (
+        x.block(start, size)
+        if isinstance(x, StreamedRows | StridedRows)
+        else jax.lax.dynamic_slice_in_dim(x, start, size)
+    )
 
 
 def _blocks(function: Callable[[Block], Any], params: LogisticParams, data: Data) -> tuple[int, Callable[..., Any]]:

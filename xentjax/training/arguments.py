@@ -80,7 +80,7 @@ def checked_objective(
     if x.shape[0] == 0:
         raise ValueError(f"{function}: x has shape {x.shape}: there is no row to fit to")
     if not policy.is_float(x):
-        x = x.astype(jnp.result_type(float))
+        x = x.astype(jnp.result_type(float))  # type: ignore[union-attr]  # streamed rows are floats
     if y.dtype == jnp.bool_:
         y = y.astype(jnp.int32)
     # One program for numbers of Python's and of numpy's.

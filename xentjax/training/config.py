@@ -33,8 +33,8 @@ Delimiter = Annotated[str, AfterValidator(delimits)]
 
 
 class DataConfig(Table):
-    """The examples: a data set out of a package (``source``), or a table of the user's (``path``): a CSV, Parquet, Arrow,
-    ``.npy`` or svmlight file, or a folder of such.
+    """The examples: a data set out of a package (``source``), or a table of the user's (``path``): a CSV, Parquet,
+    Arrow, ``.npy`` or svmlight file, or a folder of such.
 
     A relative ``path`` is relative to the config file. ``features`` are the columns to learn from (default: every
     column but the target and the weights), ``categorical`` those of them that are one-hot encoded (with ``drop_first``

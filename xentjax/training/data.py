@@ -23,7 +23,7 @@ from xentjax.training.errors import UserError, did_you_mean
 from xentjax.training.sources import SOURCES
 from xentjax.training.streams.formats import mapped
 from xentjax.training.streams.svmlight import LABEL
-from xentjax.training.table import TableFile, has, numbers, open_table, texts
+from xentjax.training.table import TableFile, has, numbers, texts
 
 Array = np.ndarray[Any, Any]
 
@@ -46,10 +46,8 @@ class Examples:
         return f"example {row + 1}, column {column!r}" if self.table is None else self.table.place(row, column)
 
 
-def load_examples(config: DataConfig) -> Examples:
-    """Read the examples that the config names, or raise UserError."""
-    if config.path is not None:
-        return _from_file(config, open_table(config.path, config.delimiter))
+def load_source(config: DataConfig) -> Examples:
+    """The examples out of a package that the config names, or UserError."""
     assert config.source is not None
     examples = Examples(*SOURCES[config.source](), table=None)
     if config.features is None:
@@ -102,7 +100,8 @@ class Roles:
         return np.array(labels, labels.dtype.newbyteorder("="))
 
 
-def _from_file(config: DataConfig, table: TableFile) -> Examples:
+def from_file(config: DataConfig, table: TableFile) -> Examples:
+    """The examples in a table, all of them in memory, or UserError."""
     roles, skipped = Roles.of(config, table), []
     may_skip = config.on_bad_rows == "skip"
     columns: dict[str, Any] = table.read(roles.columns, (lambda: skipped.append(1)) if may_skip else None)
@@ -116,7 +115,9 @@ def _from_file(config: DataConfig, table: TableFile) -> Examples:
     if roles.weights is not None:
         weights = weights_of(table, roles.weights, columns.pop(roles.weights), bad=bad)
     read = {
-        name: texts(table, name, column, bad) if name in config.categorical else numbers(table, name, column, WORDS, bad=bad)
+        name: texts(table, name, column, bad)
+        if name in config.categorical
+        else numbers(table, name, column, WORDS, bad=bad)
         for name, column in columns.items()
     }
     labels, classes = labels_of(table, roles.target, names.tolist(), codes, config.classes, bad)
@@ -232,22 +233,23 @@ def _is_whole(name: str) -> bool:
 def split(examples: Any, test_fraction: float, seed: int) -> tuple[Array, Array]:
     """Row numbers to train on and to test on: of each class the same fraction, drawn by the seed.
 
-    Each class keeps at least one example to train on.
+    Each class keeps at least one example to train on. Rows that are left out, of label -1, are for neither.
     """
+    labels = examples.labels
+    known = np.flatnonzero(labels >= 0)
     if test_fraction == 0:
-        return np.arange(len(examples.labels)), np.arange(0)
+        return known, np.arange(0)
     generator = np.random.default_rng(seed)
     test = []
     for k in range(len(examples.classes)):
-        rows = generator.permutation(np.flatnonzero(examples.labels == k))
+        rows = generator.permutation(np.flatnonzero(labels == k))
         test.append(rows[: min(round(test_fraction * len(rows)), len(rows) - 1)])
     rows = np.sort(np.concatenate(test))
     if len(rows) == 0:
-        total = len(examples.labels)
         raise UserError(
-            f"data.test_fraction {test_fraction} of {total} examples leaves none to test on; 0 trains on all"
+            f"data.test_fraction {test_fraction} of {len(known)} examples leaves none to test on; 0 trains on all"
         )
-    return np.setdiff1d(np.arange(len(examples.labels)), rows), rows
+    return np.setdiff1d(known, rows, assume_unique=True), rows
 
 
 # -- encoding ----------------------------------------------------------------------------------------------------------

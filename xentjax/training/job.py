@@ -14,17 +14,21 @@ import numpy as np
 from xentjax.core import policy
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
+from xentjax.models.streamed import StreamedRows, reading
 from xentjax.solvers.kept import kept
 from xentjax.solvers.status import Status
 from xentjax.training import run_folder
 from xentjax.training.config import FitConfig
-from xentjax.training.data import load_examples
 from xentjax.training.evaluation import Evaluation, evaluations
 from xentjax.training.machine import Cost, timed
-from xentjax.training.prepared import initial_params, split_and_encode
+from xentjax.training.prepared import initial_params, load_examples, require_in_memory, split_and_encode
 from xentjax.training.steps import Ending, Progress, Stand, ended, follow, stands, total_steps
 
 Array = np.ndarray[Any, Any]
+
+
+#: So many rows of a file tell how hand-derived and automatic gradients differ.
+_FIRST = 4096
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Fitted(Ending):
     test: Evaluation | None
     gradient_deviation: float
     cost: Cost
+    skipped: int = 0
+    """How many rows of the table were left out, as something in them was wrong."""
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -52,6 +58,7 @@ class Fitted(Ending):
             "objective_nats": self.value[-1],
             "gradient_norm": self.gradient_norm[-1],
             "gradient_deviation": self.gradient_deviation,
+            "skipped_rows": self.skipped,
             "train": self.train.summary(),
             "test": None if self.test is None else self.test.summary(),
             **self.cost.summary(),
@@ -75,10 +82,14 @@ def fit(config: FitConfig, progress: Callable[[Progress], None] = lambda progres
     """
     with jax.enable_x64(config.precision == "float64"):
         data = split_and_encode(load_examples(config.data), config, config.seed)
+        if config.model.gradient == "auto":
+            require_in_memory(data, "model.gradient 'auto'")
+        weights = data.train.weights
         objective = LogisticObjective(
-            policy.copied(data.x),
+            data.x if data.streamed else policy.copied(data.x),
             policy.copied(data.y),
             l2=config.model.l2,
+            weights=None if weights is None else policy.copied(weights.astype(data.x.dtype)),
             gradient=config.model.gradient,
             num_classes=data.num_classes,
         )
@@ -90,7 +101,7 @@ def fit(config: FitConfig, progress: Callable[[Progress], None] = lambda progres
             trace.append(stand.history)
             progress(Progress(stand.step, total, stand.value, stand.gradient_norm))
 
-        with timed() as watch:
+        with timed() as watch, reading(data.x):
             stand = follow(stands(config, objective, init, total), see)
         steps, value, gradient_norm = (np.concatenate(column) for column in zip(*trace, strict=True))
         params = jax.tree.map(np.asarray, stand.params)
@@ -104,9 +115,21 @@ def fit(config: FitConfig, progress: Callable[[Progress], None] = lambda progres
             gradient_norm=gradient_norm,
             train=parts[0],
             test=parts[1] if len(parts) > 1 else None,
-            gradient_deviation=gradient_deviation(objective, params),
+            gradient_deviation=gradient_deviation(_in_memory(objective), params),
             cost=watch.cost(),
+            skipped=data.skipped,
         )
+
+
+def _in_memory(objective: LogisticObjective) -> LogisticObjective:
+    """The objective; of streamed rows, that on the first of them."""
+    if not isinstance(objective.x, StreamedRows):
+        return objective
+    few: Any = lambda rows: None if rows is None else rows[:_FIRST]
+    x: Array = np.empty((min(_FIRST, objective.x.shape[0]), objective.x.shape[1]), objective.x.dtype)
+    source: Any = objective.x.source
+    source.read(0, x)
+    return dataclasses.replace(objective, x=x, y=few(objective.y), weights=few(objective.weights))
 
 
 def gradient_deviation(objective: Any, params: LogisticParams) -> float:

@@ -18,10 +18,9 @@ from xentjax.solvers.minimize import Solution, advance, in_chunks, start
 from xentjax.solvers.status import Status
 from xentjax.training import run_folder
 from xentjax.training.config import FitConfig, ManyConfig
-from xentjax.training.data import load_examples
 from xentjax.training.evaluation import Evaluation, evaluations
 from xentjax.training.machine import Cost, timed
-from xentjax.training.prepared import Prepared, initial_params, split_and_encode
+from xentjax.training.prepared import Part, Prepared, initial_params, load_examples, require_in_memory, split_and_encode
 from xentjax.training.steps import Progress, ended, follow, steps_in_chunk
 
 Array = np.ndarray[Any, Any]
@@ -105,6 +104,7 @@ def fit_grid(config: FitConfig, progress: Callable[[Progress], None] = lambda pr
     with jax.enable_x64(config.precision == "float64"):
         examples = load_examples(config.data)
         prepared = [split_and_encode(examples, config, seed) for seed in config.many.seeds]
+        require_in_memory(prepared[0], "many")
         with timed() as watch:
             solution, history = _minimize_all(config, config.many, prepared, progress)
         params = jax.tree.map(np.asarray, solution.params)
@@ -132,25 +132,27 @@ def _minimize_all(
     pairs = zip(prepared, many.seeds, strict=True)
     inits = [initial_params(data, config.model.init_scale, seed) for data, seed in pairs]
     init = jax.tree.map(lambda *leaves: jnp.stack(leaves), *inits)
-    x, y = (jnp.asarray(np.stack([getattr(data, name) for data in prepared])) for name in ("x", "y"))
+    x, y, weights = (_stacked([getattr(data.train, name) for data in prepared]) for name in Part._fields)
+    data = x, y, weights
     step_sizes = jnp.asarray(many.step_sizes, x.dtype)
     tol, max_steps = config.stop.tol, config.stop.max_steps
     chunk = steps_in_chunk(x.size * max(init.bias[0].size, 1) * len(step_sizes))
 
-    def problem(step_size: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    def problem(step_size: Any, data: Any) -> tuple[Any, Any]:
+        x, y, weights = data
         objective = LogisticObjective(
-            x, y, l2=config.model.l2, gradient=config.model.gradient, num_classes=prepared[0].num_classes
+            x, y, config.model.l2, weights, gradient=config.model.gradient, num_classes=prepared[0].num_classes
         )
         return objective, config.solver.build(max_steps, step_size)
 
     @over_the_grid
-    def begin(step_size: Any, x: Any, y: Any, init: Any, _: None) -> Any:
-        objective, solver = problem(step_size, x, y)
+    def begin(step_size: Any, data: Any, init: Any, _: None) -> Any:
+        objective, solver = problem(step_size, data)
         return start(objective, init, solver, tol=tol, max_steps=max_steps)
 
     @over_the_grid
-    def go_on(step_size: Any, x: Any, y: Any, _: None, state: Any) -> Any:
-        return advance(*problem(step_size, x, y), state, tol=tol, max_steps=max_steps, chunk=chunk)
+    def go_on(step_size: Any, data: Any, _: None, state: Any) -> Any:
+        return advance(*problem(step_size, data), state, tol=tol, max_steps=max_steps, chunk=chunk)
 
     histories: list[Array] = []
 
@@ -158,15 +160,19 @@ def _minimize_all(
         histories.append(np.asarray(solution.history.value))
         progress(_progress(solution, max_steps))
 
-    state = begin(step_sizes, x, y, init, None)
-    solution = follow(in_chunks(state, lambda state: go_on(step_sizes, x, y, None, state)), see)
+    state = begin(step_sizes, data, init, None)
+    solution = follow(in_chunks(state, lambda state: go_on(step_sizes, data, None, state)), see)
     return solution, np.concatenate(histories, axis=-1)
 
 
+def _stacked(arrays: list[Any]) -> Any:
+    return None if arrays[0] is None else jnp.asarray(np.stack(arrays))
+
+
 def over_the_grid(one: Callable[..., Any]) -> Callable[..., Any]:
-    """One fit's function of (step size, x, y, init, state) as that of all fits, ``[step sizes, seeds]``."""
-    over_seeds = jax.vmap(one, (None, 0, 0, 0, 0))
-    return jax.jit(jax.vmap(over_seeds, (0, None, None, None, 0)))
+    """One fit's function of (step size, data, init, state) as that of all fits, ``[step sizes, seeds]``."""
+    over_seeds = jax.vmap(one, (None, 0, 0, 0))
+    return jax.jit(jax.vmap(over_seeds, (0, None, None, 0)))
 
 
 def _progress(solution: Solution, total: int) -> Progress:

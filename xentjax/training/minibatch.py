@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from xentjax.models.streamed import StreamedRows
 from xentjax.solvers.compiled import types_in
 
 
@@ -52,7 +53,8 @@ def train_minibatch(
       loss: ``loss(params, *batch, weights=w)``, the weighted mean loss of a batch, such as :func:`logistic_loss`.
         A row of weight 0 must not count.
       init: initial parameters, a pytree of float arrays.
-      data: a tuple of arrays with n rows each, such as ``(x, y)``.
+      data: a tuple of arrays with n rows each, such as ``(x, y)``. Rows of a file (:func:`open_rows`) may be among them:
+        each row of a batch is read where it stands, in the order of arrays in memory.
       transformation: an optax transformation; its schedules count batches.
       epochs: how many epochs.
       batch_size: b; more than n means n.
@@ -129,7 +131,7 @@ class _Run:
 
 def _rows(data: Any, weights: Any, batch_size: int) -> tuple[Any, jax.Array, int]:
     """The data as arrays, a weight for each row, and the size of a batch."""
-    data = tuple(jnp.asarray(array) for array in data)
+    data = tuple(array if isinstance(array, StreamedRows) else jnp.asarray(array) for array in data)
     if not data or data[0].ndim == 0 or data[0].shape[0] == 0:
         raise ValueError("minibatch: data must be a tuple of arrays with at least one row")
     n = data[0].shape[0]
@@ -175,7 +177,7 @@ def _epochs(static: Any, state: MinibatchResult, data: Any, weights: Any, limit:
     def one_batch(carry: Any, batch: Any) -> Any:
         params, inside = carry
         rows, counts = batch
-        here = [array[rows] for array in data]
+        here = [array.take(rows) if isinstance(array, StreamedRows) else array[rows] for array in data]
         # Under vmap over seeds a padded row is the same row 0 for all, and counts nothing.
         weight = jnp.where(counts, weights[rows], 0)
 

@@ -137,6 +137,7 @@ def _epochs(config: FitConfig, batches: BatchesConfig, objective: Any, init: Any
         epochs=total // per_epoch,
         batch_size=batches.size,
         seed=config.seed,
+        weights=objective.weights,
     )
     for epoch in epochs:
         value, norm = _value_and_largest(objective, epoch.params)

@@ -183,11 +183,11 @@ class NpyFile(_Numbered):
             # Mapped anew, so that what has been read does not count as memory of this process.
             block = np.ascontiguousarray(mapped(self.path)[start : start + rows][:, places].T)
             block = block.astype(block.dtype.newbyteorder("="), copy=False)
-            yield pa.table({name: column for name, column in zip(names, block, strict=True)})
+            yield pa.table(dict(zip(names, block, strict=True)))
 
 
 def mapped(path: Path) -> Array:
-    """The array in a ``.npy`` file, of which only that is read which is looked at; UserError where it has no numbers."""
+    """The array in a ``.npy`` file, read where it is looked at; UserError where it has no numbers."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:

@@ -117,15 +117,15 @@ class MatrixWriter:
 
     def __init__(self, cache: Path | None, columns: int, dtype: Any):
         self._folder = cache or temporary_folder()
-        self._columns, self._dtype, self._rows = columns, np.dtype(dtype), 0
+        self.dtype, self._columns, self._rows = np.dtype(dtype), columns, 0
         try:
-            self._file: Any = tempfile.TemporaryFile(dir=self._folder, buffering=0)
+            self._file: Any = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  (who reads closes)
         except OSError as error:
             raise self._failed(error) from error
 
     def write(self, block: Array) -> None:
         """Append rows."""
-        room = memoryview(np.ascontiguousarray(block, self._dtype)).cast("B") if block.size else memoryview(b"")
+        room = memoryview(np.ascontiguousarray(block, self.dtype)).cast("B") if block.size else memoryview(b"")
         self._rows += len(block)
         while room.nbytes:
             try:
@@ -135,7 +135,7 @@ class MatrixWriter:
 
     def done(self, origin: Array | None = None) -> MatrixFile:
         """What was written, to be read."""
-        return MatrixFile(self._file, self._folder, 0, (self._rows, self._columns), self._dtype, origin)
+        return MatrixFile(self._file, self._folder, 0, (self._rows, self._columns), self.dtype, origin)
 
     def _failed(self, error: OSError) -> UserError:
         hint = "features that are not read where they stand are written there once; cache names another folder"

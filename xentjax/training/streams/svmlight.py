@@ -1,4 +1,4 @@
-"""svmlight (libsvm) files: a label and ``column:value`` pairs a line, parsed by scikit-learn a block of lines at a time."""
+"""svmlight (libsvm) files: a label and ``column:value`` pairs a line, which scikit-learn parses block by block."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ class SvmlightFile:
             except ValueError:
                 good = _good(number, lines)
                 if skipped is None:
-                    raise UserError(f"{self.path}, line {_first_bad(number, lines)}: is no label and column:value pairs") from None
+                    raise UserError(
+                        f"{self.path}, line {_first_bad(number, lines)}: is no label with pairs column:value in order"
+                    ) from None
                 for _ in range(_records(lines) - len(good)):
                     skipped()
                 matrix, labels = _parsed([line for _, line in good], self.first + d)
