@@ -1,4 +1,4 @@
-"""Command line: ``core``, ``regression`` and ``linear`` measure, ``report`` writes tables and plots."""
+"""Command line: ``core``, ``regression``, ``linear`` and ``stream`` measure, ``report`` writes tables and plots."""
 
 from __future__ import annotations
 
@@ -50,6 +50,13 @@ def main(argv: list[str] | None = None) -> int:
     blocks.add_argument("--measured", type=pathlib.Path, help="a linear.jsonl that holds a sweep: none is made here")
     blocks.add_argument("--table", type=pathlib.Path, help="default: the table that the library reads")
     blocks.add_argument("--tiny", action="store_true", help="toy sizes")
+    stream = commands.add_parser("stream", help="fits of a table that is read from a file beside those in memory")
+    stream.add_argument("--rows", type=int, default=10_000_000, help="default: 10 million, 4 GB twice over")
+    stream.add_argument("--columns", type=int, default=100)
+    stream.add_argument("--repeats", type=int, default=2, help="fits of which the fastest counts (default: 2)")
+    stream.add_argument("--folder", type=pathlib.Path, help="where the table is made (default: TMPDIR or /var/tmp)")
+    stream.add_argument("--cold", action="store_true", help="and a fit of a file that is not in the system's cache")
+    stream.add_argument("--out", type=pathlib.Path, help="folder for stream.jsonl (default: as for core, if all rows)")
     report = commands.add_parser("report", help="tables and plots from the results, and the README's generated parts")
     report.add_argument("--results", type=pathlib.Path, default=RESULTS, help="folder that holds <device>/*.jsonl")
     arguments = parser.parse_args(argv)
@@ -58,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return reporting.main(arguments.results)
     runs = {"core": run_core, "regression": run_regression, "linear": run_linear, "blocks": run_blocks}
+    runs["stream"] = run_stream
     return runs[arguments.command](arguments)
 
 
@@ -183,6 +191,25 @@ def run_blocks(arguments: argparse.Namespace) -> int:
     table = arguments.table or blocks.TABLE
     blocks.write(blocks.merged(blocks.read(table), blocks.of_rows(found)), table)
     print(f"written to {table}")
+    return 0
+
+
+def run_stream(arguments: argparse.Namespace) -> int:
+    settle("cpu")
+    import jax
+
+    from benchmarks import stream
+    from benchmarks.machine import STREAM_PACKAGES, measure_machine
+
+    machine = measure_machine(jax.devices()[0], quick=True, packages=STREAM_PACKAGES)
+    folder = arguments.out or (RESULTS / machine.device if arguments.rows >= 10_000_000 else None)
+    with results_file(folder, "stream") as write:
+        write(machine.to_json())
+        for row in stream.rows(arguments.rows, arguments.columns, arguments.folder, arguments.repeats, arguments.cold):
+            write(row)
+            print(stream.one_line(row), flush=True)
+    if folder is not None:
+        print(f"written to {folder / 'stream.jsonl'}")
     return 0
 
 

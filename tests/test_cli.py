@@ -124,7 +124,7 @@ def test_a_run_is_whole_and_its_numbers_are_right(call, pictures, optimized):
     np.testing.assert_allclose(summary["gradient_norm"], np.abs(gradient).max(), atol=2e-7)
     assert summary["gradient_norm"] <= config.stop.tol
     assert summary["gradient_deviation"] < 1e-6
-    np.testing.assert_allclose(summary["test"]["accuracy"], np.mean((p_test > 0.5) == data.y_test))
+    np.testing.assert_allclose(summary["test"]["accuracy"], np.mean((p_test > 0.5) == data.test.y))
     frequency = data.y.mean()
     labels = -frequency * np.log(frequency) - (1 - frequency) * np.log(1 - frequency)
     np.testing.assert_allclose(summary["train"]["entropy_of_labels_nats"], labels, rtol=1e-6)

@@ -63,8 +63,8 @@ def fit_logistic(
     Args:
       x: features ``[n, d]``, a sparse matrix of SciPy, which is made dense one block of rows at a time, or the rows of
         a file (:func:`open_rows`), which are read a chunk at a time in each pass. The fit is computed in float64 only
-        where JAX is configured for it (``jax_enable_x64``); otherwise arrays of NumPy in 64 bits are centred before they
-        are rounded to float32.
+        where JAX is configured for it (``jax_enable_x64``); otherwise arrays of NumPy in 64 bits are centred before
+        they are rounded to float32.
       y: two classes: ``[n]``, 0 and 1 (or booleans, or probabilities of class 1). K classes: integers ``[n]`` from 0 to
         K - 1, or target distributions ``[n, K]``.
       l2: λ, or one factor for each feature ``[d]``. scikit-learn's C is :math:`1/(\lambda \sum_i s_i)`.

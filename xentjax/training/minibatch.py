@@ -53,8 +53,8 @@ def train_minibatch(
       loss: ``loss(params, *batch, weights=w)``, the weighted mean loss of a batch, such as :func:`logistic_loss`.
         A row of weight 0 must not count.
       init: initial parameters, a pytree of float arrays.
-      data: a tuple of arrays with n rows each, such as ``(x, y)``. Rows of a file (:func:`open_rows`) may be among them:
-        each row of a batch is read where it stands, in the order of arrays in memory.
+      data: a tuple of arrays with n rows each, such as ``(x, y)``. Rows of a file (:func:`open_rows`) may be among
+        them: each row of a batch is read where it stands, in the order of arrays in memory.
       transformation: an optax transformation; its schedules count batches.
       epochs: how many epochs.
       batch_size: b; more than n means n.

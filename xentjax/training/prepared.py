@@ -103,7 +103,7 @@ def _streamed(scanned: Scanned, config: ExamplesConfig, train: Array, test: Arra
         return Prepared(encoder, scanned.classes, Part(x, labels, weights), None, scanned.skipped)
     weights = np.ones(len(labels), np.float32) if weights is None else weights
     parts = [Part(x, labels, np.where(here, weights, 0)) for here in (trains, ~trains)]
-    return Prepared(encoder, scanned.classes, *parts, skipped=scanned.skipped)
+    return Prepared(encoder, scanned.classes, parts[0], parts[1], scanned.skipped)
 
 
 def require_in_memory(prepared: Prepared, what: str) -> None:

@@ -50,7 +50,8 @@ class MatrixFile:
         self.rows_read, self.seconds_reading, self.passes = 0, 0.0, 0
         self._file, self._offset = file, offset
         self._row = shape[1] * self.dtype.itemsize
-        self._ahead, self._began, self._objective = 0, time.perf_counter(), None
+        self._ahead, self._began = 0, time.perf_counter()
+        self._objective: float | None = None
         self._lock = threading.Lock()
 
     def read(self, start: int, out: Array) -> None:
@@ -58,7 +59,7 @@ class MatrixFile:
         if start == 0:
             self.passes, self._began, self._ahead = self.passes + 1, began, 0
         self._read_ahead(start)
-        self._fill(memoryview(out).cast("B") if out.size else memoryview(b""), start)
+        self._fill(_bytes_of(out), start)
         now = time.perf_counter()
         with self._lock:
             self.rows_read += len(out)
@@ -71,7 +72,7 @@ class MatrixFile:
     def take(self, rows: Array, out: Array) -> None:
         began = time.perf_counter()
         for row, place in zip(rows.tolist(), out, strict=True):
-            self._fill(memoryview(place).cast("B"), row)
+            self._fill(_bytes_of(place), row)
         with self._lock:
             self.rows_read += len(out)
             self.seconds_reading += time.perf_counter() - began
@@ -84,7 +85,7 @@ class MatrixFile:
         n, rows = self.shape[0], max(_BLOCK // max(self._row, 1), 1)
         for start in range(0, n, rows):
             block = np.empty((min(rows, n - start), self.shape[1]), self.dtype)
-            self._fill(memoryview(block).cast("B"), start)
+            self._fill(_bytes_of(block), start)
             yield start, block
 
     def close(self) -> None:
@@ -112,6 +113,10 @@ class MatrixFile:
             os.posix_fadvise(self._file.fileno(), self._offset, self._ahead - end, os.POSIX_FADV_WILLNEED)
 
 
+def _bytes_of(array: Array) -> memoryview:
+    return array.data.cast("B") if array.size else memoryview(b"")
+
+
 class MatrixWriter:
     """A file without a name in the folder ``cache``, which is gone when nobody reads it any more, however that ends."""
 
@@ -125,7 +130,7 @@ class MatrixWriter:
 
     def write(self, block: Array) -> None:
         """Append rows."""
-        room = memoryview(np.ascontiguousarray(block, self.dtype)).cast("B") if block.size else memoryview(b"")
+        room = _bytes_of(np.ascontiguousarray(block, self.dtype))
         self._rows += len(block)
         while room.nbytes:
             try:
