@@ -156,7 +156,8 @@ def _initial(function: str, run: _Run, init: Any, epochs: int, seed: Any) -> Min
         raise ValueError(f"{function}: epochs must be at least 1, got {epochs}")
     key = seed if jnp.issubdtype(jnp.result_type(seed), jax.dtypes.prng_key) else jax.random.key(seed)
     init = jax.tree.map(jnp.asarray, init)
-    value = jax.eval_shape(run.loss, init, *run.data, weights=run.weights)
+    arrays = (jax.ShapeDtypeStruct(array.shape, array.dtype) for array in run.data)
+    value = jax.eval_shape(run.loss, init, *arrays, weights=run.weights)
     return MinibatchResult(
         params=init,
         optimizer_state=run.transformation.init(init),
