@@ -1,5 +1,5 @@
-"""Command line: ``core``, ``regression``, ``linear`` and ``scale`` measure, ``kills`` and ``faults`` try what may happen
-to runs, ``report`` writes tables and plots."""
+"""Command line: ``core``, ``regression``, ``linear``, ``scale`` and ``stream`` measure, ``kills`` and ``faults`` try
+what may happen to runs, ``report`` writes tables and plots."""
 
 from __future__ import annotations
 
@@ -67,6 +67,13 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--seed", type=int, default=0, help="draws what is drawn (default: 0)")
         command.add_argument("--only", metavar="NAME", help=f"one {of}, or a regular expression of names")
         command.add_argument("--out", type=pathlib.Path, help="folder for faults.jsonl (default: as for core)")
+    stream = commands.add_parser("stream", help="fits of a table that is read from a file beside those in memory")
+    stream.add_argument("--rows", type=int, default=10_000_000, help="default: 10 million, 4 GB twice over")
+    stream.add_argument("--columns", type=int, default=100)
+    stream.add_argument("--repeats", type=int, default=2, help="fits of which the fastest counts (default: 2)")
+    stream.add_argument("--folder", type=pathlib.Path, help="where the table is made (default: TMPDIR or /var/tmp)")
+    stream.add_argument("--cold", action="store_true", help="and a fit of a file that is not in the system's cache")
+    stream.add_argument("--out", type=pathlib.Path, help="folder for stream.jsonl (default: as for core, if all rows)")
     report = commands.add_parser("report", help="tables and plots from the results, and the README's generated parts")
     report.add_argument("--results", type=pathlib.Path, default=RESULTS, help="folder that holds <device>/*.jsonl")
     arguments = parser.parse_args(argv)
@@ -75,8 +82,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return reporting.main(arguments.results)
     runs = {"core": run_core, "regression": run_regression, "linear": run_linear, "blocks": run_blocks}
-    runs["scale"] = run_scale
-    runs |= {"kills": run_kills, "faults": run_faults}
+    runs |= {"scale": run_scale, "stream": run_stream, "kills": run_kills, "faults": run_faults}
     return runs[arguments.command](arguments)
 
 
@@ -241,6 +247,25 @@ def run_faults(arguments: argparse.Namespace) -> int:
 
     found = faults.rows(arguments.only, arguments.seed, arguments.times)
     return results.write(found, arguments.out or RESULTS)
+
+
+def run_stream(arguments: argparse.Namespace) -> int:
+    settle("cpu")
+    import jax
+
+    from benchmarks import stream
+    from benchmarks.machine import STREAM_PACKAGES, measure_machine
+
+    machine = measure_machine(jax.devices()[0], quick=True, packages=STREAM_PACKAGES)
+    folder = arguments.out or (RESULTS / machine.device if arguments.rows >= 10_000_000 else None)
+    with results_file(folder, "stream") as write:
+        write(machine.to_json())
+        for row in stream.rows(arguments.rows, arguments.columns, arguments.folder, arguments.repeats, arguments.cold):
+            write(row)
+            print(stream.one_line(row), flush=True)
+    if folder is not None:
+        print(f"written to {folder / 'stream.jsonl'}")
+    return 0
 
 
 def pin_to_one_core() -> None:

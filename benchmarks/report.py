@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from benchmarks import language_report, readme, regression_report
+from benchmarks import language_report, readme, regression_report, stream_report
 from benchmarks.linear import report as linear_report
 from benchmarks.machine import ROOT
 from benchmarks.scale import report as scale_report
@@ -55,6 +55,8 @@ def main(results: pathlib.Path) -> int:
                 print(f"written: {path.parent}/{made}")
         if paths:
             parts[part] = reporting.sections(paths)
+    if of_stream := stream_report.result_files(results):
+        parts["stream"] = stream_report.sections(of_stream)
     if of_language := language_report.result_files(results):
         parts["language"] = language_report.sections(of_language)
     readme.refresh(readme.README, parts)

@@ -22,6 +22,7 @@ import pytest
 #: kernels as they are interpreted, what takes long to compile, and scikit-learn's own tests.
 THOROUGH = {f"test_{name}.py" for name in ("solvers", "fit", "l1", "path", "fit_many", "buckets", "program_cache")}
 THOROUGH |= {f"test_{name}.py" for name in ("forms", "host", "kept", "regressions", "language_runs", "linear_hard")}
+THOROUGH |= {"test_streams_fits.py"}
 THOROUGH |= {f"test_{name}.py" for name in ("benchmarks_regression", "linear_kernels", "sklearn", "sklearn_own")}
 THOROUGH |= {f"test_{name}.py" for name in ("linear_sharded", "logit_divergences", "memory", "benchmarks_linear")}
 THOROUGH |= {f"test_{name}.py" for name in ("mesh", "mesh_runs", "processes")}

@@ -28,7 +28,6 @@ from xentjax.cli import extras, main, report
 from xentjax.core.op import ops
 from xentjax.training import job, many, prepared, steps
 from xentjax.training.config_file import read_config
-from xentjax.training.data import load_examples
 from xentjax.training.errors import UserError
 from xentjax.training.run_folder import whole_file, whole_folder
 
@@ -107,7 +106,7 @@ def test_a_run_is_whole_and_its_numbers_are_right(call, pictures, optimized):
 
     # The objective, its gradient and the metrics again, in float64 from what the folder says.
     config = read_config(folder / "config.toml")
-    data = prepared.split_and_encode(load_examples(config.data), config, config.seed)
+    data = prepared.split_and_encode(prepared.load_examples(config.data), config, config.seed)
     params = {name: array.astype(float) for name, array in load_file(folder / "params.safetensors").items()}
 
     def mean_loss(x, y):
@@ -115,7 +114,7 @@ def test_a_run_is_whole_and_its_numbers_are_right(call, pictures, optimized):
         return np.mean(np.logaddexp(0, z) - y * z), 1 / (1 + np.exp(-z))
 
     loss, p = mean_loss(data.x, data.y)
-    test_loss, p_test = mean_loss(data.x_test, data.y_test)
+    test_loss, p_test = mean_loss(data.test.x, data.test.y)
     np.testing.assert_allclose(summary["train"]["cross_entropy_nats"], loss, rtol=1e-5)
     np.testing.assert_allclose(summary["test"]["cross_entropy_nats"], test_loss, rtol=1e-5)
     np.testing.assert_allclose(summary["test"]["cross_entropy_bits"], test_loss / np.log(2), rtol=1e-5)
@@ -125,7 +124,7 @@ def test_a_run_is_whole_and_its_numbers_are_right(call, pictures, optimized):
     np.testing.assert_allclose(summary["gradient_norm"], np.abs(gradient).max(), atol=2e-7)
     assert summary["gradient_norm"] <= config.stop.tol
     assert summary["gradient_deviation"] < 1e-6
-    np.testing.assert_allclose(summary["test"]["accuracy"], np.mean((p_test > 0.5) == data.y_test))
+    np.testing.assert_allclose(summary["test"]["accuracy"], np.mean((p_test > 0.5) == data.test.y))
     frequency = data.y.mean()
     labels = -frequency * np.log(frequency) - (1 - frequency) * np.log(1 - frequency)
     np.testing.assert_allclose(summary["train"]["entropy_of_labels_nats"], labels, rtol=1e-6)

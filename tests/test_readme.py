@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import language_report, readme, regression_report, report
+from benchmarks import language_report, readme, regression_report, report, stream_report
 from benchmarks.linear import report as linear_report
 from benchmarks.scale import report as scale_report
 from xentjax.core.op import ops
@@ -58,6 +58,11 @@ def test_linear_tables_are_up_to_date():
 def test_scaling_is_up_to_date():
     paths = scale_report.result_files(report.RESULTS)
     assert readme.part(TEXT, "scale") == scale_report.sections(paths), "run `python -m benchmarks report`"
+
+
+def test_stream_tables_are_up_to_date():
+    paths = stream_report.result_files(report.RESULTS)
+    assert readme.part(TEXT, "stream") == stream_report.sections(paths), "run `python -m benchmarks report`"
 
 
 def test_language_model_is_up_to_date():

@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentjax.losses.sigmoid import sigmoid_cross_entropy
-from xentjax.losses.softmax import softmax_cross_entropy
-from xentjax.models.logistic import predict_logits
+from xentjax.models import _rows, one_pass
 from xentjax.solvers.minimize import State
 from xentjax.training import run_folder
 from xentjax.training.data import Examples
 from xentjax.training.minibatch import MinibatchResult, rows_of_batch
+from xentjax.training.streams.scan import Scanned
 
 Array = np.ndarray[Any, Any]
 
@@ -37,7 +36,7 @@ class Blame(NamedTuple):
     epoch: int | None = None
     batch: int | None = None
 
-    def found_in(self, examples: Examples, training: Array) -> dict[str, Any]:
+    def found_in(self, examples: Examples | Scanned, training: Array) -> dict[str, Any]:
         """The same in words and numbers for :func:`write_blame`, with lines and rows as the user finds them.
 
         Args:
@@ -45,6 +44,7 @@ class Blame(NamedTuple):
         """
         rows = training[self.rows[:_MOST_ROWS]].tolist()
         table = examples.table
+        counted_in, places = ("examples", [row + 1 for row in rows]) if table is None else table.located(rows)
         told = {
             "why": self.why,
             "step": self.step,
@@ -52,8 +52,8 @@ class Blame(NamedTuple):
             "batch": self.batch,
             "examples": len(self.rows),
             "file": None if table is None else str(table.path),
-            "counted_in": "examples" if table is None else "rows" if table.delimiter is None else "lines",
-            "rows": [row + 1 for row in rows] if table is None else table.lines(rows),
+            "counted_in": counted_in,
+            "rows": places,
         }
         return {key: value for key, value in told.items() if value is not None}
 
@@ -66,7 +66,7 @@ def of_step(objective: Any, solver: Any, state: State) -> Blame:
 
 def of_params(params: Any, objective: Any, step: int) -> Blame:
     """The examples whose loss is not finite at these parameters."""
-    wrong = ~np.isfinite(_losses(params, objective.x, objective.y))
+    wrong = ~np.isfinite(_losses(objective, params))
     return Blame(LOSS if all_finite(params) else PARAMETERS, step, np.flatnonzero(wrong))
 
 
@@ -90,12 +90,9 @@ def of_batches(results: Iterator[MinibatchResult], before: MinibatchResult, n: i
 
 
 @jax.jit
-def _losses(params: Any, x: Any, y: Any) -> Any:
+def _losses(objective: Any, params: Any) -> Any:
     """The cross-entropy of each example."""
-    logits = predict_logits(params, x)
-    if logits.ndim == 1:
-        return sigmoid_cross_entropy(logits, y.astype(logits.dtype))
-    return softmax_cross_entropy(logits, y)
+    return one_pass.each_row(lambda block: _rows.losses(block.z, block.y), params, objective.rows)
 
 
 def all_finite(tree: Any) -> bool:

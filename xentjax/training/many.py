@@ -20,11 +20,10 @@ from xentjax.solvers.minimize import History, Solution, State, advance, in_chunk
 from xentjax.solvers.status import Status
 from xentjax.training import run_folder
 from xentjax.training.config import FitConfig, ManyConfig
-from xentjax.training.data import load_examples
 from xentjax.training.devices import mesh_of
 from xentjax.training.evaluation import Evaluation, evaluations
 from xentjax.training.machine import Cost, Stopwatch, timed
-from xentjax.training.prepared import Prepared, initial_params, split_and_encode
+from xentjax.training.prepared import Part, Prepared, initial_params, load_examples, require_in_memory, split_and_encode
 from xentjax.training.run_state import RunState
 from xentjax.training.steps import Progress, ended, follow, steps_in_chunk
 from xentjax.training.trace import Trace, identity
@@ -117,6 +116,7 @@ def fit_grid(
     with jax.enable_x64(config.precision == "float64"):
         examples = load_examples(config.data)
         prepared = [split_and_encode(examples, config, seed) for seed in config.many.seeds]
+        require_in_memory(prepared[0], "many")
         digests = [data.digest for data in prepared] if kept is not None else []
         trace = Trace(kept, lambda: identity(config, " ".join(digests)), columns=1)
         with timed() as watch:
@@ -152,7 +152,8 @@ def _minimize_all(
     pairs = zip(prepared, many.seeds, strict=True)
     inits = [initial_params(data, config.model.init_scale, seed) for data, seed in pairs]
     init = jax.tree.map(lambda *leaves: jnp.stack(leaves), *inits)
-    x, y = (jnp.asarray(np.stack([getattr(data, name) for data in prepared])) for name in ("x", "y"))
+    x, y, weights = (_stacked([getattr(data.train, name) for data in prepared]) for name in Part._fields)
+    data = x, y, weights
     # The last one again and again, where the devices do not divide their number.
     mesh, count = mesh_of(config.mesh), len(many.step_sizes)
     devices = 1 if mesh is None else mesh.size
@@ -161,22 +162,23 @@ def _minimize_all(
     tol, max_steps = config.stop.tol, config.stop.max_steps
     chunk = steps_in_chunk(x.size * max(init.bias[0].size, 1) * len(step_sizes))
 
-    def problem(step_size: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    def problem(step_size: Any, data: Any) -> tuple[Any, Any]:
+        x, y, weights = data
         objective = LogisticObjective(
-            x, y, l2=config.model.l2, gradient=config.model.gradient, num_classes=prepared[0].num_classes
+            x, y, config.model.l2, weights, gradient=config.model.gradient, num_classes=prepared[0].num_classes
         )
         return objective, config.solver.build(max_steps, step_size)
 
     @functools.partial(over_the_grid, mesh=mesh)
-    def begin(step_size: Any, x: Any, y: Any, init: Any, _: None) -> Any:
-        objective, solver = problem(step_size, x, y)
+    def begin(step_size: Any, data: Any, init: Any, _: None) -> Any:
+        objective, solver = problem(step_size, data)
         return start(objective, init, solver, tol=tol, max_steps=max_steps)
 
     @functools.partial(over_the_grid, mesh=mesh)
-    def go_on(step_size: Any, x: Any, y: Any, _: None, state: Any) -> Any:
+    def go_on(step_size: Any, data: Any, _: None, state: Any) -> Any:
         at_once = min(chunk, config.checkpoint.every_steps or chunk)
         how: dict[str, Any] = {"tol": tol, "max_steps": max_steps, "chunk": chunk, "most": at_once}
-        return advance(*problem(step_size, x, y), state, **how)
+        return advance(*problem(step_size, data), state, **how)
 
     def see(found: tuple[State, History]) -> None:
         state, history = found
@@ -189,20 +191,24 @@ def _minimize_all(
         if np.any(np.asarray(state.code) == codes.RUNNING):
             trace.keep(int(np.max(state.step)), state, watch, stopped)
 
-    state = trace.restored(begin(step_sizes, x, y, init, None))
-    found = solution(*follow(in_chunks(state, lambda state: go_on(step_sizes, x, y, None, state)), see, keep))
+    state = trace.restored(begin(step_sizes, data, init, None))
+    found = solution(*follow(in_chunks(state, lambda state: go_on(step_sizes, data, None, state)), see, keep))
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], found)
 
 
+def _stacked(arrays: list[Any]) -> Any:
+    return None if arrays[0] is None else jnp.asarray(np.stack(arrays))
+
+
 def over_the_grid(one: Callable[..., Any], mesh: Mesh | None = None) -> Callable[..., Any]:
-    """One fit's function of (step size, x, y, init, state) as that of all fits, ``[step sizes, seeds]``, the step sizes
+    """One fit's function of (step size, data, init, state) as that of all fits, ``[step sizes, seeds]``, the step sizes
     dealt to the devices of a mesh."""
-    over_seeds = jax.vmap(one, (None, 0, 0, 0, 0))
-    of_all = jax.vmap(over_seeds, (0, None, None, None, 0))
+    over_seeds = jax.vmap(one, (None, 0, 0, 0))
+    of_all = jax.vmap(over_seeds, (0, None, None, 0))
     if mesh is None:
         return jax.jit(of_all)
     dealt, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
-    specs = (dealt, everywhere, everywhere, everywhere, dealt)
+    specs = (dealt, everywhere, everywhere, dealt)
     # Nothing is summed over the devices, so that there is nothing to check of what varies over them.
     return jax.jit(jax.shard_map(of_all, mesh=mesh, in_specs=specs, out_specs=dealt, check_vma=False))
 

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from xentjax.models.spread import Spread, on_host
+from xentjax.models.streamed import StreamedRows
 from xentjax.solvers.compiled import types_in
 
 
@@ -60,7 +61,8 @@ def train_minibatch(
       loss: ``loss(params, *batch, weights=w)``, the weighted mean loss of a batch, such as :func:`logistic_loss`.
         A row of weight 0 must not count.
       init: initial parameters, a pytree of float arrays.
-      data: a tuple of arrays with n rows each, such as ``(x, y)``.
+      data: a tuple of arrays with n rows each, such as ``(x, y)``. Rows of a file (:func:`open_rows`) may be among
+        them: each row of a batch is read where it stands, in the order of arrays in memory.
       transformation: an optax transformation; its schedules count batches.
       epochs: how many epochs.
       batch_size: b; more than n means n.
@@ -190,7 +192,7 @@ def _rows(
     count: Callable[[int], int] = lambda n: n,
 ) -> tuple[Any, Any, int]:
     """The data as arrays, a weight for each row, and the number of all rows, which ``count`` tells from these."""
-    data = tuple(map(convert, data))
+    data = tuple(array if isinstance(array, StreamedRows) else convert(array) for array in data)
     if not data or data[0].ndim == 0:
         raise ValueError("minibatch: data must be a tuple of arrays with at least one row")
     here = data[0].shape[0]
@@ -219,7 +221,8 @@ def _initial(function: str, run: _Run, init: Any, epochs: int, seed: Any) -> Min
     key = seed if jnp.issubdtype(jnp.result_type(seed), jax.dtypes.prng_key) else jax.random.key(seed)
     init = jax.tree.map(jnp.asarray, init)
     init, key = (init, key) if run.spread is None else run.spread.everywhere((init, key))
-    value = jax.eval_shape(run.loss, init, *run.data, weights=run.weights)
+    arrays = (jax.ShapeDtypeStruct(array.shape, array.dtype) for array in run.data)
+    value = jax.eval_shape(run.loss, init, *arrays, weights=run.weights)
     batches = -(-run.n // run.batch_size)
     state = MinibatchResult(
         params=init,
@@ -268,7 +271,7 @@ def _batches(static: Any, state: MinibatchResult, order: Any, data: Any, weights
         rows = jax.lax.dynamic_slice_in_dim(order, first, size)
         counts = first + jnp.arange(size) < n
         rows, counts = (jnp.pad(of_batch, (0, more)) for of_batch in (rows, counts))
-        here = [split(array[rows]) for array in data]
+        here = [array.take(rows) if isinstance(array, StreamedRows) else split(array[rows]) for array in data]
         # Under vmap over seeds a padded row is the same row 0 for all, and counts nothing.
         weight = split(jnp.where(counts, weights[rows], 0))
 

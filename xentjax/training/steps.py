@@ -144,7 +144,7 @@ def stands(
 
     Args:
       objective: on a ``mesh`` its rows are split over that.
-      rows: x and y as they were before.
+      rows: x, y and weights as they were before.
       go_on: is given the ``run`` of the initial stand and returns that of the one to start at, whose history is empty
         where it is another one.
     """
@@ -190,17 +190,19 @@ def _epochs(
     mesh: Mesh | None,
 ) -> Iterator[Stand]:
     """Mini-batch training; after each epoch the objective and its gradient on all training examples."""
-    n, per_epoch = len(rows[1]), -(-len(rows[1]) // batches.size)
+    x, y, weights = rows
+    n, per_epoch = len(y), -(-len(y) // batches.size)
     loss = logistic_loss if config.model.gradient == "hand" else logistic_loss.record.oracle
     iterate = functools.partial(
         iterate_minibatch,
         functools.partial(loss, l2=config.model.l2),
         init,
-        rows,
+        (x, y),
         config.solver.transformation_for(total, objective),
         epochs=total // per_epoch,
         batch_size=batches.size,
         seed=config.seed,
+        weights=weights,
         mesh=mesh,
     )
     started: list[Any] = []
