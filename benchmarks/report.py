@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks import language_report, readme, regression_report
 from benchmarks.linear import report as linear_report
 from benchmarks.machine import ROOT
+from benchmarks.survival import results as survival_results
 from benchmarks.tables import machine_line, mebibytes, milliseconds, table
 from xentjax.core.op import ops
 
@@ -53,6 +54,8 @@ def main(results: pathlib.Path) -> int:
             print(f"written: {path.parent}/{', '.join(reporting.write(path))}")
         if paths:
             parts[part] = reporting.sections(paths)
+    if of_faults := survival_results.result_files(results):
+        parts["faults"] = survival_results.sections(of_faults)
     if of_language := language_report.result_files(results):
         parts["language"] = language_report.sections(of_language)
     readme.refresh(readme.README, parts)
