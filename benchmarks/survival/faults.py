@@ -277,10 +277,10 @@ def read_only(bench: Bench) -> Found:
     for _ in range(bench.times):
         bench.base()
         shutil.copytree(bench.path("run.checkpoint"), folder / "run.checkpoint")
-        mounted = _mount(folder, "ro", onto_itself=True)
-        folder.chmod(0o555)
-        (folder / "run.checkpoint").chmod(0o555)
+        mounted, places = _mount(folder, "ro", onto_itself=True), (folder, folder / "run.checkpoint")
         try:
+            for path in () if mounted else places:
+                path.chmod(0o555)
             before = _contents(folder)
             runs = ("gd.toml", "--out", "still/run"), ("--resume", "still/run"), ("gd.toml", "--out", "still/other")
             for arguments in runs:
@@ -289,8 +289,8 @@ def read_only(bench: Bench) -> Found:
                     wrong.append(f"status {run.status}: {run.told}")
             wrong += [] if _contents(folder) == before else ["it was written to"]
         finally:
-            folder.chmod(0o755)
-            (folder / "run.checkpoint").chmod(0o755) if not mounted else None
+            for path in () if mounted else places:
+                path.chmod(0o755)
             _unmount(folder, mounted)
     return Found(3 * bench.times, wrong, "one line before any work, status 2, nothing changed")
 
