@@ -28,6 +28,8 @@ Array = np.ndarray[Any, Any]
 #: The file with the sums, and what is said of the checkpoint.
 SUMS, ABOUT = "SHA256SUMS", "about.json"
 _ARRAYS = "arrays"
+#: Bytes that the small files of a checkpoint take, with blocks of 4 KiB each.
+_BESIDE = 2**17
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -53,9 +55,10 @@ def write_checkpoint(folder: Path, tree: Any, about: Mapping[str, Any]) -> None:
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
+        # An array without elements, which orbax refuses, is known by its shape alone.
+        arrays = {name: _plain(leaf) for name, leaf in named_leaves(tree).items() if np.size(leaf)}
+        _require_room(temporary / "room", sum(array.nbytes for array in arrays.values()))
         with _orbax() as (orbax, checkpointer):
-            # An array without elements, which orbax refuses, is known by its shape alone.
-            arrays = {name: _plain(leaf) for name, leaf in named_leaves(tree).items() if np.size(leaf)}
             checkpointer.save((temporary / _ARRAYS).absolute(), args=orbax.args.PyTreeSave(arrays))
         (temporary / ABOUT).write_text(json.dumps(about, sort_keys=True, indent=1) + "\n", encoding="utf-8")
         sums = "".join(f"{digest}  {name}\n" for name, digest in _sums(temporary).items())
@@ -115,6 +118,17 @@ def read_checkpoint(folder: Path, like: Any) -> Any:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"{folder}: is not a checkpoint of this run: {_reason(error)}") from error
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _require_room(path: Path, size: int) -> None:
+    """OSError where there is no room for so many bytes of arrays and for what orbax says of them.
+
+    Where orbax itself finds the disk full, its threads print that beside the error that it raises.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size + _BESIDE)
+        path.unlink()
 
 
 def _plain(leaf: Any) -> Any:
