@@ -187,6 +187,19 @@ def test_what_does_not_go_with_resume(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_regression_does_not_take_the_place_of_a_training_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with run_state(Path("runs/x"), config_of("gd"), lambda text: None) as state:
+        state.restored(dict, {"a": np.ones(1)})
+        state.see(7, lambda: {"a": np.ones(1)}, stopped=True)
+    Path("x.toml").write_text('[data]\nsource = "iris"\n')
+    assert main(["fit", "x.toml"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "xentjax: runs/x.checkpoint: is the state of a training run, which this is"
+    )
+    assert state.steps() == [7]
+
+
 def test_a_second_sigterm_leaves_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(steps, "_CHUNK_WORK", 150 * 4 * 3 * 10)

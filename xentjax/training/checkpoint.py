@@ -8,6 +8,7 @@ for which orbax has nothing. Nothing in it is pickled.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -176,7 +177,7 @@ def _reason(error: Exception) -> str:
     """The system's word for what went wrong, or the line of a long message that says it."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    for text in (os.strerror(code) for code in (28, 27, 30, 13, 122)):
+    for text in map(os.strerror, (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EDQUOT)):
         if text in str(error):
             return text
     return str(error).partition("\n")[0] or type(error).__name__
