@@ -296,9 +296,9 @@ def read_only(bench: Bench) -> Found:
 
 
 def not_finite(bench: Bench) -> Found:
-    rate = "solver={name='optax', transformation='sgd', learning_rate=1e36}"
+    rate = "solver={name='optax', transformation='sgd', learning_rate=3e38}"
     cases = {
-        "gd": ("solver.step_size=1e39", "precision=float32"),
+        "gd": ("solver.step_size=3e38", "precision=float32"),
         "minibatch": (rate, "precision=float32"),
         "language": (rate, "precision=float32"),
     }
