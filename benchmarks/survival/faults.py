@@ -296,11 +296,15 @@ def read_only(bench: Bench) -> Found:
 
 
 def not_finite(bench: Bench) -> Found:
+    """Steps that are too large; and two rows of opposite classes whose logits no float32 can hold after a step."""
+    large = bench.path("large.csv")
+    rows = [f"{3e38 if i < 5 else 1e38 if i < 10 else i},{'yes' if i < 5 or i % 3 == 0 else 'no'}" for i in range(40)]
+    large.write_text("\n".join(["a,y", *rows]) + "\n")
     rate = "solver={name='optax', transformation='sgd', learning_rate=3e38}"
     cases = {
-        "gd": ("solver.step_size=3e38", "precision=float32"),
-        "minibatch": (rate, "precision=float32"),
-        "language": (rate, "precision=float32"),
+        "gd": (f"data={{path='{large}', target='y', standardize=false}}", "solver.step_size=1e-30"),
+        "minibatch": (rate,),
+        "language": (rate,),
     }
     wrong = []
     for kind, overrides in cases.items():
