@@ -141,6 +141,7 @@ def _wanted(config: Path | None, out: Path | None, resume: Path | None, override
 def _kind(settings: FitConfig | RegressionConfig | LanguageConfig, state: RunState) -> tuple[Any, Any, str, Any]:
     """What runs a config, shows its progress, draws its pictures (a name in ``plots``) and prints its result."""
     if isinstance(settings, RegressionConfig):
+        state.require_none()
         return _regress, report.stages, "draw_regression", report.print_regression
     if isinstance(settings, LanguageConfig):
         return _with(train_language_model, state), report.stages, "draw_language", report.print_language

@@ -116,4 +116,6 @@ def in_a_line(told: Mapping[str, Any]) -> str:
     shown = ", ".join(map(str, places[:5])) + (", ..." if len(places) > 5 else "")
     of = f" of {told['file']}" if "file" in told else ""
     which = f" ({what} {shown}{of})" if shown else ""
+    if not told["examples"]:
+        return f"{at} brings {told['why']}, though that of each example is: the penalty is too large"
     return f"{at} brings {told['why']}: {told['examples']} examples{which}; {FILE} says where they are"

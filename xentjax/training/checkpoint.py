@@ -8,6 +8,7 @@ for which orbax has nothing. Nothing in it is pickled.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -28,6 +29,8 @@ Array = np.ndarray[Any, Any]
 #: The file with the sums, and what is said of the checkpoint.
 SUMS, ABOUT = "SHA256SUMS", "about.json"
 _ARRAYS = "arrays"
+#: Bytes that the small files of a checkpoint take, with blocks of 4 KiB each.
+_BESIDE = 2**17
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -53,9 +56,10 @@ def write_checkpoint(folder: Path, tree: Any, about: Mapping[str, Any]) -> None:
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
+        # An array without elements, which orbax refuses, is known by its shape alone.
+        arrays = {name: _plain(leaf) for name, leaf in named_leaves(tree).items() if np.size(leaf)}
+        _require_room(temporary / "room", sum(array.nbytes for array in arrays.values()))
         with _orbax() as (orbax, checkpointer):
-            # An array without elements, which orbax refuses, is known by its shape alone.
-            arrays = {name: _plain(leaf) for name, leaf in named_leaves(tree).items() if np.size(leaf)}
             checkpointer.save((temporary / _ARRAYS).absolute(), args=orbax.args.PyTreeSave(arrays))
         (temporary / ABOUT).write_text(json.dumps(about, sort_keys=True, indent=1) + "\n", encoding="utf-8")
         sums = "".join(f"{digest}  {name}\n" for name, digest in _sums(temporary).items())
@@ -117,6 +121,17 @@ def read_checkpoint(folder: Path, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
+def _require_room(path: Path, size: int) -> None:
+    """OSError where there is no room for so many bytes of arrays and for what orbax says of them.
+
+    Where orbax itself finds the disk full, its threads print that beside the error that it raises.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size + _BESIDE)
+        path.unlink()
+
+
 def _plain(leaf: Any) -> Any:
     """An array that orbax knows: of a random key its numbers."""
     if isinstance(leaf, jax.Array):
@@ -162,7 +177,7 @@ def _reason(error: Exception) -> str:
     """The system's word for what went wrong, or the line of a long message that says it."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    for text in (os.strerror(code) for code in (28, 27, 30, 13, 122)):
+    for text in map(os.strerror, (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EDQUOT)):
         if text in str(error):
             return text
     return str(error).partition("\n")[0] or type(error).__name__

@@ -8,6 +8,7 @@ A run folder holds
 - ``metrics.jsonl``: one line a step with the objective's value and the largest gradient component;
 - ``summary.json``: the folder's kind (``fit``, ``grid`` or ``language``), status, metrics on the training and test
   examples, times, device and versions, of a regression each coefficient with its error and intervals;
+- ``not_finite.json``, only of a run whose loss has become NaN or infinite: the step and the examples;
 - pictures.
 
 That of a regression also ``summary.txt``, the tables that were printed, with a path ``path.jsonl`` and

@@ -78,6 +78,13 @@ class RunState:
         """Of which steps there are checkpoints."""
         return sorted(int(path.name) for path in self.path.iterdir() if path.name.isdecimal())
 
+    def require_none(self) -> None:
+        """UserError where there are checkpoints, of a run that is not made of steps."""
+        if self.steps():
+            raise UserError(
+                f"{self.path}: is the state of a training run, which this is not: delete it, or choose another --out"
+            )
+
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def restored(self, identity: Callable[[], Mapping[str, Any]], like: Any) -> Any:
@@ -166,7 +173,7 @@ class RunState:
 
     def remove(self) -> None:
         """The run is complete: nothing of its state is needed."""
-        for path in self.path.iterdir():
+        for path in self.path.iterdir() if self.path.is_dir() else ():
             if path.name != _LOCK:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -234,6 +234,8 @@ def _epochs(
         after = value_and_largest(objective, at.params) if is_whole else (value, norm)
         if not (np.isfinite(after).all() if is_whole else np.isfinite(at.losses[: int(at.batches)]).all()):
             blame = of_batches(iterate(resume=before, most=1), before, n, batches.size)
+            # Where no batch is to blame, an example is that the parameters after the epoch are bad for.
+            blame = blame or of_params(at.params, objective, per_epoch * int(at.epochs))
             good_stand = stand(dataclasses.replace(before, params=good, batches=0), codes.DIVERGED, False)
             yield good_stand._replace(blame=blame)
             return
