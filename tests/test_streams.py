@@ -16,6 +16,7 @@ import pytest
 
 import xentjax as xj
 from xentjax.models import streamed
+from xentjax.solvers.kept import described
 from xentjax.training.config import DataConfig
 from xentjax.training.config_file import validate
 from xentjax.training.errors import UserError
@@ -117,6 +118,13 @@ def test_programs_are_shared_by_files_of_one_shape_and_read_the_right_one(table,
     expected = [float(evaluate(xj.LogisticObjective(of, y), params)) for of in (x, x[::-1].copy())]
     assert values == expected
     assert evaluate._cache_size() == 2  # one of rows in a file, one of arrays
+
+
+def test_programs_that_read_a_file_stay_in_their_process(table):
+    """They call what another process does not have."""
+    with pytest.raises(ValueError):
+        described(jax.tree.structure(xj.LogisticObjective(opened(table).x, np.zeros(N))))
+    described(jax.tree.structure(xj.LogisticObjective(np.zeros((N, D)), np.zeros(N))))
 
 
 def test_where_rows_cannot_be_written_in_place_they_are_copied(table, data, monkeypatch):

@@ -1,6 +1,7 @@
 """Fits and runs of tables in files beside those in memory: every solver, weights, classes, and what a run writes."""
 
 import gc
+import json
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 import xentjax as xj
+from benchmarks import stream, stream_report
 from xentjax.models import streamed
 from xentjax.solvers.lbfgs import LBFGS
 from xentjax.solvers.newton import Newton
@@ -202,3 +204,19 @@ def test_a_training_run_is_the_same_streamed(rain):
     changes |= {"many": {"step_sizes": [0.1], "seeds": [0]}}
     with pytest.raises(UserError, match=r"many needs the examples in memory: data.memory = .whole. reads them"):
         fit_grid(validate(of_config(rain, "stream", **changes), FitConfig, "test"))
+
+
+def test_the_benchmark_measures_and_tells(tmp_path):
+    """Toy sizes; only the fit of the Parquet file runs, in a process of its own."""
+    stream.make_table(tmp_path, 2000, 3)
+    found = stream._process(tmp_path, "parquet", "newton", 1)
+    assert found["status"] == "converged"
+    row = stream._row(2000, 3, "newton", "parquet", found, dict(found), 0)
+    assert row["difference"] == 0
+    assert "GB/s" in stream.one_line(row)
+    machine = {"name": "here", "platform": "cpu", "cores": 1, "copy_bytes_per_s": 1e9, "matmul_flop_per_s": {}}
+    machine |= {"versions": {}, "python": "3", "commit": "0", "date": "2026-01-01"}
+    device = tmp_path / "device"
+    device.mkdir()
+    (device / "stream.jsonl").write_text(json.dumps(machine) + "\n" + json.dumps(row) + "\n")
+    assert "| newton | parquet |" in stream_report.sections(stream_report.result_files(tmp_path))
