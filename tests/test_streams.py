@@ -16,6 +16,7 @@ import pytest
 
 import xentjax as xj
 from xentjax.models import streamed
+from xentjax.solvers.kept import described
 from xentjax.training.config import DataConfig
 from xentjax.training.config_file import validate
 from xentjax.training.errors import UserError
@@ -119,14 +120,31 @@ def test_programs_are_shared_by_files_of_one_shape_and_read_the_right_one(table,
     assert evaluate._cache_size() == 2  # one of rows in a file, one of arrays
 
 
+def test_programs_that_read_a_file_stay_in_their_process(table):
+    """They call what another process does not have."""
+    with pytest.raises(ValueError):
+        described(jax.tree.structure(xj.LogisticObjective(opened(table).x, np.zeros(N))))
+    described(jax.tree.structure(xj.LogisticObjective(np.zeros((N, D)), np.zeros(N))))
+
+
+def test_where_rows_cannot_be_written_in_place_they_are_copied(table, data, monkeypatch):
+    """As on an accelerator."""
+    rows = opened(table)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    read = jax.jit(lambda x, at: (x.block(at, 5), x.take(at + np.arange(0, 90, 30))))
+    block, few = read(rows.x, 7)
+    np.testing.assert_array_equal(block, data[0][7:12])
+    np.testing.assert_array_equal(few, data[0][[7, 37, 67]])
+
+
 def test_minibatches_take_rows_in_the_order_of_memory(table, data):
     import optax
 
     init = xj.LogisticParams(np.zeros(D, np.float32), np.float32(0))
     train = lambda x: xj.train_minibatch(xj.logistic_loss, init, (x, data[1]), optax.sgd(0.1), epochs=1, batch_size=500)
     rows = opened(table)
-    found = [train(x) for x in (rows.x, data[0])]
-    same_bits(*((result.params, result.history) for result in found))
+    found, expected = train(rows.x), train(data[0])
+    same_bits((found.params, found.history), (expected.params, expected.history))
 
 
 # -- files of every kind -----------------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ def _regress(settings: RegressionConfig, tell: Callable[[Stage], None]) -> Regre
 def predict(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a fit", show_default=False)],
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="CSV or Parquet file with the features", show_default=False)
+        Path, typer.Argument(metavar="DATA", help="Table with the features: a file or a folder", show_default=False)
     ],
     out: Annotated[Path | None, typer.Option(help="CSV or Parquet file to write (default: CSV on stdout)")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists")] = False,

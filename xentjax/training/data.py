@@ -7,7 +7,7 @@ are all that the file has: one that only the test examples have is known, and it
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,8 +41,11 @@ class Examples:
     weights: Array | None = None
     skipped: int = 0
     """How many rows were left out, as something in them was wrong."""
+    first: int = 0
+    """The number of the first row in the table."""
 
     def place(self, row: int, column: str) -> str:
+        row += self.first
         return f"example {row + 1}, column {column!r}" if self.table is None else self.table.place(row, column)
 
 
@@ -110,12 +113,12 @@ def from_file(config: DataConfig, table: TableFile) -> Examples:
     if (own := roles.own_labels()) is not None:
         require_rows(roles, len(own), n)
         columns[roles.target] = pa.chunked_array([own])
-    names, codes = np.unique(texts(table, roles.target, columns.pop(roles.target), bad), return_inverse=True)
+    names, codes = np.unique(texts(table, roles.target, columns.pop(roles.target), bad=bad), return_inverse=True)
     weights = None
     if roles.weights is not None:
         weights = weights_of(table, roles.weights, columns.pop(roles.weights), bad=bad)
     read = {
-        name: texts(table, name, column, bad)
+        name: texts(table, name, column, bad=bad)
         if name in config.categorical
         else numbers(table, name, column, WORDS, bad=bad)
         for name, column in columns.items()
@@ -364,12 +367,21 @@ class Encoder:
 
     def read(self, table: TableFile) -> Examples:
         """The columns that the encoder needs, from a file that may have others too."""
-        columns = table.read([column.name for column in self.columns])
-        read = {
-            c.name: (numbers if isinstance(c, NumericColumn) else texts)(table, c.name, columns[c.name])
-            for c in self.columns
-        }
-        return Examples(read, np.zeros(0, np.int32), (), table)
+        return self._decoded(table, table.read([column.name for column in self.columns]), 0)
+
+    def blocks(self, table: TableFile) -> Iterator[Examples]:
+        """The same, a block of rows at a time."""
+        first = 0
+        for block in table.blocks([column.name for column in self.columns]):
+            yield self._decoded(table, {name: block.column(name) for name in block.column_names}, first)
+            first += block.num_rows
+
+    def _decoded(self, table: TableFile, columns: dict[str, Any], first: int) -> Examples:
+        read: dict[str, Array] = {}
+        for column in self.columns:
+            decode: Any = numbers if isinstance(column, NumericColumn) else texts
+            read[column.name] = decode(table, column.name, columns[column.name], first=first)
+        return Examples(read, np.zeros(0, np.int32), (), table, first=first)
 
 
 def _mean_and_scale(values: Array) -> tuple[float, float]:

@@ -171,14 +171,14 @@ def numbers(
     return np.where(finite, array, 0)
 
 
-def texts(table: TableFile, name: str, column: pa.ChunkedArray, bad: Array | None = None) -> Array:
+def texts(table: TableFile, name: str, column: pa.ChunkedArray, first: int = 0, bad: Array | None = None) -> Array:
     """The column as an array of str, whole numbers without a decimal point; UserError at the first empty cell, or
-    where ``bad [n]`` is given, true there."""
+    where ``bad [n]`` is given, true there. ``first`` is the number of its first row."""
     column = words(table, name, column)
     empty = pc.or_kleene(pc.is_null(column), pc.equal(column, ""))
     if pc.any(empty).as_py():
         if bad is None:
-            raise UserError(f"{table.place(_first(empty), name)}: is empty")
+            raise UserError(f"{table.place(first + _first(empty), name)}: is empty")
         bad |= empty.to_numpy()
         column = pc.fill_null(column, "")
     return column.to_numpy().astype(str)

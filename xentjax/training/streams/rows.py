@@ -73,7 +73,7 @@ def open_rows(
     written to a temporary file once, of ``n d`` numbers, which is gone when nobody holds the rows any more.
 
     ``fit_logistic(rows.x, rows.y, weights=rows.weights)`` and all solvers of :func:`minimize` on a
-    :class:`LogisticObjective` take them; their sums go over the same blocks as in memory, and have the same bits.
+    :class:`LogisticObjective` take them; their sums go over the same blocks as in memory, in the same order.
 
     Args:
       path: a CSV, Parquet, Arrow (Feather), ``.npy`` or svmlight file, or a folder of such with the same columns.
