@@ -13,6 +13,7 @@ import os
 import pathlib
 import pickle
 import platform
+import stat
 import sys
 import tempfile
 import time
@@ -85,7 +86,7 @@ class KeptProgram:
         if name is None:
             self._compiled[signature] = None
             return self.jitted(*args)
-        loaded = _read(folder / name)
+        loaded = read_program(folder / name)
         if loaded is not None:
             # Whatever keeps it from running here: it is made anew.
             with contextlib.suppress(Exception):
@@ -93,7 +94,7 @@ class KeptProgram:
                 self._compiled[signature] = loaded
                 return result
         self._compiled[signature] = made = self._anew().lower(*args).compile()
-        _write(folder / name, made)
+        write_program(folder / name, made)
         return made(*data)
 
     def _anew(self) -> Any:
@@ -239,11 +240,13 @@ def _private(where: str) -> pathlib.Path | None:
     return folder
 
 
-def _read(path: pathlib.Path) -> Callable[..., Any] | None:
-    """The program in a file; None where there is none, or none that is whole and can be loaded here."""
-    try:
-        content = path.read_bytes()
-    except OSError:
+def read_program(path: pathlib.Path) -> Callable[..., Any] | None:
+    """The program in a file; None where there is none, or none that is whole, the user's own, and can be loaded here.
+
+    What is in it is run: a digest tells damage, but not who wrote it. The system does.
+    """
+    content = _own_content(path)
+    if content is None:
         return None
     start = len(_MARK) + 32
     if content[:start] != _MARK + hashlib.sha256(memoryview(content)[start:]).digest():
@@ -261,7 +264,27 @@ def _read(path: pathlib.Path) -> Callable[..., Any] | None:
         return None
 
 
-def _write(path: pathlib.Path, compiled: Any) -> None:
+def _own_content(path: pathlib.Path) -> bytes | None:
+    """The bytes of a file that this user has made, and that no other can have changed or put there by a link."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        handle = os.open(path, flags)
+    except OSError:
+        return None
+    try:
+        found = os.fstat(handle)
+        is_own = not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or not is_own or found.st_size > _MOST_BYTES:
+            return None
+        with open(handle, "rb", closefd=False) as file:
+            return file.read()
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+
+
+def write_program(path: pathlib.Path, compiled: Any) -> None:
     """Keep a program, at once and whole. What cannot be kept is not: the next process compiles it again."""
     try:
         content = pickle.dumps(serialize_executable.serialize(compiled))
@@ -287,10 +310,10 @@ def make_room(folder: pathlib.Path) -> None:
     for path in folder.iterdir():
         with contextlib.suppress(OSError):  # another process may have removed it
             files.append((path.stat(), path))
-    total = sum(stat.st_size for stat, _ in files)
-    for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
+    total = sum(found.st_size for found, _ in files)
+    for found, path in sorted(files, key=lambda file: file[0].st_mtime):
         if total <= _MOST_BYTES:
             return
         if path.is_file():
             path.unlink(missing_ok=True)
-            total -= stat.st_size
+            total -= found.st_size

@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from xentjax.training.categories import as_number, in_order
 from xentjax.training.config import DataConfig, Delimiter
 from xentjax.training.errors import UserError, did_you_mean
+from xentjax.training.files import require_memory
 from xentjax.training.sources import SOURCES
 from xentjax.training.table import TableFile, has, numbers, open_table, texts
 
@@ -63,9 +64,9 @@ def _from_file(config: DataConfig, table: TableFile) -> Examples:
     columns = table.read([*features, config.target])
     target = texts(table, config.target, columns.pop(config.target))
     labels, classes = _labels(table, config.target, target, config.classes)
-    hint = "; if its values are categories, list it in data.categorical"
+    hint, categorical = "; if its values are categories, list it in data.categorical", set(config.categorical)
     read = {
-        name: texts(table, name, column) if name in config.categorical else numbers(table, name, column, hint)
+        name: texts(table, name, column) if name in categorical else numbers(table, name, column, hint)
         for name, column in columns.items()
     }
     return Examples(read, labels, classes, table)
@@ -234,6 +235,10 @@ class Encoder:
     def matrix(self, examples: Examples) -> Array:
         """The features ``[n, d]`` of all examples, or UserError for a category that was not there in training."""
         blocks = []
+        rows, width = len(next(iter(examples.columns.values()))), len(self.of_categories)
+        # It is split, and placed where it is computed with.
+        needed = 3 * rows * width * np.dtype(self.dtype).itemsize
+        require_memory(needed, f"{rows} examples of {width} features, as each category is one,")
         for column in self.columns:
             values = examples.columns[column.name]
             if isinstance(column, NumericColumn):
@@ -247,7 +252,7 @@ class Encoder:
                 raise UserError(
                     f"{examples.place(row, column.name)}: category {str(values[row])!r} was not in training{hint}"
                 )
-            blocks.append(np.eye(len(known), dtype=self.dtype)[at, column.drop_first :])
+            blocks.append((at[:, None] == np.arange(column.drop_first, len(known))).astype(self.dtype))
         return np.concatenate(blocks, axis=1)
 
     def _scaled(self, examples: Examples, column: NumericColumn, values: Array) -> Array:

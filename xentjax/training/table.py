@@ -7,11 +7,14 @@ quotes included; this takes a second pass over the file, which only happens when
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +23,10 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from xentjax.training.errors import UserError, did_you_mean
+from xentjax.training.files import require_file, require_memory, unreadable
+
+#: The most columns of a table, and the most characters of a line of a CSV file: of what has more no table is made.
+_MOST_COLUMNS, _LONGEST_LINE = 100_000, 2**24
 
 
 @dataclass(frozen=True)
@@ -35,12 +42,14 @@ class TableFile:
         """Where a cell is, as the user finds it: a CSV file's line, counted from 1, or a Parquet file's row."""
         if self.delimiter is None:
             return f"{self.path}, row {row + 1}, column {column!r}"
-        line = next(line for i, (line, _) in enumerate(_records(self.path, self.delimiter)) if i == row + 1)
-        return f"{self.path}, line {line}, column {column!r}"
+        line = next((line for i, (line, _) in enumerate(_records(self.path, self.delimiter)) if i == row + 1), None)
+        where = f"row {row + 1}" if line is None else f"line {line}"  # quotes that are never closed may hide lines
+        return f"{self.path}, {where}, column {column!r}"
 
     def require(self, names: Sequence[str]) -> None:
+        known = set(self.names)
         for name in names:
-            if name not in self.names:
+            if name not in known:
                 raise UserError(
                     f"{self.path}: has no column {name!r}{did_you_mean(name, self.names) or has(self.names)}"
                 )
@@ -49,15 +58,21 @@ class TableFile:
         """The columns of these names: text from CSV, typed from Parquet."""
         self.require(names)
         try:
-            if self.delimiter is None:
-                table = pyarrow.parquet.read_table(self.path, columns=list(names), partitioning=None)
-            else:
-                table = self._read_csv(names, self.delimiter)
+            table = self._read_parquet(names) if self.delimiter is None else self._read_csv(names, self.delimiter)
         except (pa.ArrowException, OSError) as error:
             raise self._explain(error) from error
         if table.num_rows == 0:
             raise UserError(f"{self.path}: has column names, but no rows")
         return {name: table.column(name) for name in names}
+
+    def _read_parquet(self, names: Sequence[str]) -> pa.Table:
+        """The columns, words as dictionaries: many rows of one word take no memory then."""
+        metadata, asked = pyarrow.parquet.read_metadata(self.path), set(names)
+        require_memory(_bytes_of(metadata, asked), f"{self.path}: its {metadata.num_rows} rows")
+        leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
+        words = [leaf.path for leaf in leaves if leaf.path in asked and leaf.physical_type == "BYTE_ARRAY"]
+        with pyarrow.parquet.ParquetFile(self.path, metadata=metadata, read_dictionary=words) as file:
+            return file.read(columns=list(names))
 
     def _read_csv(self, names: Sequence[str], delimiter: str) -> pa.Table:
         return pyarrow.csv.read_csv(
@@ -81,6 +96,7 @@ class TableFile:
 def open_table(path: str | Path, delimiter: str = ",") -> TableFile:
     """The file and its column names, or UserError. Parquet is known by its first bytes, everything else is CSV."""
     path = Path(path)
+    require_file(path)
     try:
         with path.open("rb") as file:
             is_parquet = file.read(4) == b"PAR1"
@@ -88,24 +104,24 @@ def open_table(path: str | Path, delimiter: str = ",") -> TableFile:
             names = tuple(pyarrow.parquet.read_schema(path).names)
         else:
             names = tuple(next((cells for _, cells in _records(path, delimiter)), ()))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
     except pa.ArrowException as error:
         raise UserError(f"{path}: is not a Parquet file that can be read: {error}") from error
     if not names:
         raise UserError(f"{path}: is empty")
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            raise UserError(f"{path}: has two columns named {name!r}")
+    if len(names) > _MOST_COLUMNS:
+        raise UserError(f"{path}: has {len(names)} columns, but at most {_MOST_COLUMNS} are read")
+    if len(set(names)) < len(names):
+        name = next(name for name, times in Counter(names).items() if times > 1)
+        raise UserError(f"{path}: has two columns named {name!r}")
     return TableFile(path, names, None if is_parquet else delimiter)
 
 
 def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """The records of a CSV file that are not blank, each with the number of its first line; the header is the first."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter)
+        reader = csv.reader(_lines(path, file), delimiter=delimiter)
         line = 1
         try:
             for cells in reader:
@@ -118,13 +134,33 @@ def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
             raise UserError(f"{path}, line {line}: cannot be read as CSV: {error}") from error
 
 
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines of a file; UserError where one has no end within what is read at once."""
+    for number in itertools.count(1):
+        line = file.readline(_LONGEST_LINE)
+        if len(line) == _LONGEST_LINE:
+            raise UserError(f"{path}, line {number}: has more than {_LONGEST_LINE} characters")
+        if not line:
+            return
+        yield line
+
+
 def _line_that_is_no_text(path: Path) -> int:
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        try:
-            line.decode("utf-8")
-        except UnicodeDecodeError:
-            return number
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
     return 1
+
+
+def _bytes_of(metadata: pyarrow.parquet.FileMetaData, names: set[str]) -> int:
+    """The memory that columns of a Parquet file take as its footer says: uncompressed, and as a number for each row."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    chunks = [group.column(j) for group in groups for j in range(group.num_columns)]
+    wanted = [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in names]
+    return sum(chunk.total_uncompressed_size for chunk in wanted) + 8 * metadata.num_rows * len(names)
 
 
 # -- columns -----------------------------------------------------------------------------------------------------------
@@ -132,6 +168,7 @@ def _line_that_is_no_text(path: Path) -> int:
 
 def numbers(table: TableFile, name: str, column: pa.ChunkedArray, hint: str = "") -> np.ndarray[Any, Any]:
     """The column as finite float64 numbers, or UserError at the first cell that is none, with a hint for words."""
+    column = _dense(table, name, column)
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         column = pc.utf8_trim_whitespace(column)
@@ -156,18 +193,42 @@ def numbers(table: TableFile, name: str, column: pa.ChunkedArray, hint: str = ""
 
 def texts(table: TableFile, name: str, column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     """The column as an array of str, whole numbers without a decimal point; UserError at the first empty cell."""
-    if pa.types.is_dictionary(column.type):
-        column = pc.cast(column, column.type.value_type)
-    if pa.types.is_floating(column.type) and not pc.any(pc.not_equal(pc.floor(column), column)).as_py():
-        column = pc.cast(column, pa.int64(), safe=False) if pc.all(pc.is_finite(column)).as_py() else column
+    dense = _dense(table, name, column)
     try:
-        column = pc.utf8_trim_whitespace(pc.cast(column, pa.string()))
+        words = _words(dense)
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise UserError(f"{table.path}, column {name!r}: holds {column.type}, not categories") from error
-    empty = pc.or_kleene(pc.is_null(column), pc.equal(column, ""))
+    empty = pc.or_kleene(pc.is_null(words), pc.equal(words, ""))
     if pc.any(empty).as_py():
         raise UserError(f"{table.place(_first(empty), name)}: is empty")
-    return column.to_numpy().astype(str)
+    longest = pc.max(pc.utf8_length(words)).as_py()
+    # An array of NumPy's has for each word the room of the longest; what is made of it is as large.
+    needed = 2 * 4 * longest * len(words)
+    require_memory(needed, f"{table.path}, column {name!r}: its words of up to {longest} letters")
+    return words.to_numpy().astype(str)
+
+
+def _words(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column as trimmed words; of floats that are whole numbers the digits."""
+    if pa.types.is_floating(column.type):
+        column = pc.cast(column, pa.float32()) if pa.types.is_float16(column.type) else column
+        with contextlib.suppress(pa.ArrowInvalid):  # a fraction, no number, or one too large
+            column = pc.cast(column, pa.int64())
+    return pc.utf8_trim_whitespace(pc.cast(column, pa.string()))
+
+
+def _dense(table: TableFile, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column with each value where it stands, in the place of a dictionary; UserError where that is too much."""
+    if not pa.types.is_dictionary(column.type):
+        return column
+    try:
+        values = [chunk.dictionary for chunk in column.chunks]
+        if pa.types.is_string(column.type.value_type) or pa.types.is_large_string(column.type.value_type):
+            longest = max((pc.max(pc.binary_length(words)).as_py() or 0 for words in values), default=0)
+            require_memory(longest * len(column), f"{table.path}, column {name!r}: its words of up to {longest} bytes")
+        return pc.cast(column, column.type.value_type)
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise UserError(f"{table.path}, column {name!r}: holds {column.type}, which cannot be read") from error
 
 
 def _not_a_number(text: str | None, hint: str) -> str:
