@@ -294,7 +294,7 @@ def _column(kind: pa.DataType, numbers: Sequence[int | None]) -> pa.Array:
 
 def bombs() -> list[bytes]:
     """Parquet files that are small, and large when they are read: numbers that repeat, words that do, and zeros."""
-    rows = 2_000_000
+    rows = 500_000
     ones, label = pa.array([1.5]).take(pa.array([0] * 1000)), pa.array(["yes", "no"] * 500)
     long = pa.array(["x" * 100_000])
     made = []

@@ -28,6 +28,8 @@ import optax
 from jax.experimental import serialize_executable
 from jaxlib import lapack
 
+from xentjax.solvers import room
+
 #: What a file begins with, before the digest of the rest.
 _MARK = b"xentjax program 1\n"
 
@@ -44,6 +46,10 @@ _IMPORTED = time.time()
 _INSPECTING = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs")
 
 
+#: In the place of a program that was not asked for before.
+_UNKNOWN: Any = object()
+
+
 def kept(*static: int) -> Callable[[Callable[..., Any]], KeptProgram]:
     """``jax.jit`` with static arguments of these numbers, for a function that only takes positional ones.
 
@@ -56,16 +62,35 @@ def kept(*static: int) -> Callable[[Callable[..., Any]], KeptProgram]:
 
 
 class KeptProgram:
-    """A jitted function, and what was compiled for it here or in another process."""
+    """A jitted function, and what was compiled for it here or in another process, as far as there is room."""
 
     def __init__(self, function: Callable[..., Any], static: tuple[int, ...]):
-        self.jitted = jax.jit(function, static_argnums=static)
-        self._function: Any = function
+        self._function: Any = functools.wraps(function)(lambda *args: self._traced(function, *args))
+        self.jitted = jax.jit(self._function, static_argnums=static)
         self._static = static
         self._compiled: dict[Any, Callable[..., Any] | None] = {}  # None: left to the jitted function
+        self._is_new = False
         functools.update_wrapper(self, function)
+        room.hold(self)
+
+    def forget(self) -> None:
+        """Let go of all programs: they are made again, or read again, when they are called."""
+        self.jitted.clear_cache()
+        self._compiled.clear()
 
     def __call__(self, *args: Any) -> Any:
+        result = self._result(*args)
+        if self._is_new:
+            self._is_new = False
+            room.another()
+        return result
+
+    def _traced(self, function: Callable[..., Any], *args: Any) -> Any:
+        # Each trace is that of another program.
+        self._is_new = True
+        return function(*args)
+
+    def _result(self, *args: Any) -> Any:
         folder = _folder()
         if folder is None:
             return self.jitted(*args)
@@ -76,9 +101,9 @@ class KeptProgram:
             return self.jitted(*args)
         static = tuple(args[i] for i in self._static)
         signature = static, structure, tuple(map(_like, leaves)), tuple(settings.values())
-        if signature not in self._compiled:
+        compiled = self._compiled.get(signature, _UNKNOWN)
+        if compiled is _UNKNOWN:
             return self._first_call(folder, signature, settings, args, data)
-        compiled = self._compiled[signature]
         return self.jitted(*args) if compiled is None else compiled(*data)
 
     def _first_call(self, folder: pathlib.Path, signature: Any, settings: Any, args: Any, data: Any) -> Any:
@@ -91,7 +116,7 @@ class KeptProgram:
             # Whatever keeps it from running here: it is made anew.
             with contextlib.suppress(Exception):
                 result = jax.block_until_ready(loaded(*data))
-                self._compiled[signature] = loaded
+                self._compiled[signature], self._is_new = loaded, True
                 return result
         self._compiled[signature] = made = self._anew().lower(*args).compile()
         write_program(folder / name, made)

@@ -20,10 +20,15 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        line = " ".join(message.split())
-        if len(line) > _LONGEST:
-            line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
+        line = _shortened(" ".join(message.split()))
+        # A sign becomes as many as ten.
+        super().__init__(
+            _shortened("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line))
+        )
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
 
 
 def did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
