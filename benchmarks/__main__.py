@@ -11,6 +11,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 
@@ -238,7 +239,7 @@ def run_soak(arguments: argparse.Namespace) -> int:
     return 0 if all(row["held"].values()) else 1
 
 
-def named_machine() -> dict[str, object]:
+def named_machine() -> dict[str, Any]:
     """The machine and its versions, without rates."""
     import jax
 

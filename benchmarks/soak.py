@@ -72,7 +72,7 @@ def rows(fits: int, seed: int) -> Iterator[dict[str, Any]]:
     count = lambda event, *_, **__: programs.update([event])
     jax.monitoring.register_event_duration_secs_listener(count)
     generator, statuses = np.random.default_rng(seed), collections.Counter[str]()
-    start, seen = time.perf_counter(), []
+    start, seen = time.perf_counter(), list[dict[str, Any]]()
     try:
         for i in range(1, fits + 1):
             x, y, wide, options = problem(generator)

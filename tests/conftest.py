@@ -18,11 +18,12 @@ import contextlib
 import jax
 import pytest
 
-#: Files whose tests `make thorough` runs: solvers and fits in all their variants, kernels as they are interpreted, and
-#: scikit-learn's own tests.
+#: Files whose tests `make thorough` runs: solvers and fits in all their variants, kernels as they are interpreted,
+#: scikit-learn's own tests, and many fits in one process or at once.
 THOROUGH = {f"test_{name}.py" for name in ("solvers", "fit", "l1", "path", "fit_many", "buckets", "program_cache")}
 THOROUGH |= {f"test_{name}.py" for name in ("forms", "host", "kept", "regressions", "language_runs", "linear_hard")}
 THOROUGH |= {f"test_{name}.py" for name in ("benchmarks_regression", "linear_kernels", "sklearn", "sklearn_own")}
+THOROUGH |= {f"test_{name}.py" for name in ("soak", "threads")}
 
 #: Mappings of a process that leave room for those of any one file.
 MAPPINGS = 20_000

@@ -1,6 +1,7 @@
 """Damaged and forged files through every reader, in a process with little memory; and that a fault would be seen."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -17,17 +18,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_every_reader_reads_or_refuses_in_one_line_and_in_bounds(tmp_path):
-    command = [sys.executable, "-m", "benchmarks", "fuzz", "--count", "1800", "--seed", "1", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks", "fuzz", "--count", "900", "--seed", "1", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     machine, *rows = map(json.loads, (tmp_path / "fuzz.jsonl").read_text().splitlines())
     assert machine["kind"] == "machine"
     for row in rows:
         assert row["faults"] == 0, row["told"]
-        assert row["inputs"] == row["accepted"] + row["refused"] >= 1800 // len(rows)
+        assert row["inputs"] == row["accepted"] + row["refused"] >= 900 // len(rows)
         assert row["accepted"] > 0, f"{row['reader']}: nothing is read"
         assert row["refused"] > 0 or row["reader"] == "kept program", f"{row['reader']}: nothing is refused"
-    assert sum(inputs for _, inputs, _, _ in run.faults(rows)) == 1800
+    assert sum(inputs for _, inputs, _, _ in run.faults(rows)) == 900
 
 
 def refuses(message):
@@ -63,7 +64,7 @@ def test_what_counts_as_a_fault(tmp_path, monkeypatch, read, fault):
     assert found is None if fault is None else fault in found
 
 
-def test_a_reader_that_hangs_or_dies_is_told_and_the_others_are_read(monkeypatch):
+def test_a_reader_that_dies_is_told_and_the_others_are_read(tmp_path):
     """The rows of a process that ends early: the reader at which it stood, and then those that it has not come to."""
     code = (
         "import os\n"
@@ -77,8 +78,8 @@ def test_a_reader_that_hangs_or_dies_is_told_and_the_others_are_read(monkeypatch
         "        os._exit(7) if trials.tally.reader == '--set' else put(trials, count, seed)\n"
         "    run.ENGINES['hypothesis'] = dies\n"
     )
-    script = pathlib.Path(__import__("tempfile").mkdtemp()) / "script.py"
+    script = tmp_path / "script.py"
     script.write_text(code)
-    environment = {**__import__("os").environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.splitlines() == ["--set 0 1", "table of blocks 10 0"]

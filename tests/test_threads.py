@@ -1,5 +1,6 @@
 """Threads that compute at once get the numbers that each gets alone, bit for bit; their caches stay whole."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 import xentjax as xj
 from xentjax.core.check import check_records
 from xentjax.sklearn import LogisticRegression
+from xentjax.solvers import room
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
@@ -145,6 +147,14 @@ def test_a_check_changes_nothing_that_other_threads_see():
     assert mpmath.mp.dps == digits
 
 
+def test_programs_may_be_forgotten_while_other_threads_run_them(monkeypatch):
+    monkeypatch.setattr(room, "most_mappings", lambda: 0)
+    for seed, found in enumerate(
+        in_threads([lambda seed=seed: jax.tree.map(np.asarray, fitted(seed)) for seed in (0, 1, 0, 1)])
+    ):
+        assert_same(found, jax.tree.map(np.asarray, fitted(seed % 2)))
+
+
 CODE = """
 import sys
 import jax, numpy as np
@@ -158,7 +168,7 @@ print(xj.fit_logistic(x, y, l2=0.1).params.weights.tobytes().hex())
 
 
 def test_processes_that_write_one_entry_of_the_cache_at_once(tmp_path):
-    environment = {**__import__("os").environ, "JAX_ENABLE_COMPILATION_CACHE": "true", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "true", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", CODE, str(tmp_path)]
     start = lambda: subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     found = set()

@@ -52,6 +52,9 @@ class Reader(NamedTuple):
 # -- configs -----------------------------------------------------------------------------------------------------------
 
 
+_RUNS = ("digits", "breast_cancer", "csv", "many", "path", "bootstrap", "bytes_lm")
+
+
 def _config(name: str) -> bytes:
     return (CONFIGS / name).read_bytes()
 
@@ -245,5 +248,3 @@ READERS: dict[str, Reader] = {
         lambda good: one_of_them(good, {"program": changed([good["program"]])}),
     ),
 }
-
-_RUNS = ("digits", "breast_cancer", "csv", "many", "path", "bootstrap", "bytes_lm")

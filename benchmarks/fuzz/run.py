@@ -123,7 +123,8 @@ def by_atheris(trials: Trials, count: int, seed: int) -> None:
         hypothesis.given(trials.reader.spoiled(trials.good))(trial)
     )
     atheris.Setup(
-        [sys.argv[0], f"-seed={seed + 1}", "-rss_limit_mb=0", "-verbosity=0"], given.hypothesis.fuzz_one_input
+        [sys.argv[0], f"-seed={seed + 1}", "-rss_limit_mb=0", "-verbosity=0"],
+        given.hypothesis.fuzz_one_input,  # type: ignore[attr-defined]
     )
     atheris.Fuzz()
 

@@ -66,7 +66,7 @@ class KeptProgram:
 
     def __init__(self, function: Callable[..., Any], static: tuple[int, ...]):
         self._function: Any = functools.wraps(function)(lambda *args: self._traced(function, *args))
-        self.jitted = jax.jit(self._function, static_argnums=static)
+        self.jitted: Any = jax.jit(self._function, static_argnums=static)
         self._static = static
         self._compiled: dict[Any, Callable[..., Any] | None] = {}  # None: left to the jitted function
         self._is_new = False
