@@ -25,31 +25,33 @@ _BYTES_A_FIT, _BYTES = 4096, 3 * 2**30
 
 #: The most programs that are compiled: so many to begin with, and of so many further fits one. Usual fits share theirs,
 #: but for those that are made again after there was no more room; others have their own.
-_PROGRAMS, _FITS_A_PROGRAM = 100, 20
+_PROGRAMS, _FITS_A_PROGRAM = 80, 40
 
-#: The kinds of usual fits, whose sizes share some fifty programs, by their options.
+#: The kinds of fits by their options. The usual ones, whose sizes share some thirty programs, are of the first three.
 _KINDS: tuple[dict[str, Any], ...] = (
     {"inference": False},
     {"solver": "newton", "dtype": np.float32, "weights": True, "offset": True, "l2": 0.01, "inference": False},
-    {"solver": "lbfgs", "classes": 3, "l2": 0.1, "inference": False},
     {"solver": "newton-cg", "sparse": True, "l2": 0.1, "dtype": np.float32, "inference": False},
+    {"dtype": np.float32, "weights": True},
+    {"classes": 3},
+    {"solver": "lbfgs", "classes": 4, "l2": 0.1},
     {"l1": 0.01, "solver": "proximal-newton", "dtype": np.float32},
+    {"l1": 0.02, "solver": "proximal-gradient"},
 )
+_USUAL_KINDS = 3
 
-#: The shares of fits of any size with errors and tests, and of those with more elements than sizes share programs for.
-_WIDE, _LARGE = 0.01, 0.002
+#: The shares of fits of any size and kind, and of those with more elements than sizes share programs for.
+_ANY, _LARGE = 0.004, 0.001
 
-#: The least and the most rows and columns of usual fits, of those of any size, and of large ones.
-_USUAL, _ANY, _MUCH = ((20, 128), (1, 6)), ((20, 16_000), (1, 60)), ((8000, 60_000), (10, 40))
+#: The least and the most rows and columns of usual fits, and of the others.
+_SIZES = {"usual": ((20, 128), (1, 6)), "any": ((20, 16_000), (1, 60)), "large": ((8000, 60_000), (10, 40))}
 
 
 def problem(generator: np.random.Generator) -> tuple[Any, Any, bool, dict[str, Any]]:
     """Features, labels, whether in float64, and options of a fit, of a size and a kind that are drawn."""
-    kind, drawn = dict(_KINDS[generator.integers(len(_KINDS))]), generator.random()
-    sizes = _MUCH if drawn < _LARGE else _ANY if drawn < _LARGE + _WIDE else _USUAL
-    rows, columns = (int(np.exp(generator.uniform(*np.log(ends)))) for ends in sizes)
-    if sizes is not _USUAL:
-        kind = {"dtype": kind.get("dtype", np.float64), "classes": int(generator.integers(2, 4))}
+    share = str(generator.choice(list(_SIZES), p=(1 - _ANY - _LARGE, _ANY, _LARGE)))
+    kind = dict(_KINDS[generator.integers(_USUAL_KINDS if share == "usual" else len(_KINDS))])
+    rows, columns = (int(np.exp(generator.uniform(*np.log(ends)))) for ends in _SIZES[share])
     classes, dtype = kind.pop("classes", 2), kind.pop("dtype", np.float64)
     x = generator.standard_normal((rows, columns)).astype(dtype)
     scores = x[:, :1] * np.arange(classes) + generator.gumbel(size=(rows, classes))

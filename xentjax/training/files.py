@@ -8,6 +8,11 @@ from pathlib import Path
 
 from xentjax.training.errors import UserError
 
+try:
+    import resource
+except ImportError:  # a system that has no limits
+    resource = None  # type: ignore[assignment]
+
 
 def require_file(path: Path) -> int:
     """The size of a file in bytes, or UserError: a pipe or a device may have no end, or never begin."""
@@ -59,8 +64,7 @@ def _free_bytes() -> int | None:
         told = dict(line.split(":")[:2] for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(told["MemAvailable"].split()[0]) * 1024
         own = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        import resource
-    except (OSError, KeyError, ImportError):
+    except (OSError, KeyError):
         return None
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return free if limit == resource.RLIM_INFINITY else max(min(free, limit - own), 0)
+    limit = -1 if resource is None else resource.getrlimit(resource.RLIMIT_AS)[0]
+    return free if limit < 0 else max(min(free, limit - own), 0)
