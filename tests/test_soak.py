@@ -82,7 +82,7 @@ def test_forty_fits(tmp_path):
         "from benchmarks import __main__ as command, soak\n"
         "from xentjax.solvers import room\n"
         "most, forgotten = room.mappings() + 4000, []\n"
-        "room.most_mappings = lambda: 2 * most\n"
+        "room.most_mappings = lambda: most / soak._SHARE\n"
         "class Holder:\n"
         "    def forget(self):\n"
         "        forgotten.append(1)\n"

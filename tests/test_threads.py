@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("compiled_fast")
 ROOT = Path(__file__).parents[1]
 THREADS = 8
 #: No run takes as long: a thread that is not done by then waits for another one that waits for it.
-SECONDS = 200
+SECONDS = 280
 
 
 def data(seed, n=40, d=3, classes=2):
@@ -35,7 +35,7 @@ def data(seed, n=40, d=3, classes=2):
 
 
 def fitted(seed):
-    x, y = data(seed, n=30 + seed, classes=2 + seed % 2)
+    x, y = data(seed, classes=2 + seed % 2)
     fit = xj.fit_logistic(x, y, l2=0.1)
     return fit.params, fit.covariance, fit.objective, fit.status.code
 
@@ -49,7 +49,7 @@ def fitted_many(seed):
 
 def fused(seed):
     rng = np.random.default_rng(seed)
-    x, w = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((8, 5), (5, 600 + seed)))
+    x, w = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((8, 5), (5, 600)))
     labels = jnp.asarray(rng.integers(0, 600, 8))
     loss = lambda x, w: xj.linear_cross_entropy(x, w, labels, label_smoothing=0.1, reduction="mean")
     return jax.value_and_grad(loss, (0, 1))(x, w)
@@ -57,7 +57,7 @@ def fused(seed):
 
 def losses(seed):
     rng = np.random.default_rng(seed)
-    logits = jnp.asarray(rng.standard_normal((6, 4 + seed)))
+    logits = jnp.asarray(rng.standard_normal((6, 4)))
     labels = jnp.asarray(rng.integers(0, 4, 6))
     loss = lambda z: jnp.sum(xj.softmax_cross_entropy(z, labels, z_loss=1e-3))
     return jax.value_and_grad(loss)(logits), xj.entropy_from_logits(logits)
@@ -80,7 +80,10 @@ JOBS = (fitted, fitted_many, fused, losses, checked, estimated)
 
 
 def everything(seed):
-    """What a thread computes: every job in an order of its own, every other thread in float64."""
+    """What a thread computes: every job, of data of its own and in an order of its own, every other one in float64.
+
+    Two threads and more come to each program before it is compiled.
+    """
     found = {}
     with jax.enable_x64(seed % 2 == 1):
         for i in range(len(JOBS)):

@@ -10,6 +10,9 @@ import pathlib
 import weakref
 from typing import Protocol
 
+#: The share of the mappings of memory that the process may have, beyond which this package's programs are forgotten.
+SHARE = 0.5
+
 #: Where the system does not tell what is mapped: this package's programs are forgotten after so many.
 _MOST_PROGRAMS = 128
 
@@ -30,14 +33,14 @@ def hold(holder: Holder) -> None:
 
 
 def another() -> None:
-    """Say that a holder has made a program; where half of the room is taken, all holders forget theirs.
+    """Say that a holder has made a program; where there is no more room, all holders forget theirs.
 
-    Whatever runs at the time keeps its program, and is not disturbed. The other half is for what else the process does.
+    Whatever runs at the time keeps its program, and is not disturbed.
     """
     global _made
     _made += 1
     mapped, most = mappings(), most_mappings()
-    if (_made > _MOST_PROGRAMS) if mapped is None or most is None else (mapped > most // 2):
+    if (_made > _MOST_PROGRAMS) if mapped is None or most is None else (mapped > SHARE * most):
         _made = 0
         for holder in list(_HOLDERS):
             holder.forget()
