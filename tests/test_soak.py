@@ -28,6 +28,7 @@ def little_room(monkeypatch):
     """Every program is one too many."""
     monkeypatch.setattr(room, "mappings", lambda: 3)
     monkeypatch.setattr(room, "most_mappings", lambda: 4)
+    monkeypatch.setattr(room, "_FEWEST", 1)
 
 
 def test_a_program_is_kept_as_long_as_there_is_room():
@@ -56,9 +57,18 @@ def test_where_the_system_does_not_tell_programs_are_counted(monkeypatch):
     room.hold(holder)
     monkeypatch.setattr(room, "mappings", lambda: None)
     monkeypatch.setattr(room, "_made", 0)
-    for _ in range(2 * (room._MOST_PROGRAMS + 1)):
+    for _ in range(2 * (room._MOST + 1)):
         room.another()
     assert forgotten == [0, 0]
+
+
+def test_room_that_others_have_taken_does_not_cost_each_program_anew(little_room, monkeypatch):
+    monkeypatch.setattr(room, "_FEWEST", 16)
+    monkeypatch.setattr(room, "_made", 0)
+    TRACED.clear()
+    for _ in range(20):
+        program(np.ones(5), 4)
+    assert len(TRACED) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell")

@@ -152,6 +152,7 @@ def test_a_check_changes_nothing_that_other_threads_see():
 
 def test_programs_may_be_forgotten_while_other_threads_run_them(monkeypatch):
     monkeypatch.setattr(room, "most_mappings", lambda: 0)
+    monkeypatch.setattr(room, "_FEWEST", 1)
     for seed, found in enumerate(
         in_threads([lambda seed=seed: jax.tree.map(np.asarray, fitted(seed)) for seed in (0, 1, 0, 1)])
     ):

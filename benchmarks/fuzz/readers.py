@@ -232,7 +232,7 @@ READERS: dict[str, Reader] = {
     "Parquet": Reader(
         _read_table,
         lambda: {"config.toml": _OF_A_TABLE, "table": _parquet()},
-        lambda good: one_of_them(good, {"table": written.parquet_tables([good["table"], *written.bombs()])}),
+        lambda good: one_of_them(good, {"table": written.parquet_tables([good["table"]])}),
     ),
     "model and predictions": Reader(_predict, _model, _spoiled_model),
     "text": Reader(_read_text, lambda: {"config.toml": _OF_A_TEXT, **_TEXT}, _spoiled_text),

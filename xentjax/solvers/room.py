@@ -13,8 +13,9 @@ from typing import Protocol
 #: The share of the mappings of memory that the process may have, beyond which this package's programs are forgotten.
 SHARE = 0.5
 
-#: Where the system does not tell what is mapped: this package's programs are forgotten after so many.
-_MOST_PROGRAMS = 128
+#: So many programs are made at least before all are forgotten: what else the process does may have taken the room, and
+#: where the system does not tell what is mapped, so many at most.
+_FEWEST, _MOST = 16, 128
 
 
 class Holder(Protocol):
@@ -39,8 +40,10 @@ def another() -> None:
     """
     global _made
     _made += 1
+    if _made < _FEWEST:
+        return
     mapped, most = mappings(), most_mappings()
-    if (_made > _MOST_PROGRAMS) if mapped is None or most is None else (mapped > SHARE * most):
+    if (_made > _MOST) if mapped is None or most is None else (mapped > SHARE * most):
         _made = 0
         for holder in list(_HOLDERS):
             holder.forget()
