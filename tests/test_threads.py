@@ -124,10 +124,10 @@ def assert_same(a, b):
 
 
 def test_numbers_are_those_of_each_thread_alone_bit_for_bit():
+    """Where nothing is compiled yet, and where all is."""
     jax.clear_caches()
     together = in_threads([lambda seed=seed: everything(seed) for seed in range(THREADS)])
     again = in_threads([lambda seed=seed: everything(seed) for seed in range(THREADS)])
-    jax.clear_caches()
     for seed in range(THREADS):
         alone = everything(seed)
         assert_same(together[seed], alone)
