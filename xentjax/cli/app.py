@@ -72,6 +72,10 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         _say(told(signal.SIGINT))
         return INTERRUPTED
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"xentjax: this takes more memory than there is: {UserError(str(error))}", file=sys.stderr)
     return 2
 
 

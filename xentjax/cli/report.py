@@ -29,7 +29,9 @@ from xentjax.training.steps import Stage
 
 
 def say(text: str) -> None:
-    Console(highlight=False, soft_wrap=True, markup=False).print(text)
+    """Print a text. Names in it come from files: what a terminal would obey becomes a sign that stands for it."""
+    shown = "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    Console(highlight=False, soft_wrap=True, markup=False).print(shown)
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------

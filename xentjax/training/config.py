@@ -242,4 +242,10 @@ class TutorialConfig(Table):
 
 
 def _repeated(values: Sequence[Any]) -> Any:
-    return next((value for i, value in enumerate(values) if value in values[:i]), None)
+    """The first value that has come before; None where all are distinct."""
+    seen: set[Any] = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None

@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from xentjax.training.categories import as_number, in_order
 from xentjax.training.config import DataConfig, Delimiter
 from xentjax.training.errors import UserError, did_you_mean
+from xentjax.training.files import require_memory
 from xentjax.training.sources import SOURCES
 from xentjax.training.streams.formats import mapped
 from xentjax.training.streams.svmlight import LABEL
@@ -117,9 +118,10 @@ def from_file(config: DataConfig, table: TableFile) -> Examples:
     weights = None
     if roles.weights is not None:
         weights = weights_of(table, roles.weights, columns.pop(roles.weights), bad=bad)
+    categorical = set(config.categorical)
     read = {
         name: texts(table, name, column, bad=bad)
-        if name in config.categorical
+        if name in categorical
         else numbers(table, name, column, WORDS, bad=bad)
         for name, column in columns.items()
     }
@@ -341,6 +343,10 @@ class Encoder:
     def matrix(self, examples: Examples) -> Array:
         """The features ``[n, d]`` of all examples, or UserError for a category that was not there in training."""
         blocks = []
+        rows, width = len(next(iter(examples.columns.values()))), len(self.of_categories)
+        # It is split, and placed where it is computed with.
+        needed = 3 * rows * width * np.dtype(self.dtype).itemsize
+        require_memory(needed, f"{rows} examples of {width} features, as each category is one,")
         for column in self.columns:
             values = examples.columns[column.name]
             if isinstance(column, NumericColumn):
@@ -354,7 +360,7 @@ class Encoder:
                 raise UserError(
                     f"{examples.place(row, column.name)}: category {str(values[row])!r} was not in training{hint}"
                 )
-            blocks.append(np.eye(len(known), dtype=self.dtype)[at, column.drop_first :])
+            blocks.append((at[:, None] == np.arange(column.drop_first, len(known))).astype(self.dtype))
         return np.concatenate(blocks, axis=1)
 
     def _scaled(self, examples: Examples, column: NumericColumn, values: Array) -> Array:

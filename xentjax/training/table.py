@@ -5,6 +5,8 @@ Text is converted column by column, so that a cell which does not fit can be sho
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +18,14 @@ import pyarrow.compute as pc
 
 from xentjax.training.config import SVMLIGHT
 from xentjax.training.errors import UserError, did_you_mean
+from xentjax.training.files import require_file, require_memory, unreadable
 from xentjax.training.streams.formats import ArrowFile, CsvFile, NpyFile, ParquetFile, Skipped, TableFormat
 from xentjax.training.streams.svmlight import SvmlightFile
 
 Array = np.ndarray[Any, Any]
+
+#: The most columns of a table: of what has more none is made.
+_MOST_COLUMNS = 100_000
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,9 @@ class TableFile:
         return file, row
 
     def require(self, names: Sequence[str]) -> None:
+        known = set(self.names)
         for name in names:
-            if name not in self.names:
+            if name not in known:
                 raise UserError(
                     f"{self.path}: has no column {name!r}{did_you_mean(name, self.names) or has(self.names)}"
                 )
@@ -79,7 +86,11 @@ class TableFile:
 
     def read(self, names: Sequence[str], skipped: Skipped | None = None) -> dict[str, pa.ChunkedArray]:
         """The columns of these names."""
-        blocks = list(self.blocks(names, skipped))
+        blocks = []
+        for block in self.blocks(names, skipped):
+            # It is copied once more, and made numbers or words of.
+            require_memory(2 * block.nbytes, f"{self.path}: another {block.num_rows} rows")
+            blocks.append(block)
         try:
             table = pa.concat_tables(blocks)
         except pa.ArrowException as error:
@@ -104,6 +115,7 @@ def open_table(path: str | Path, delimiter: str = ",") -> TableFile:
 
 def _open(path: Path, delimiter: str) -> TableFormat:
     """Parquet, Arrow and .npy are known by their first bytes, svmlight by its name; everything else is CSV."""
+    require_file(path)
     try:
         with path.open("rb") as opened:
             start = opened.read(6)
@@ -118,18 +130,18 @@ def _open(path: Path, delimiter: str) -> TableFormat:
             file = SvmlightFile.of(path)
         else:
             file = CsvFile.of(path, delimiter)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
     except pa.ArrowException as error:
         kind = "a Parquet" if start.startswith(b"PAR1") else "an Arrow"
         raise UserError(f"{path}: is not {kind} file that can be read: {error}") from error
     if not file.names:
         raise UserError(f"{path}: is empty")
-    for i, name in enumerate(file.names):
-        if name in file.names[:i]:
-            raise UserError(f"{path}: has two columns named {name!r}")
+    if len(file.names) > _MOST_COLUMNS:
+        raise UserError(f"{path}: has {len(file.names)} columns, but at most {_MOST_COLUMNS} are read")
+    if len(set(file.names)) < len(file.names):
+        name = next(name for name, times in Counter(file.names).items() if times > 1)
+        raise UserError(f"{path}: has two columns named {name!r}")
     return file
 
 
@@ -144,6 +156,7 @@ def numbers(
     ``first`` is the number of its first row. Where ``bad [n]`` is given, it becomes true for cells that are no numbers,
     and these become 0.
     """
+    column = _dense(table, name, column)
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         column = pc.utf8_trim_whitespace(column)
@@ -181,19 +194,38 @@ def texts(table: TableFile, name: str, column: pa.ChunkedArray, first: int = 0, 
             raise UserError(f"{table.place(first + _first(empty), name)}: is empty")
         bad |= empty.to_numpy()
         column = pc.fill_null(column, "")
+    longest = pc.max(pc.utf8_length(column)).as_py() or 0
+    # An array of NumPy's has for each word the room of the longest; what is made of it is as large.
+    needed = 2 * 4 * longest * len(column)
+    require_memory(needed, f"{table.path}, column {name!r}: its words of up to {longest} letters")
     return column.to_numpy().astype(str)
 
 
 def words(table: TableFile, name: str, column: Any) -> Any:
-    """The column as Arrow's text, whole numbers without a decimal point."""
-    if pa.types.is_dictionary(column.type):
-        column = pc.cast(column, column.type.value_type)
-    if pa.types.is_floating(column.type) and not pc.any(pc.not_equal(pc.floor(column), column)).as_py():
-        column = pc.cast(column, pa.int64(), safe=False) if pc.all(pc.is_finite(column)).as_py() else column
+    """The column as Arrow's trimmed text, of floats that are whole numbers the digits."""
+    column = _dense(table, name, column)
     try:
+        if pa.types.is_floating(column.type):
+            column = pc.cast(column, pa.float32()) if pa.types.is_float16(column.type) else column
+            with contextlib.suppress(pa.ArrowInvalid):  # a fraction, no number, or one too large
+                column = pc.cast(column, pa.int64())
         return pc.utf8_trim_whitespace(pc.cast(column, pa.string()))
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise UserError(f"{table.path}, column {name!r}: holds {column.type}, not categories") from error
+
+
+def _dense(table: TableFile, name: str, column: Any) -> Any:
+    """The column with each value where it stands, in the place of a dictionary; UserError where that is too much."""
+    if not pa.types.is_dictionary(column.type):
+        return column
+    try:
+        values = [chunk.dictionary for chunk in getattr(column, "chunks", [column])]
+        if pa.types.is_string(column.type.value_type) or pa.types.is_large_string(column.type.value_type):
+            longest = max((pc.max(pc.binary_length(words)).as_py() or 0 for words in values), default=0)
+            require_memory(longest * len(column), f"{table.path}, column {name!r}: its words of up to {longest} bytes")
+        return pc.cast(column, column.type.value_type)
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise UserError(f"{table.path}, column {name!r}: holds {column.type}, which cannot be read") from error
 
 
 def _not_a_number(text: str | None, hint: str) -> str:

@@ -6,10 +6,11 @@ Which kind a file is, is told by its first bytes; everything else is CSV. (svmli
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,9 @@ import pyarrow.parquet
 from xentjax.training.errors import UserError
 
 Array = np.ndarray[Any, Any]
+
+#: The most characters of a line of a CSV file.
+_LONGEST_LINE = 2**24
 
 #: Bytes of text that are parsed at once, and cells of a table.
 _BLOCK, _CELLS = 2**23, 2**20
@@ -101,17 +105,18 @@ class CsvFile:
     def numbers(self, rows: Sequence[int]) -> list[int]:
         wanted, records = set(rows), enumerate(_records(self.path, self.delimiter), -1)
         found: dict[int, int] = {}
-        while len(found) < len(wanted):
-            row, (line, _) = next(records)
+        for row, (line, _) in records:
             if row in wanted:
                 found[row] = line
-        return [found[row] for row in rows]
+            if len(found) == len(wanted):
+                break
+        return [found.get(row, row + 1) for row in rows]  # quotes that are never closed may hide lines
 
 
 def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """The records of a CSV file that are not blank, each with the number of its first line; the header is the first."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter)
+        reader = csv.reader(_lines(path, file), delimiter=delimiter)
         line = 1
         try:
             for cells in reader:
@@ -122,6 +127,17 @@ def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
             raise UserError(f"{path}, line {_line_that_is_no_text(path)}: is not UTF-8 text") from error
         except csv.Error as error:
             raise UserError(f"{path}, line {line}: cannot be read as CSV: {error}") from error
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines of a file; UserError where one has no end within what is read at once."""
+    for number in itertools.count(1):
+        line = file.readline(_LONGEST_LINE)
+        if len(line) == _LONGEST_LINE:
+            raise UserError(f"{path}, line {number}: has more than {_LONGEST_LINE} characters")
+        if not line:
+            return
+        yield line
 
 
 def _line_that_is_no_text(path: Path) -> int:
