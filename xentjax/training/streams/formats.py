@@ -170,7 +170,16 @@ class ParquetFile(_Numbered):
         return cls(path, tuple(pyarrow.parquet.read_schema(path).names))
 
     def blocks(self, names: Sequence[str], skipped: Skipped | None) -> Iterator[pa.Table]:
-        with _explained(self.path), pyarrow.parquet.ParquetFile(self.path, buffer_size=2**20, pre_buffer=False) as file:
+        with _explained(self.path):
+            metadata, asked = pyarrow.parquet.read_metadata(self.path), set(names)
+            leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
+            # Words as dictionaries: many rows of one word take no memory then.
+            words = [leaf.path for leaf in leaves if leaf.path in asked and leaf.physical_type == "BYTE_ARRAY"]
+            of_file: dict[str, Any] = {"metadata": metadata, "read_dictionary": words}
+        with (
+            _explained(self.path),
+            pyarrow.parquet.ParquetFile(self.path, buffer_size=2**20, pre_buffer=False, **of_file) as file,
+        ):
             for batch in file.iter_batches(batch_size=_rows_of_block(names), columns=list(names), use_threads=True):
                 yield pa.Table.from_batches([batch])
 
