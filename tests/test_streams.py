@@ -1,7 +1,6 @@
 """Tables in files: what is streamed gives the bits that it gives in memory, and every mistake names its place."""
 
 import gc
-import json
 import os
 import subprocess
 import sys
@@ -18,11 +17,8 @@ import xentjax as xj
 from xentjax.models import streamed
 from xentjax.solvers.kept import described
 from xentjax.training.config import DataConfig
-from xentjax.training.config_file import validate
 from xentjax.training.errors import UserError
 from xentjax.training.prepared import load_examples
-from xentjax.training.regression import regress
-from xentjax.training.regression_config import RegressionConfig
 from xentjax.training.streams.matrix import MatrixWriter
 
 ROOT = Path(__file__).parents[1]
@@ -387,16 +383,3 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     before, after = map(int, done.stdout.split())
     assert after - before < 64, done.stdout
-
-
-def test_skipped_rows_are_told(tmp_path):
-    path = tmp_path / "t.csv"
-    lines = [f"{i % 7},{(i * 5 % 11) > 5:d}" for i in range(100)]
-    path.write_text("a,y\n" + "\n".join([*lines, "x,1", "1"]) + "\n")
-    for memory in ("whole", "stream"):
-        data = {"path": str(path), "target": "y", "on_bad_rows": "skip", "memory": memory, "test_fraction": 0.0}
-        made = regress(validate({"name": "t", "data": data}, RegressionConfig, "test"))
-        assert "left out: 2 rows with something wrong" in made.text()
-        assert made.summary()["skipped_rows"] == 2
-        assert made.train.examples == 100
-        json.dumps(made.summary()["skipped_rows"])

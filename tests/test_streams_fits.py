@@ -220,3 +220,16 @@ def test_the_benchmark_measures_and_tells(tmp_path):
     device.mkdir()
     (device / "stream.jsonl").write_text(json.dumps(machine) + "\n" + json.dumps(row) + "\n")
     assert "| newton | parquet |" in stream_report.sections(stream_report.result_files(tmp_path))
+
+
+def test_skipped_rows_are_told(tmp_path):
+    path = tmp_path / "t.csv"
+    lines = [f"{i % 7},{(i * 5 % 11) > 5:d}" for i in range(100)]
+    path.write_text("a,y\n" + "\n".join([*lines, "x,1", "1"]) + "\n")
+    for memory in ("whole", "stream"):
+        data = {"path": str(path), "target": "y", "on_bad_rows": "skip", "memory": memory, "test_fraction": 0.0}
+        made = regress(validate({"name": "t", "data": data}, RegressionConfig, "test"))
+        assert "left out: 2 rows with something wrong" in made.text()
+        assert made.summary()["skipped_rows"] == 2
+        assert made.train.examples == 100
+        json.dumps(made.summary()["skipped_rows"])
