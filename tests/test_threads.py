@@ -80,13 +80,13 @@ JOBS = (fitted, fitted_many, fused, losses, checked, estimated)
 
 
 def everything(seed):
-    """What a thread computes: every job, of data of its own and in an order of its own, every other one in float64.
+    """What a thread computes: four jobs, of data of its own and in an order of its own, every other one in float64.
 
     Two threads and more come to each program before it is compiled.
     """
     found = {}
     with jax.enable_x64(seed % 2 == 1):
-        for i in range(len(JOBS)):
+        for i in range(4):
             job = JOBS[(seed + i) % len(JOBS)]
             found[job.__name__] = jax.tree.map(np.asarray, job(seed))
     return found
@@ -132,9 +132,11 @@ def test_numbers_are_those_of_each_thread_alone_bit_for_bit():
         alone = everything(seed)
         assert_same(together[seed], alone)
         assert_same(again[seed], alone)
-        assert alone["checked"][0]
-        assert not alone["checked"][2]
-        assert together[seed]["fitted"][0].weights.dtype == (np.float64 if seed % 2 else np.float32)
+        if "checked" in alone:
+            assert alone["checked"][0]
+            assert not alone["checked"][2]
+        if "fitted" in alone:
+            assert alone["fitted"][0].weights.dtype == (np.float64 if seed % 2 else np.float32)
 
 
 def test_a_check_changes_nothing_that_other_threads_see():
