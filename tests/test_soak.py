@@ -112,6 +112,7 @@ def test_forty_fits(tmp_path):
         name: holds for name, holds in last["held"].items() if "bytes a fit" not in name
     }  # which it takes longer for
     assert all(held.values()), held
-    ((fault, fits, _, command),) = soak.faults(rows)
+    (told,) = soak.faults(rows)
+    fault, fits, command = told["fault"], told["tried"], told["command"]
     assert (fits, command) == (40, "python -m benchmarks soak")
     assert "fits" in fault

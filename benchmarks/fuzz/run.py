@@ -210,14 +210,14 @@ def one_line(row: Mapping[str, Any]) -> str:
     return "\n  ".join([text, *row["told"]])
 
 
-def faults(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, str, str]]:
-    """For the table of faults: the fault, how many times it was tried, what happened, the command that shows it."""
-    command = "python -m benchmarks fuzz"
+def faults(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the table of faults: the fault, how many times it was tried and has failed, what happened, and the
+    command that shows it."""
     found = []
     for row in rows:
         if row.get("kind") == "row":
-            bad = f"; {row['faults']} faults" if row["faults"] else ""
-            what = f"{row['refused']:,} refused in one line, {row['accepted']:,} read{bad}; at most "
+            what = f"{row['refused']:,} refused in one line, {row['accepted']:,} read; at most "
             what += f"{row['worst_seconds']:.1f} s and {row['worst_bytes'] / 2**20:.0f} MiB"
-            found.append((f"damaged or forged: {row['reader']}", row["inputs"], what, command))
+            told = {"fault": f"damaged or forged: {row['reader']}", "tried": row["inputs"], "failed": row["faults"]}
+            found.append({**told, "outcome": what, "command": "python -m benchmarks fuzz"})
     return found

@@ -57,11 +57,17 @@ def sections(paths: Sequence[pathlib.Path]) -> str:
 
 
 def section(path: pathlib.Path) -> str:
-    """The table of one device, in the order in which the faults were first tried."""
+    """The table of one device, in the order in which the faults were first tried; then what was read and soaked."""
+    from benchmarks import soak
+    from benchmarks.fuzz import run as fuzz
+
     rows = load(path)
     machine = max((row["machine"] for row in rows), key=lambda machine: machine["date"])
     packages = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
     head = f"**{path.parent.name}**: {machine['name']}. Python {machine['python']}, {packages}; {machine['date'][:10]}."
     header = ["fault", "tried", "failed", "what happened", "command"]
+    for made, name in ((fuzz, "fuzz"), (soak, "soak")):
+        if others := load(path.parent / f"{name}.jsonl"):
+            rows += made.faults(others)
     cells = ([r["fault"], f"{r['tried']:,}", str(r["failed"]), r["outcome"], f"`{r['command']}`"] for r in rows)
     return f"{head}\n\n{table(header, cells)}"
