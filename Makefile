@@ -15,7 +15,7 @@ WHEELS_PYTHON ?= 3.12
 digits: $(VENV)/.installed  ## the main job: softmax regression on handwritten digits
 	$(BIN)/xentjax fit configs/digits.toml --force
 
-test: $(VENV)/.installed  ## the test suite, docstring examples included: ten minutes on two cores
+test: $(VENV)/.installed  ## the test suite, docstring examples included: thirteen minutes on two cores
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not fast and not thorough" $(OPTIONS)
 	COMPILED_FAST=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "fast and not thorough" $(OPTIONS)
 

@@ -1,4 +1,4 @@
-"""The console script ``xentjax``: a Ctrl-C while the library loads is told in one line, as any later one is.
+"""The console script ``xentjax``: a Ctrl-C or SIGTERM while the library loads is told in one line, as any later one is.
 
 It stands outside the package, whose own import is what takes the time.
 """
@@ -9,19 +9,25 @@ import os
 import signal
 import sys
 
-#: The exit status after a Ctrl-C.
-INTERRUPTED = 130
+#: The exit status after a Ctrl-C, and after SIGTERM.
+INTERRUPTED, TERMINATED = 130, 143
 
 
 def main() -> int:
-    previous = signal.signal(signal.SIGINT, leave)
+    previous = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     from xentjax.cli import main as command
 
-    signal.signal(signal.SIGINT, previous)
+    for number, handler in previous.items():
+        signal.signal(number, handler)
     return command()
 
 
 def leave(number: int, frame: object) -> None:
     """End at once: nothing is half written, and a module that is half loaded turns an exception into others."""
-    print("xentjax: interrupted", file=sys.stderr, flush=True)
-    os._exit(INTERRUPTED)
+    print(f"xentjax: {told(number)}", file=sys.stderr, flush=True)
+    os._exit(128 + number)
+
+
+def told(number: int) -> str:
+    """What a signal has done."""
+    return "terminated" if number == signal.SIGTERM else "interrupted"

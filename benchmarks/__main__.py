@@ -1,4 +1,5 @@
-"""Command line: ``core``, ``regression``, ``linear`` and ``scale`` measure, ``report`` writes tables and plots."""
+"""Command line: ``core``, ``regression``, ``linear``, ``scale`` and ``stream`` measure, ``kills``, ``faults``, ``fuzz``
+and ``soak`` try what may happen, ``report`` writes tables and plots."""
 
 from __future__ import annotations
 
@@ -7,9 +8,11 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 
@@ -54,6 +57,34 @@ def main(argv: list[str] | None = None) -> int:
     scale.add_argument("--out", type=pathlib.Path, help="folder for scale.jsonl (default: as for core)")
     scale.add_argument("--quick", action="store_true", help="small problems, in a minute")
     scale.add_argument("--seconds", type=float, default=2.0, help="time for each row's rounds (default: 2)")
+    kills = commands.add_parser("kills", help="runs that are killed at random moments until they are complete")
+    kills.add_argument("--count", type=int, default=100, help="kills of each kind of run (default: 100)")
+    kills.add_argument("--minutes", type=float, default=10.0, help="the most time for each kind (default: 10)")
+    faults = commands.add_parser(
+        "faults", help="runs that are stopped, and damaged files, full disks, locks, overflows"
+    )
+    faults.add_argument("--times", type=int, default=3, help="how often each is tried (default: 3)")
+    for command, of in ((kills, "kind of run (gd, minibatch, language, grid)"), (faults, "fault")):
+        command.add_argument("--seed", type=int, default=0, help="draws what is drawn (default: 0)")
+        command.add_argument("--only", metavar="NAME", help=f"one {of}, or a regular expression of names")
+        command.add_argument("--out", type=pathlib.Path, help="folder for faults.jsonl (default: as for core)")
+    stream = commands.add_parser("stream", help="fits of a table that is read from a file beside those in memory")
+    stream.add_argument("--rows", type=int, default=10_000_000, help="default: 10 million, 4 GB twice over")
+    stream.add_argument("--columns", type=int, default=100)
+    stream.add_argument("--repeats", type=int, default=2, help="fits of which the fastest counts (default: 2)")
+    stream.add_argument("--folder", type=pathlib.Path, help="where the table is made (default: TMPDIR or /var/tmp)")
+    stream.add_argument("--cold", action="store_true", help="and a fit of a file that is not in the system's cache")
+    stream.add_argument("--out", type=pathlib.Path, help="folder for stream.jsonl (default: as for core, if all rows)")
+    fuzz = commands.add_parser("fuzz", help="damaged and forged files through every reader: errors, time, memory")
+    fuzz.add_argument("--count", type=int, default=20_000, help="inputs of all readers together (default: 20000)")
+    fuzz.add_argument("--seed", type=int, default=0, help="the same seed draws the same inputs (default: 0)")
+    fuzz.add_argument("--only", metavar="NAME", action="append", help="this reader only (repeatable)")
+    fuzz.add_argument("--engine", choices=("hypothesis", "atheris"), default="hypothesis", help="who draws them")
+    fuzz.add_argument("--out", type=pathlib.Path, help="folder for fuzz.jsonl (default: as for core)")
+    soak = commands.add_parser("soak", help="thousands of fits of changing sizes in one process: memory, programs")
+    soak.add_argument("--fits", type=int, default=10_000, help="how many (default: 10000)")
+    soak.add_argument("--seed", type=int, default=0, help="the same seed draws the same fits (default: 0)")
+    soak.add_argument("--out", type=pathlib.Path, help="folder for soak.jsonl (default: as for core)")
     report = commands.add_parser("report", help="tables and plots from the results, and the README's generated parts")
     report.add_argument("--results", type=pathlib.Path, default=RESULTS, help="folder that holds <device>/*.jsonl")
     arguments = parser.parse_args(argv)
@@ -62,7 +93,8 @@ def main(argv: list[str] | None = None) -> int:
 
         return reporting.main(arguments.results)
     runs = {"core": run_core, "regression": run_regression, "linear": run_linear, "blocks": run_blocks}
-    runs["scale"] = run_scale
+    runs |= {"scale": run_scale, "stream": run_stream, "kills": run_kills, "faults": run_faults}
+    runs |= {"fuzz": run_fuzz, "soak": run_soak}
     return runs[arguments.command](arguments)
 
 
@@ -210,6 +242,94 @@ def run_blocks(arguments: argparse.Namespace) -> int:
     blocks.write(blocks.merged(blocks.read(table), blocks.of_rows(found)), table)
     print(f"written to {table}")
     return 0
+
+
+def run_kills(arguments: argparse.Namespace) -> int:
+    from benchmarks.survival import results
+    from benchmarks.survival.kills import PARTS, kill_row
+
+    parts = [part for part in PARTS if re.fullmatch(arguments.only or ".*", part)]
+    say = lambda text: print(text, flush=True)
+    found = (kill_row(part, arguments.count, arguments.minutes, arguments.seed, say) for part in parts)
+    return results.write(found, arguments.out or RESULTS)
+
+
+def run_faults(arguments: argparse.Namespace) -> int:
+    from benchmarks.survival import faults, results
+
+    found = faults.rows(arguments.only, arguments.seed, arguments.times)
+    return results.write(found, arguments.out or RESULTS)
+
+
+def run_stream(arguments: argparse.Namespace) -> int:
+    settle("cpu")
+    import jax
+
+    from benchmarks import stream
+    from benchmarks.machine import STREAM_PACKAGES, measure_machine
+
+    machine = measure_machine(jax.devices()[0], quick=True, packages=STREAM_PACKAGES)
+    folder = arguments.out or (RESULTS / machine.device if arguments.rows >= 10_000_000 else None)
+    with results_file(folder, "stream") as write:
+        write(machine.to_json())
+        for row in stream.rows(arguments.rows, arguments.columns, arguments.folder, arguments.repeats, arguments.cold):
+            write(row)
+            print(stream.one_line(row), flush=True)
+    if folder is not None:
+        print(f"written to {folder / 'stream.jsonl'}")
+    return 0
+
+
+def run_fuzz(arguments: argparse.Namespace) -> int:
+    """1 where an input was neither read nor refused in one line, or took too much."""
+    settle("cpu")
+    from benchmarks.fuzz import run
+    from benchmarks.fuzz.readers import READERS
+
+    for name in arguments.only or ():
+        if name not in READERS:
+            print(f"--only {name}: no such reader; there are {', '.join(READERS)}", file=sys.stderr)
+            return 2
+    start, faults, inputs = time.perf_counter(), 0, 0
+    machine = named_machine()
+    folder = arguments.out or (None if arguments.only else RESULTS / machine["device"])
+    print(run.HEADER, flush=True)
+    with results_file(folder, "fuzz") as write:
+        write(machine)
+        for row in run.rows(arguments.only or list(READERS), arguments.count, arguments.seed, arguments.engine):
+            write(row)
+            print(run.one_line(row), flush=True)
+            faults, inputs = faults + row["faults"], inputs + row["inputs"]
+    print(f"{inputs:,} inputs in {time.perf_counter() - start:.0f} s, {faults} faults")
+    return 1 if faults else 0
+
+
+def run_soak(arguments: argparse.Namespace) -> int:
+    """1 where memory, mappings or programs grew beyond their bounds."""
+    settle("cpu")
+    from benchmarks import soak
+
+    machine = named_machine()
+    with results_file(arguments.out or RESULTS / machine["device"], "soak") as write:
+        write(machine)
+        for row in soak.rows(arguments.fits, arguments.seed):
+            write(row)
+            print(soak.one_line(row), flush=True)
+    for name, held in row["held"].items():
+        print(f"{'held' if held else 'NOT HELD'}: {name}")
+    return 0 if all(row["held"].values()) else 1
+
+
+def named_machine() -> dict[str, Any]:
+    """The machine and its versions, without rates."""
+    import jax
+
+    from benchmarks import machine
+    from xentjax.training.machine import versions
+
+    device = jax.devices()[0]
+    named = {"device": machine.device_name(device), "name": machine.processor_name(device), "cores": os.cpu_count()}
+    return {"kind": "machine", **named, "versions": versions(*machine.PACKAGES), "commit": machine.commit()}
 
 
 def pin_to_one_core() -> None:

@@ -23,6 +23,9 @@ PACKAGES = ("xentjax", "jax", "jaxlib", "optax", "numpy", "torch")
 #: Of regressions, further peers.
 REGRESSION_PACKAGES = (*PACKAGES, "scikit-learn", "glum", "statsmodels", "skglm")
 
+#: Of fits of tables in files.
+STREAM_PACKAGES = ("xentjax", "jax", "jaxlib", "numpy", "pyarrow")
+
 #: Of linear cross-entropy.
 LINEAR_PACKAGES = (*PACKAGES, "tokamax", "jax-cce", "triton", "liger-kernel", "cut-cross-entropy")
 

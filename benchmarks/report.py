@@ -13,10 +13,11 @@ import statistics
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from benchmarks import language_report, readme, regression_report
+from benchmarks import language_report, readme, regression_report, stream_report
 from benchmarks.linear import report as linear_report
 from benchmarks.machine import ROOT
 from benchmarks.scale import report as scale_report
+from benchmarks.survival import results as survival_results
 from benchmarks.tables import machine_line, mebibytes, milliseconds, table
 from xentjax.core.op import ops
 
@@ -55,6 +56,10 @@ def main(results: pathlib.Path) -> int:
                 print(f"written: {path.parent}/{made}")
         if paths:
             parts[part] = reporting.sections(paths)
+    if of_stream := stream_report.result_files(results):
+        parts["stream"] = stream_report.sections(of_stream)
+    if of_faults := survival_results.result_files(results):
+        parts["faults"] = survival_results.sections(of_faults)
     if of_language := language_report.result_files(results):
         parts["language"] = language_report.sections(of_language)
     readme.refresh(readme.README, parts)

@@ -19,12 +19,15 @@ import jax
 import pytest
 
 #: Files whose tests `make thorough` runs: solvers and fits in all their variants, linear cross-entropy on many devices,
-#: kernels as they are interpreted, what takes long to compile, and scikit-learn's own tests.
+#: kernels as they are interpreted, what takes long to compile, scikit-learn's own tests, many fits in one process or at
+#: once.
 THOROUGH = {f"test_{name}.py" for name in ("solvers", "fit", "l1", "path", "fit_many", "buckets", "program_cache")}
 THOROUGH |= {f"test_{name}.py" for name in ("forms", "host", "kept", "regressions", "language_runs", "linear_hard")}
+THOROUGH |= {"test_streams_fits.py"}
 THOROUGH |= {f"test_{name}.py" for name in ("benchmarks_regression", "linear_kernels", "sklearn", "sklearn_own")}
 THOROUGH |= {f"test_{name}.py" for name in ("linear_sharded", "logit_divergences", "memory", "benchmarks_linear")}
 THOROUGH |= {f"test_{name}.py" for name in ("mesh", "mesh_runs", "processes")}
+THOROUGH |= {f"test_{name}.py" for name in ("soak", "threads")}
 
 #: Mappings of a process that leave room for those of any one file.
 MAPPINGS = 20_000

@@ -14,8 +14,9 @@ from pydantic import TypeAdapter
 from xentjax.training import flights
 from xentjax.training.config import DataConfig, FitConfig, TutorialConfig
 from xentjax.training.config_file import read_config, read_run, to_toml, validate
-from xentjax.training.data import CategoricalColumn, Encoder, NumericColumn, load_examples, split
+from xentjax.training.data import CategoricalColumn, Encoder, NumericColumn, split
 from xentjax.training.errors import UserError
+from xentjax.training.prepared import load_examples
 from xentjax.training.regression_config import RegressionConfig
 from xentjax.training.solver import SOLVER_NAMES
 from xentjax.training.table import open_table

@@ -131,7 +131,7 @@ def test_what_does_not_run_here_is_made_anew(folder, monkeypatch):
         raise jax.errors.JaxRuntimeError("NOT_FOUND: Function fusion not found")
 
     with monkeypatch.context() as patch:
-        patch.setattr(kept, "_read", lambda path: fails)
+        patch.setattr(kept, "read_program", lambda path: fails)
         assert another_process()[1]
     assert not another_process()[1]
 

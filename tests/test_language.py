@@ -17,7 +17,7 @@ from words import write_words
 
 from xentjax.plots.languages import bits_curve
 from xentjax.plots.style import save
-from xentjax.training.checkpoint import Checkpoint, named_leaves
+from xentjax.training.checkpoint import named_leaves, read_checkpoint, write_checkpoint
 from xentjax.training.config_file import read_run, to_toml, validate
 from xentjax.training.errors import UserError
 from xentjax.training.language.baselines import Counts, compressed, entropies
@@ -72,7 +72,7 @@ def files(folder, texts):
         (["solver={name='optax', transformation='lbfgs'}"], "needs the whole training set: it cannot go with batches"),
         (["batches.epochs=3"], "--set: batches.epochs does not go with a table text"),
         (["stop={}"], "--set: stop.max_steps is missing, but required"),
-        (["checkpoint.seconds=-1"], "--set: checkpoint.seconds must be greater than or equal to 0, got -1"),
+        (["checkpoint.every_seconds=-1"], "--set: checkpoint.every_seconds must be greater than or equal to 0, got -1"),
     ],
 )
 def test_what_is_wrong_with_a_key(overrides, message):
@@ -201,7 +201,7 @@ def test_a_vocabulary_larger_than_the_text():
 
 def test_bits_per_byte_by_hand():
     """Four bytes in two tokens of a probability of 1/8 each, and the end of the file of 1/2: 7 bits."""
-    part = Part([b"abcd"], np.array([END, 300, 301, END], np.int32))
+    part = Part([b"abcd"], np.array([END, 300, 301, END], np.int32), ["a"])
     nats = -(2 * math.log(1 / 8) + math.log(1 / 2))
     assert part.bits_per_byte(nats) == pytest.approx(7 / 4, rel=1e-15)
     assert part.bits_per_token(nats) == pytest.approx(7 / 3, rel=1e-15)
@@ -373,36 +373,17 @@ def test_it_learns_what_bigrams_cannot(words):
     assert np.mean([word in ("one", "two", "six", "ten") for word in words]) > 0.9
 
 
-def test_a_killed_run_goes_on_with_the_same_bits(words, tmp_path):
+def test_a_run_goes_on_from_any_of_its_states_with_the_same_bits(words, tmp_path):
     config = words("stop.max_steps=9")
     training = Training(config, tokenize(config))
-    keep = Checkpoint(tmp_path / "runs" / "words.checkpoint", {"config": 1})
     whole = list(training.states(training.initial_state()))
-    for killed in (0, 4, 8):
-        keep.save(whole[killed])
-        states = list(training.states(keep.load(training.initial_state())))
-        assert len(states) == 10 - killed
-        for name, leaf in named_leaves(states[-1]._replace(seconds=0)).items():
-            np.testing.assert_array_equal(leaf, named_leaves(whole[-1]._replace(seconds=0))[name], strict=True)
+    for number in (0, 4, 8):
+        write_checkpoint(tmp_path / "state", whole[number], {})
+        states = list(training.states(read_checkpoint(tmp_path / "state", training.initial_state())))
+        assert len(states) == 10 - number
+        for name, leaf in named_leaves(states[-1]).items():
+            np.testing.assert_array_equal(leaf, named_leaves(whole[-1])[name], strict=True)
     assert states[-1].status == "completed"
-    assert states[-1].seconds > 0
-
-
-def test_what_is_wrong_with_a_checkpoint(tmp_path):
-    path, state = tmp_path / "x.checkpoint", {"a": np.arange(3.0), "b": (np.int32(1),)}
-    keep = Checkpoint(path, {"text": "abc", "config": {"x": 1, "y": [1, 2]}})
-    assert keep.load(state) is None
-    keep.save(state)
-    loaded = Checkpoint(path, {"config": {"y": [1, 2], "x": 1}, "text": "abc"}).load(state)
-    assert loaded["b"] == (1,)
-    np.testing.assert_array_equal(loaded["a"], state["a"], strict=True)
-    load = lambda state, identity: told(Checkpoint(path, identity).load, state)
-    anew = "delete it to start anew, or choose another --out"
-    assert load(state, {"text": "abd"}) == f"{path}: is the checkpoint of a run with another text: {anew}"
-    assert load({"a": np.arange(4.0), "b": (1,)}, {}) == f"{path}: is damaged: {anew}"
-    path.write_bytes(path.read_bytes()[:20])
-    assert load(state, {}).endswith(anew)
-    assert [found.name for found in tmp_path.iterdir()] == ["x.checkpoint"]
 
 
 def test_a_step_that_is_too_large_is_told(words):
@@ -410,6 +391,17 @@ def test_a_step_that_is_too_large_is_told(words):
     assert made.status == "diverged"
     assert made.failure.startswith("diverged: a step led to")
     assert np.isfinite(made.held_out_nats)
+    # The step after which no loss is finite, and where its windows are.
+    step, windows = made.blame["step"], made.blame["windows"]
+    assert made.blame["why"] == "a step to parameters that are not finite"
+    tokens, batches, context = made.text.train.tokens, made.config.batches, 4
+    shown = training_windows(tokens, step, batches, context, made.config.seed)
+    for window, told_of in zip(shown, windows, strict=True):
+        first = told_of["first_token"]
+        np.testing.assert_array_equal(tokens[first : first + 16], window[context:])
+        file = made.text.train.names.index(told_of["file"])
+        assert np.sum(tokens[:first] == END) - 1 == file
+    assert f"step {step} brings a step to parameters that are not finite: 8 examples (in " in made.failure
 
 
 def test_a_text_too_short_for_a_batch(words):

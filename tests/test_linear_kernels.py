@@ -459,7 +459,7 @@ def test_the_table_names_kernels(monkeypatch):
     x, w, labels, _ = drawn(80, 128, 320)
     entry = {"device": jax.devices()[0].device_kind, "dtype": "bfloat16", "n": 80, "d": 128, "v": 320, "chunk": None}
     entries = [entry | {"strategy": "recompute", "block": 64, "kernels": "mosaic"}]
-    monkeypatch.setattr("xentjax.losses.linear.plan._table", lambda: entries)
+    monkeypatch.setattr("xentjax.losses.linear.measured._table", lambda: entries)
     chosen = explain(x, w, labels, implementation="recompute")
     assert (chosen.kernels, chosen.block) == ("mosaic", 64)
     by_xla = explain(x, w, labels, implementation=Plan("recompute"))

@@ -96,6 +96,12 @@ def test_epoch_by_epoch_and_resumed_are_bit_identical():
     resumed = list(xj.iterate_minibatch(*arguments, epochs=4, batch_size=4, resume=parts[1]))
     assert len(resumed) == 2
     assert equal(resumed[-1], whole)
+    for most in (1, 2, 5):
+        pieces = list(xj.iterate_minibatch(*arguments, epochs=4, batch_size=4, seed=3, most=most))
+        assert equal(pieces[-1], whole)
+        assert [int(p.batches) for p in pieces[:3]] == {1: [1, 2, 0], 2: [2, 0, 2], 5: [0, 0, 0]}[most]
+        within = list(xj.iterate_minibatch(*arguments, epochs=4, batch_size=4, resume=lambda _, at=pieces[2]: at))
+        assert equal(within[-1], whole)
     shorter = list(xj.iterate_minibatch(*arguments, epochs=2, batch_size=4, seed=3))[-1]
     assert equal(list(xj.iterate_minibatch(*arguments, epochs=4, batch_size=4, resume=shorter))[-1], whole)
 

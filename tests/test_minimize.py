@@ -14,7 +14,7 @@ from sklearn.datasets import load_breast_cancer
 
 import xentjax as xj
 from xentjax import GradientDescent, LogisticObjective, LogisticParams, Optax, minimize
-from xentjax.solvers.minimize import advance, in_chunks, start
+from xentjax.solvers.minimize import advance, in_chunks, iterate_states, solution, start
 from xentjax.solvers.objective import evaluate
 
 L2 = 0.1
@@ -223,13 +223,27 @@ def test_chunks_are_bit_identical_to_one_run(solver, optimized):
         np.testing.assert_array_equal(together, getattr(whole.history, name)[: len(together)])
 
 
+@pytest.mark.parametrize("solver", ["lipschitz", "lbfgs"])
+def test_a_run_goes_on_from_any_of_its_states(solver, optimized):
+    how = {"tol": 1e-5, "max_steps": 600, "chunk": 7}
+    whole = [state for state, _ in iterate_states(DATA, ZERO, SOLVERS[solver], **how)]
+    for most in (7, 3, 100):
+        parts = [state for state, _ in iterate_states(DATA, ZERO, SOLVERS[solver], most=most, **how)]
+        assert int(parts[1].step) == min(most, 7)
+        middle = parts[len(parts) // 2]
+        again = iterate_states(DATA, ZERO, SOLVERS[solver], go_on=lambda start, at=middle: at, **how)
+        states = [state for state, _ in again]
+        assert equal(states[0], middle)
+        assert equal(states[-1], whole[-1])
+
+
 def test_many_runs_go_on_chunk_by_chunk():
     """start and advance under vmap, as a grid of fits uses them: runs that have ended wait unchanged."""
     solver, how = GradientDescent(jnp.array([0.01, 0.2, 1e4])), {"tol": 1e-3, "max_steps": 200}
     whole = jax.vmap(lambda s: minimize(DATA, ZERO, s, **how))(solver)
     begin = jax.jit(jax.vmap(lambda s: start(DATA, ZERO, s, **how)))
     go_on = jax.jit(jax.vmap(lambda s, state: advance(DATA, s, state, chunk=15, **how)))
-    chunks = list(in_chunks(begin(solver), lambda state: go_on(solver, state)))
+    chunks = [solution(*found) for found in in_chunks(begin(solver), lambda state: go_on(solver, state))]
     assert chunks[-1].status.names.tolist() == whole.status.names.tolist() == ["max_steps", "converged", "diverged"]
     assert chunks[-1].steps.tolist() == whole.steps.tolist()
     assert len(chunks) == 1 + -(-200 // 15)
@@ -332,8 +346,8 @@ def test_dataclasses_of_equal_fields_run_their_own_programs():
     assert jax.tree.structure(square(3.0)) == jax.tree.structure(mirror(3.0))
     zero, solver = jnp.zeros(2), GradientDescent(0.25)
     for kind, center in ((square, 3), (mirror, -3), (square, 3)):
-        for solution in (minimize(kind(3.0), zero, solver), *list(xj.iterate(kind(3.0), zero, solver))[-1:]):
-            np.testing.assert_allclose(solution.params, center, rtol=1e-6)
+        for found in (minimize(kind(3.0), zero, solver), *list(xj.iterate(kind(3.0), zero, solver))[-1:]):
+            np.testing.assert_allclose(found.params, center, rtol=1e-6)
         inside = jax.jit(lambda c, kind=kind: minimize(kind(c), zero, solver))(3.0)
         np.testing.assert_allclose(inside.params, center, rtol=1e-6)
 

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from benchmarks import language_report, readme, regression_report, report
+from benchmarks import language_report, readme, regression_report, report, stream_report
 from benchmarks.linear import report as linear_report
 from benchmarks.scale import report as scale_report
+from benchmarks.survival import results as survival_results
 from xentjax.core.op import ops
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -60,9 +61,21 @@ def test_scaling_is_up_to_date():
     assert readme.part(TEXT, "scale") == scale_report.sections(paths), "run `python -m benchmarks report`"
 
 
+def test_stream_tables_are_up_to_date():
+    paths = stream_report.result_files(report.RESULTS)
+    assert readme.part(TEXT, "stream") == stream_report.sections(paths), "run `python -m benchmarks report`"
+
+
 def test_language_model_is_up_to_date():
     paths = language_report.result_files(report.RESULTS)
     assert readme.part(TEXT, "language") == language_report.sections(paths), "run `python -m benchmarks report`"
+
+
+def test_table_of_faults_is_up_to_date():
+    paths = survival_results.result_files(report.RESULTS)
+    assert readme.part(TEXT, "faults") == survival_results.sections(paths), "run `python -m benchmarks report`"
+    for path in paths:
+        assert [row["fault"] for row in survival_results.load(path) if row["failed"]] == []
 
 
 def test_paths_and_targets_exist():

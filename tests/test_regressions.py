@@ -25,8 +25,8 @@ from xentjax.cli import main
 from xentjax.training import regression
 from xentjax.training.bootstrap import bootstrap
 from xentjax.training.config_file import read_run
-from xentjax.training.data import Encoder, load_examples
-from xentjax.training.prepared import split_and_encode
+from xentjax.training.data import Encoder
+from xentjax.training.prepared import load_examples, split_and_encode
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

@@ -29,7 +29,7 @@ length = 16
 [stop]
 max_steps = 150
 [checkpoint]
-seconds = 0
+every_seconds = 0
 """
 
 

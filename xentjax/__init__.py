@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from xentjax.training.minibatch import MinibatchResult, iterate_minibatch, train_minibatch
     from xentjax.training.path import fit_path, lambda_max
     from xentjax.training.path_result import LogisticPath
+    from xentjax.training.streams.rows import Rows, open_rows
 
 #: What loads when it is first used, as most programs use none of it.
 _LATER = {
@@ -60,12 +61,14 @@ _LATER = {
     "NewtonCG": "xentjax.solvers.newton_cg",
     "ProximalGradient": "xentjax.solvers.proximal_gradient",
     "ProximalNewton": "xentjax.solvers.proximal_newton",
+    "Rows": "xentjax.training.streams.rows",
     "check_gradient": "xentjax.core.gradient",
     "fit_logistic": "xentjax.training.fit",
     "fit_many": "xentjax.training.fit_many",
     "fit_path": "xentjax.training.path",
     "iterate_minibatch": "xentjax.training.minibatch",
     "lambda_max": "xentjax.training.path",
+    "open_rows": "xentjax.training.streams.rows",
     "train_minibatch": "xentjax.training.minibatch",
 }
 
@@ -97,6 +100,7 @@ __all__ = [  # noqa: RUF022  (sorted as strings: it would put names of capitals 
     "Optax",
     "ProximalGradient",
     "ProximalNewton",
+    "Rows",
     "SoftLabels",
     "Solution",
     "Solver",
@@ -132,6 +136,7 @@ __all__ = [  # noqa: RUF022  (sorted as strings: it would put names of capitals 
     "minimize",
     "mutual_information",
     "normalized_tanh",
+    "open_rows",
     "ops",
     "perplexity",
     "predict",

@@ -8,10 +8,8 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-import xentjax.losses.linear
-
-#: Beside the dispatcher.
-TABLE = pathlib.Path(xentjax.losses.linear.__file__).parent / "blocks.json"
+from xentjax.losses.linear import measured
+from xentjax.losses.linear.measured import TABLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Entry:
 
 
 def read(path: pathlib.Path = TABLE) -> list[Entry]:
-    return [Entry(**line) for line in json.loads(path.read_text())] if path.exists() else []
+    return [Entry(**line) for line in measured.read(path)] if path.exists() else []
 
 
 def write(entries: Iterable[Entry], path: pathlib.Path = TABLE) -> None:

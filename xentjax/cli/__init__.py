@@ -14,12 +14,12 @@ from importlib import metadata
 from _xentjax_main import leave
 
 #: Distributions whose module has another name.
-_MODULES = {"scikit-learn": "sklearn"}
+_MODULES = {"scikit-learn": "sklearn", "orbax-checkpoint": "orbax"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 where a check or a fit fails, 2 for a mistake in what it was
-    given, 130 after a Ctrl-C.
+    given, 130 after a Ctrl-C, 143 after SIGTERM.
 
     Args:
       arguments: those of the command line, by default this process's.
@@ -60,12 +60,13 @@ def _needed(package: str, extra: str) -> set[str]:
 
 @contextlib.contextmanager
 def _leaving_at_once() -> Iterator[None]:
-    """A Ctrl-C in the block ends the process: a module that is half loaded would turn an exception into others."""
+    """A signal in the block ends the process: a module that is half loaded would turn an exception into others."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets no other thread handle signals
         return
-    previous = signal.signal(signal.SIGINT, leave)
+    previous = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

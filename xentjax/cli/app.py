@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,10 +14,10 @@ from typing import Annotated, Any
 import jax
 import typer
 
-from _xentjax_main import INTERRUPTED, leave
+from _xentjax_main import INTERRUPTED, TERMINATED, leave, told
 from xentjax.cli import report
+from xentjax.cli.signals import Leaving, stopping_gently
 from xentjax.core.check import check_records, checkable
-from xentjax.training.checkpoint import checkpoint_of
 from xentjax.training.config import FitConfig, TutorialConfig
 from xentjax.training.config_file import read_config, read_run
 from xentjax.training.errors import UserError, did_you_mean
@@ -32,7 +31,8 @@ from xentjax.training.regression import regress
 from xentjax.training.regression_config import RegressionConfig
 from xentjax.training.regression_result import Regression
 from xentjax.training.run_folder import reserve, whole_folder
-from xentjax.training.steps import Stage
+from xentjax.training.run_state import RunState, clear_complete, config_to_resume, is_unfinished, run_state
+from xentjax.training.steps import Stage, Terminated
 
 app = typer.Typer(
     help="Cross-entropy for JAX: exact, with every derivative derived by hand and proved.",
@@ -61,71 +61,114 @@ def run(arguments: Sequence[str]) -> int:
     except typer.Exit as done:
         return done.exit_code
     except UserError as error:
-        print(f"xentjax: {error}", file=sys.stderr)
+        _say(str(error))
     except _UsageError as error:
-        print(f"xentjax: {' '.join(error.format_message().split())}", file=sys.stderr)
-    except _StillRunning:
-        leave(signal.SIGINT, None)  # an ordinary end would take away what the thread works with
+        _say(" ".join(error.format_message().split()))
+    except Leaving as leaving:
+        if leaving.still_running:
+            leave(leaving.number, None)
+        _say(told(leaving.number))
+        return 128 + leaving.number
     except KeyboardInterrupt:
-        print("xentjax: interrupted", file=sys.stderr)
+        _say(told(signal.SIGINT))
         return INTERRUPTED
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"xentjax: this takes more memory than there is: {UserError(str(error))}", file=sys.stderr)
     return 2
 
 
 @app.command()
 def fit(
     config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="TOML file that says what to fit, and how", show_default=False)
-    ],
+        Path | None, typer.Argument(metavar="CONFIG", help="TOML file that says what to fit, and how")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to write (default: runs/<name of the config>)")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the run folder if it exists")] = False,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with the run that was to write this folder, by its config")
+    ] = None,
     override: Set = None,
 ) -> int:
     """Fit a regression, or train a model, and write a run folder; Ctrl-C stops early and writes what there is.
 
-    A language model that was stopped or killed goes on from where it was, by the same command. Ends with status 1 where
-    a training run diverges, or the coefficients of a regression are not those of a minimum.
+    A training run that was stopped or killed goes on from its last checkpoint, by --resume or by the same command.
+    Ends with status 1 where a training run diverges, or the coefficients of a regression are not those of a minimum.
     """
-    settings = read_run(config, override or [])
-    folder = out or Path("runs") / settings.name
+    settings, folder = _wanted(config, out, resume, override or [])
+    clear_complete(folder)
+    force = force or is_unfinished(folder)
     reserve(folder, force)
-    train, shown, draw, show = _kind(settings, folder)
-    with shown(settings.name) as progress, _stopping_gently(progress) as tell:
-        result = train(settings, tell)
-        from xentjax import plots
+    with run_state(folder, settings, _say) as state:
+        if resume is not None and not state.steps():
+            _say(f"{folder}: had no checkpoint yet: starts from the beginning")
+        train, shown, draw, show = _kind(settings, state)
+        try:
+            with shown(settings.name) as progress, stopping_gently(progress, train is not _regress) as tell:
+                result = train(settings, tell)
+                from xentjax import plots
 
-        with whole_folder(folder, force) as temporary:
-            result.write(temporary)
-            getattr(plots, draw)(result, temporary)
-    if isinstance(settings, LanguageConfig) and not result.interrupted:
-        checkpoint_of(folder).unlink(missing_ok=True)
-    show(result, folder)
-    if result.interrupted:
-        return INTERRUPTED
+                with whole_folder(folder, force) as temporary:
+                    result.write(temporary)
+                    getattr(plots, draw)(result, temporary)
+                    if not result.interrupted:
+                        state.finish(temporary)
+        except Terminated:
+            _say(f"{folder}: terminated{_how_to_go_on(folder, state)}")
+            return TERMINATED
+        if not result.interrupted:
+            state.remove()
+        show(result, folder)
+        if result.interrupted:
+            report.say(f"Stopped early{_how_to_go_on(folder, state)}.")
+            return INTERRUPTED
     if result.failure is not None:
-        print(f"xentjax: {settings.name}: {result.failure}", file=sys.stderr)
+        _say(f"{settings.name}: {result.failure}")
         return 1
     return 0
 
 
-def _kind(settings: FitConfig | RegressionConfig | LanguageConfig, folder: Path) -> tuple[Any, Any, str, Any]:
+def _wanted(config: Path | None, out: Path | None, resume: Path | None, overrides: Sequence[str]) -> tuple[Any, Path]:
+    """The config of a run, and the folder that it writes."""
+    if resume is None:
+        if config is None:
+            raise UserError("fit: needs CONFIG, the file that says what to fit, or --resume RUN")
+        settings = read_run(config, overrides)
+        return settings, out or Path("runs") / settings.name
+    for given, name in ((config, str(config)), (out, f"--out {out}")):
+        if given is not None:
+            raise UserError(f"{name}: does not go with --resume, which goes on in {resume} by the config of that run")
+    return read_run(config_to_resume(resume), overrides), resume
+
+
+def _kind(settings: FitConfig | RegressionConfig | LanguageConfig, state: RunState) -> tuple[Any, Any, str, Any]:
     """What runs a config, shows its progress, draws its pictures (a name in ``plots``) and prints its result."""
     if isinstance(settings, RegressionConfig):
+        state.require_none()
         return _regress, report.stages, "draw_regression", report.print_regression
     if isinstance(settings, LanguageConfig):
-        train = functools.partial(train_language_model, checkpoint=checkpoint_of(folder))
-        return train, report.stages, "draw_language", report.print_language
+        return _with(train_language_model, state), report.stages, "draw_language", report.print_language
     if settings.many:
-        return fit_grid, report.training_progress, "draw_grid", report.print_grid
-    return run_fit, report.training_progress, "draw_run", report.print_fit
+        return _with(fit_grid, state), report.training_progress, "draw_grid", report.print_grid
+    return _with(run_fit, state), report.training_progress, "draw_run", report.print_fit
 
 
-class _StillRunning(KeyboardInterrupt):
-    """A Ctrl-C while a thread computes, which cannot be stopped."""
+def _with(train: Callable[..., Any], state: RunState) -> Callable[..., Any]:
+    return functools.partial(train, kept=state)
+
+
+def _how_to_go_on(folder: Path, state: RunState) -> str:
+    steps = state.steps()
+    return f"; xentjax fit --resume {folder} goes on from step {steps[-1]}" if steps else ", with nothing to go on from"
+
+
+def _say(text: str) -> None:
+    print(f"xentjax: {text}", file=sys.stderr, flush=True)
 
 
 def _regress(settings: RegressionConfig, tell: Callable[[Stage], None]) -> Regression:
-    """The regression in a thread of its own, so that a second Ctrl-C is heard while a compiled program runs."""
+    """The regression in a thread of its own, so that signals are heard while a compiled program runs."""
     outcome: Future[Regression] = Future()
 
     def work() -> None:
@@ -137,47 +180,15 @@ def _regress(settings: RegressionConfig, tell: Callable[[Stage], None]) -> Regre
     threading.Thread(target=work, daemon=True).start()
     try:
         return outcome.result()
-    except KeyboardInterrupt:
-        if outcome.done():
-            raise
-        raise _StillRunning from None
-
-
-@contextlib.contextmanager
-def _stopping_gently(progress: Callable[[Any], None]) -> Iterator[Callable[[Any], None]]:
-    """The progress callback, made to end the run after a Ctrl-C: where it is called there is a whole number of steps.
-
-    Compiling, evaluating and writing are not stopped by the first Ctrl-C, only by a second one.
-    """
-    asked = False
-
-    def on_interrupt(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        print("xentjax: stopping, and what there is then is written (Ctrl-C again: nothing is)", file=sys.stderr)
-
-    def tell(step: Any) -> None:
-        progress(step)
-        if asked:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield progress  # Python lets no other thread handle signals
-        return
-    previous = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield tell
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    except Leaving as leaving:
+        raise Leaving(leaving.number, still_running=not outcome.done()) from None
 
 
 @app.command()
 def predict(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a fit", show_default=False)],
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="CSV or Parquet file with the features", show_default=False)
+        Path, typer.Argument(metavar="DATA", help="Table with the features: a file or a folder", show_default=False)
     ],
     out: Annotated[Path | None, typer.Option(help="CSV or Parquet file to write (default: CSV on stdout)")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists")] = False,

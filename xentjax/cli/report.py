@@ -29,7 +29,9 @@ from xentjax.training.steps import Stage
 
 
 def say(text: str) -> None:
-    Console(highlight=False, soft_wrap=True, markup=False).print(text)
+    """Print a text. Names in it come from files: what a terminal would obey becomes a sign that stands for it."""
+    shown = "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    Console(highlight=False, soft_wrap=True, markup=False).print(shown)
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------
@@ -98,6 +100,8 @@ def print_fit(fitted: Fitted, folder: Path) -> None:
     facts.add_row("steps", str(fitted.steps[-1]))
     facts.add_row("objective", f"{_number(fitted.value[-1])} nats, with l2 = {fitted.config.model.l2:g}")
     facts.add_row("largest gradient component", _number(fitted.gradient_norm[-1]))
+    if fitted.skipped:
+        facts.add_row("rows left out, as something in them is wrong", str(fitted.skipped))
     facts.add_row("hand-derived − automatic gradient", f"at most {_number(fitted.gradient_deviation)} ({precision})")
     _print_facts(facts, fitted.cost, folder)
     _print(f"[dim]{fitted.status}: {fitted.status.message}.[/]")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,13 +19,28 @@ import numpy as np
 _LARGEST_EXPONENT = 1e8
 
 
-@functools.cache
+class _Own(threading.local):
+    """Each thread's numbers, as how many digits they have is a setting of all of them."""
+
+    @functools.cached_property
+    def mp(self) -> Any:
+        try:
+            import mpmath  # an optional dependency
+        except ImportError as error:
+            raise ImportError("arbitrary precision needs mpmath: pip install 'xentjax[cli]'") from error
+        return mpmath.MPContext()
+
+
+_OWN = _Own()
+
+
 def _mp() -> Any:
-    try:
-        import mpmath  # an optional dependency
-    except ImportError as error:
-        raise ImportError("arbitrary precision needs mpmath: pip install 'xentjax[cli]'") from error
-    return mpmath.mp
+    return _OWN.mp
+
+
+def precision(digits: int) -> Any:
+    """While it is open this thread computes with so many digits."""
+    return _mp().workdps(digits)
 
 
 def element(number: Any) -> Any:

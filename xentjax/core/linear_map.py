@@ -97,7 +97,7 @@ class _Pair:
         return function(*leaves)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _compiled(pair: _Pair) -> Callable[..., Any]:
     return jax.jit(pair)
 

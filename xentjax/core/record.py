@@ -180,7 +180,7 @@ class Record:
     def _make_function(self) -> Any:
         @functools.wraps(self.definition)
         def function(*args: Any, **kwargs: Any) -> Any:
-            return self.oracle(*args, **kwargs) if rule.PLAIN.get() else self._call(*args, **kwargs)
+            return self.oracle(*args, **kwargs) if rule.PLAIN.value else self._call(*args, **kwargs)
 
         for name in ("value", "alone", "partial", "second", "prepare", "pushforward", "whole"):
             setattr(function, name, getattr(self, name))

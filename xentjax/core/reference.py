@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xentjax.core.arithmetic import element, elements, exact
+from xentjax.core.arithmetic import element, elements, exact, precision
 from xentjax.core.interpreter import interpret
 
 #: Digits of the successive attempts; the last serves formulae in which exp(-3000) is added to 1.
@@ -50,7 +50,7 @@ class Formula:
 
     def evaluate(self, *arguments: Any, digits: int = 60) -> Any:
         """The outputs as object arrays of ``mpf``, computed with ``digits`` digits throughout."""
-        with _precision(digits):
+        with precision(digits):
             inputs = [exact(leaf) for leaf in jax.tree.leaves(arguments)]
             outputs = interpret(self._jaxpr.jaxpr, [exact(c) for c in self._jaxpr.consts], inputs)
         return jax.tree.unflatten(self._structure, outputs)
@@ -79,7 +79,7 @@ class Formula:
 
         def attempt(n: int) -> Any:
             digits, start = DIGITS[n], _inside(arguments, inward, n)
-            with _precision(digits):
+            with precision(digits):
                 step = element(10) ** (-(digits // 4))
                 ahead, back = (self.evaluate(*_moved(start, tangents, s), digits=digits) for s in (step, -step))
                 return jax.tree.map(lambda a, b: elements(lambda x, y: (x - y) / (2 * step), a, b), ahead, back)
@@ -107,7 +107,7 @@ def _inside(arguments: Any, inward: Any, attempt: int) -> Any:
     digits = DIGITS[attempt]
     leaves, structure = jax.tree.flatten(arguments)
     directions = jax.tree.leaves(inward, is_leaf=lambda d: d is None)
-    with _precision(digits):
+    with precision(digits):
         moved = []
         for i, (leaf, direction) in enumerate(zip(leaves, directions, strict=True)):
             rate = 1 + (i + attempt) % 2
@@ -137,12 +137,6 @@ def _moved(arguments: Any, tangents: Any, step: Any) -> Any:
 def _traceable(leaf: Any) -> Any:
     array = np.asarray(leaf)
     return array.astype(np.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
-
-
-def _precision(digits: int) -> Any:
-    import mpmath  # an optional dependency
-
-    return mpmath.workdps(digits)
 
 
 def _agree(old: Any, new: Any, digits: int) -> bool:

@@ -6,11 +6,9 @@ dg_i = Σ_j ∂g_i/∂a_j da_j.  It calls the same function for the values, so i
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -20,26 +18,14 @@ from jax.custom_derivatives import SymbolicZero
 
 from xentjax.core.widening import widened
 
-#: Whether records are traced as their plain formulas.
-PLAIN = contextvars.ContextVar("plain", default=False)
+#: Whether records are traced as their plain formulas, in this thread. It is part of the key of JAX's caches: what is
+#: traced so is not found by an ordinary call of the same function, nor the other way round.
+PLAIN = jax.make_user_context(default_value=False)
 
 
-@contextlib.contextmanager
-def plain_formulas() -> Iterator[None]:
-    """While it is open every record is traced as its textbook formula: what its derivatives are compared with.
-
-    What is traced here must not be found by an ordinary call of the same function, nor the other way round; so a
-    setting is switched that does nothing here but is part of the key of JAX's caches.
-    """
-    config: Any = jax.config
-    other = "warn" if config.jax_numpy_rank_promotion == "allow" else "allow"
-    token = PLAIN.set(True)
-    try:
-        with warnings.catch_warnings(), jax.numpy_rank_promotion(other):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        PLAIN.reset(token)
+def plain_formulas() -> AbstractContextManager[None]:
+    """While it is open every record is traced as its textbook formula: what its derivatives are compared with."""
+    return PLAIN(True)  # type: ignore[no-any-return]
 
 
 def with_derivative_rule(record: Any) -> Callable[..., Any]:

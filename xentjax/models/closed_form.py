@@ -150,6 +150,10 @@ def logistic_hessian(
 # -- the formulas ------------------------------------------------------------------------------------------------------
 
 
+def value(a: Arguments) -> Any:
+    return one_pass.mean_loss(a.params, a.data) + _rows.penalty(a.l2, a.params.weights)
+
+
 def value_and_gradient(a: Arguments) -> tuple[Any, LogisticParams]:
     sums = one_pass.sums(a.params, a.data)
     return _penalized(a, sums)

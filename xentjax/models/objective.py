@@ -20,6 +20,7 @@ from xentjax.models.loss import check_arguments, logistic_loss
 from xentjax.models.scaling import Scaling
 from xentjax.models.sparse import SparseRows, as_features, is_sparse
 from xentjax.models.spread import Spread
+from xentjax.models.streamed import StreamedRows
 from xentjax.models.strided import StridedRows, every
 
 #: The penalty that a subsample has for each of its rows, beside the square of the farthest row: 1/10².
@@ -32,7 +33,8 @@ class LogisticObjective:
     r""":func:`logistic_loss` on data x, y, as a function of the parameters alone.
 
     Args:
-      x: features ``[n, d]``, or :class:`SparseRows` (for ``value`` and ``lipschitz`` only dense ones).
+      x: features ``[n, d]``, :class:`StreamedRows` (not with ``gradient="auto"``), or :class:`SparseRows` (not for
+        ``value`` and ``lipschitz``).
       y: labels, as in :func:`logistic_loss`.
       l2: the penalty's factor.
       weights: example weights ``[n]``.
@@ -76,6 +78,8 @@ class LogisticObjective:
     def __post_init__(self) -> None:
         if self.gradient not in ("hand", "auto"):
             raise ValueError(f"LogisticObjective: gradient must be 'hand' or 'auto', got {self.gradient!r}")
+        if self.gradient == "auto" and isinstance(self.x, StreamedRows):
+            raise ValueError("LogisticObjective: gradient='auto' differentiates an array: rows of a file need 'hand'")
 
     def init(self, function: str = "LogisticObjective") -> LogisticParams:
         """Parameters 0 of the right shapes, in float32 for 16-bit data. Errors name the ``function``.
@@ -132,6 +136,8 @@ class LogisticObjective:
 
     def value(self, params: LogisticParams) -> jax.Array:
         """The loss; JAX differentiates it as ``gradient`` says."""
+        if isinstance(self.x, StreamedRows):
+            return closed_form.value(self._arguments(self._held(params)))
         loss = logistic_loss if self.gradient == "hand" else logistic_loss.record.oracle
         x = self._array() if self.scaling is None else self.scaling.apply(policy.up(self._array()))
         return loss(self._held(params), x, self.y, l2=self._l2(), weights=self.weights, offset=self.offset)
@@ -140,6 +146,7 @@ class LogisticObjective:
         if self.gradient == "auto":
             return jax.value_and_grad(self.value)(params)
         value, gradient = closed_form.value_and_gradient(self._arguments(params))
+        self._tell(value)
         return value, self._held(gradient)
 
     def value_gradient_hessian(
@@ -162,7 +169,13 @@ class LogisticObjective:
             hessian = jax.hessian(lambda p: self.value(unflatten(p)))(flat)
         else:
             value, gradient, hessian = closed_form.value_gradient_hessian(self._arguments(params), dtype, exact)
+            self._tell(value)
         return value, self._held(gradient), self._anchored(params, hessian)
+
+    def _tell(self, value: Any) -> None:
+        """What a pass over a file has found goes to who shows its progress."""
+        if isinstance(self.x, StreamedRows):
+            self.x.tell(value)
 
     def hvp(self, params: LogisticParams, direction: LogisticParams) -> LogisticParams:
         """:func:`logistic_hvp`, or forward over reverse differentiation of the textbook formula."""
@@ -228,8 +241,11 @@ class LogisticObjective:
             raise TypeError("LogisticObjective.subsample: x is sparse, but needs to be dense")
         parts = 1 if self.spread is None else self.spread.parts
         cut: Any = lambda rows: None if rows is None else every(rows, stride, parts)
-        few = dataclasses.replace(self, x=StridedRows.of(self.x, stride, parts), y=cut(self.y), offset=cut(self.offset))
-        few = few.weighted(cut(self.weights))
+        if isinstance(self.x, StreamedRows):  # they are read once, and stay in memory
+            x: Any = self.x.take(jnp.arange(0, self.x.shape[0], stride, dtype=jnp.int32))
+        else:
+            x = StridedRows.of(self.x, stride, parts)
+        few = dataclasses.replace(self, x=x, y=cut(self.y), offset=cut(self.offset)).weighted(cut(self.weights))
         size = one_pass.largest_magnitudes(few.rows._replace(offset=None))
         if self.scaling is not None:
             size = jnp.where(self.scaling.inverse == 0, 0, size / _rows.one_for_zero(self.scaling.inverse))
@@ -243,9 +259,11 @@ class LogisticObjective:
         rows, which may be of unequal number.
 
         Raises:
-          TypeError: it is no mesh.
+          TypeError: it is no mesh, or features are streamed.
           ValueError: no axis of it is named ``data``.
         """
+        if isinstance(self.x, StreamedRows):
+            raise TypeError("LogisticObjective.on: rows of a file are read by one device: they cannot go with a mesh")
         spread = mesh if isinstance(mesh, Spread) else Spread.over("LogisticObjective.on", mesh)
         n, parts = self.x.shape[0], spread.parts
         each = spread.equal_parts(n)
@@ -314,6 +332,15 @@ class LogisticObjective:
         by :func:`xentjax.models.spectrum.largest_eigenvalue_bound`.
         """
         params = self.init()
+        factor = 0.25 if params.bias.ndim == 0 else 0.5
+        # The margin covers the rounding of the products.
+        return factor * 1.001 * self._spread(params) + jnp.max(jnp.asarray(self._l2()).astype(params.bias.dtype))
+
+    def _spread(self, params: LogisticParams) -> Any:
+        """A bound of the largest eigenvalue of A."""
+        if isinstance(self.x, StreamedRows):
+            spread = lambda block: one_pass.spread(block, block.share)
+            return spectrum.bound_of_products(one_pass.over_blocks(spread, *self._arguments(params)[:2]))
         x = policy.up(self._array()).astype(params.bias.dtype)
         x = x if self.scaling is None else self.scaling.apply(x)
         weights = None if self.weights is None else jnp.asarray(self.weights).astype(x.dtype)
@@ -321,10 +348,7 @@ class LogisticObjective:
         x = x if weights is None else _rows.only(weights != 0, x)
         x = jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], axis=1)
         x = x / math.sqrt(max(x.shape[0], 1)) if share is None else x * jnp.sqrt(share)[:, None]
-        largest = spectrum.largest_eigenvalue_bound(x)
-        factor = 0.25 if params.bias.ndim == 0 else 0.5
-        # The margin covers the rounding of the products.
-        return factor * 1.001 * largest + jnp.max(jnp.asarray(self._l2()).astype(x.dtype))
+        return spectrum.largest_eigenvalue_bound(x)
 
     def gradient_error(self, params: LogisticParams) -> jax.Array:
         r"""An estimate of the rounding error of the gradient's largest component.

@@ -25,6 +25,7 @@ from xentjax.models.logistic import LogisticParams, logistic_derivative
 from xentjax.models.scaling import Scaling
 from xentjax.models.sparse import SparseRows
 from xentjax.models.spread import Spread
+from xentjax.models.streamed import StreamedRows
 from xentjax.models.strided import StridedRows
 
 #: Bytes of features in a block: it stays in the cache of one core. On an accelerator a block fills the device.
@@ -188,19 +189,18 @@ def over_blocks(
     if n <= size:
         return made(_slice(data, 0, n), jnp.ones(n, bool))
 
-    def add(i: Any, sums: Any) -> Any:
+    def add(i: Any, start: Any, rows: Data, sums: Any) -> Any:
         # The last block ends with the last row, and leaves out what the one before it has counted.
-        start = jnp.minimum(i * size, n - size)
-        here = made(_slice(data, start, size), start + jnp.arange(size, dtype=jnp.int32) >= i * size)
+        here = made(rows, start + jnp.arange(size, dtype=jnp.int32) >= i * size)
         return jax.tree.map(jnp.maximum if largest else jnp.add, sums, here)
 
     head = _slice(data, 0, size)
     if largest:
-        return jax.lax.fori_loop(1, -(-n // size), add, made(head, jnp.ones(size, bool)))
+        return _each_block(add, 1, data, size, made(head, jnp.ones(size, bool)))
     shapes = jax.eval_shape(made, head, jax.ShapeDtypeStruct((size,), bool))
     every = jax.tree.leaves(_each(data))
     zeros = jax.tree.map(lambda leaf: vary_like(jnp.zeros(leaf.shape, leaf.dtype), *every), shapes)
-    return jax.lax.fori_loop(0, -(-n // size), add, zeros)
+    return _each_block(add, 0, data, size, zeros)
 
 
 def each_row(function: Callable[[Block], Any], params: LogisticParams, data: Data) -> Any:
@@ -214,13 +214,47 @@ def each_row(function: Callable[[Block], Any], params: LogisticParams, data: Dat
         return made(_slice(data, 0, n), jnp.ones(n, bool))
     every = jnp.ones(size, bool)
 
-    def put(i: Any, rows: Any) -> Any:
-        start = jnp.minimum(i * size, n - size)
-        return jax.lax.dynamic_update_slice_in_dim(rows, made(_slice(data, start, size), every), start, 0)
+    def put(_: Any, start: Any, rows: Data, found: Any) -> Any:
+        return jax.lax.dynamic_update_slice_in_dim(found, made(rows, every), start, 0)
 
     shape = jax.eval_shape(made, _slice(data, 0, size), jax.ShapeDtypeStruct((size,), bool))
     blank = vary_like(jnp.zeros((n, *shape.shape[1:]), shape.dtype), *jax.tree.leaves(_each(data)))
-    return jax.lax.fori_loop(0, -(-n // size), put, blank)
+    return _each_block(put, 0, data, size, blank)
+
+
+class _Chunk(NamedTuple):
+    """Some of the rows of streamed features, from number ``start`` on."""
+
+    rows: Any
+    start: Any
+
+
+def _each_block(step: Callable[..., Any], first: int, data: Data, size: int, carried: Any) -> Any:
+    """carried = step(i, start, rows, carried) for each block of so many rows, from number i = ``first`` on.
+
+    The last block ends with the last row. Of streamed features a chunk of blocks is read at a time: the blocks, and so
+    their sums, are those of features in memory.
+    """
+    n = data.x.shape[0]
+    count = -(-n // size)
+
+    def of_block(x: Any, i: Any, carried: Any) -> Any:
+        start = jnp.minimum(i * size, n - size)
+        return step(i, start, _slice(data._replace(x=x), start, size), carried)
+
+    if not isinstance(data.x, StreamedRows):
+        return jax.lax.fori_loop(first, count, functools.partial(of_block, data.x), carried)
+    chunks = -(-count // max(data.x.at_once // size, 1))
+    each = -(-count // chunks)
+    rows = min(each * size, n)
+
+    def of_chunk(c: Any, carried: Any) -> Any:
+        start = jnp.minimum(c * each * size, n - rows)
+        chunk = _Chunk(data.x.block(start, rows), start)
+        ends = jnp.maximum(c * each, first), jnp.minimum((c + 1) * each, count)
+        return jax.lax.fori_loop(*ends, functools.partial(of_block, chunk), carried)
+
+    return jax.lax.fori_loop(0, -(-count // each), of_chunk, carried)
 
 
 def total_of(data: Data) -> Any:
@@ -329,7 +363,13 @@ def _slice(data: Data, start: Any, size: int) -> Data:
 def _rows_of(x: Any, start: Any, size: int) -> Any:
     if isinstance(x, SparseRows):
         return x.dense(start)
-    return x.block(start, size) if isinstance(x, StridedRows) else jax.lax.dynamic_slice_in_dim(x, start, size)
+    if isinstance(x, _Chunk):
+        return jax.lax.dynamic_slice_in_dim(x.rows, start - x.start, size)
+    return (
+        x.block(start, size)
+        if isinstance(x, StreamedRows | StridedRows)
+        else jax.lax.dynamic_slice_in_dim(x, start, size)
+    )
 
 
 def _blocks(function: Callable[[Block], Any], params: LogisticParams, data: Data) -> tuple[int, Callable[..., Any]]:

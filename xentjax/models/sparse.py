@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xentjax.core import policy
+from xentjax.models.streamed import StreamedRows
 from xentjax.models.strided import StridedRows
 
 
@@ -142,5 +143,6 @@ def is_sparse(x: Any) -> bool:
 
 
 def as_features(function: str, x: Any, convert: Callable[[Any], Any] = jnp.asarray) -> Any:
-    """A :class:`SparseRows` or :class:`StridedRows` as it is, and anything else as an array."""
-    return x if isinstance(x, SparseRows | StridedRows) else policy.as_array(function, "x", x, convert)
+    """Rows that are sparse, streamed or strided as they are, and anything else as an array."""
+    kinds = SparseRows | StreamedRows | StridedRows
+    return x if isinstance(x, kinds) else policy.as_array(function, "x", x, convert)

@@ -27,8 +27,12 @@ def largest_eigenvalue_bound(x: Any) -> Any:
 def _trace_bound(x: Any) -> Any:
     """(tr Aᵏ)^(1/k) for A = xᵀx and k = 128, by squaring: at least the largest eigenvalue, since A has none below 0."""
     x = x.T if x.shape[0] < x.shape[1] else x
-    a = jnp.matmul(x.T, x, precision=_rows.PRECISION)
-    log_scale = jnp.zeros((), x.dtype)
+    return bound_of_products(jnp.matmul(x.T, x, precision=_rows.PRECISION))
+
+
+def bound_of_products(a: Any) -> Any:
+    """:func:`largest_eigenvalue_bound` of a matrix whose products A = xᵀx are known."""
+    log_scale = jnp.zeros((), a.dtype)
     power = 1
     for _ in range(7):
         trace = jnp.trace(a)

@@ -13,6 +13,7 @@ import os
 import pathlib
 import pickle
 import platform
+import stat
 import sys
 import tempfile
 import time
@@ -26,6 +27,8 @@ import numpy as np
 import optax
 from jax.experimental import serialize_executable
 from jaxlib import lapack
+
+from xentjax.solvers import room
 
 #: What a file begins with, before the digest of the rest.
 _MARK = b"xentjax program 1\n"
@@ -43,6 +46,10 @@ _IMPORTED = time.time()
 _INSPECTING = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs")
 
 
+#: In the place of a program that was not asked for before.
+_UNKNOWN: Any = object()
+
+
 def kept(*static: int) -> Callable[[Callable[..., Any]], KeptProgram]:
     """``jax.jit`` with static arguments of these numbers, for a function that only takes positional ones.
 
@@ -55,16 +62,35 @@ def kept(*static: int) -> Callable[[Callable[..., Any]], KeptProgram]:
 
 
 class KeptProgram:
-    """A jitted function, and what was compiled for it here or in another process."""
+    """A jitted function, and what was compiled for it here or in another process, as far as there is room."""
 
     def __init__(self, function: Callable[..., Any], static: tuple[int, ...]):
-        self.jitted = jax.jit(function, static_argnums=static)
-        self._function: Any = function
+        self._function: Any = functools.wraps(function)(lambda *args: self._traced(function, *args))
+        self.jitted: Any = jax.jit(self._function, static_argnums=static)
         self._static = static
         self._compiled: dict[Any, Callable[..., Any] | None] = {}  # None: left to the jitted function
+        self._is_new = False
         functools.update_wrapper(self, function)
+        room.hold(self)
+
+    def forget(self) -> None:
+        """Let go of all programs: they are made again, or read again, when they are called."""
+        self.jitted.clear_cache()
+        self._compiled.clear()
 
     def __call__(self, *args: Any) -> Any:
+        result = self._result(*args)
+        if self._is_new:
+            self._is_new = False
+            room.another()
+        return result
+
+    def _traced(self, function: Callable[..., Any], *args: Any) -> Any:
+        # Each trace is that of another program.
+        self._is_new = True
+        return function(*args)
+
+    def _result(self, *args: Any) -> Any:
         folder = _folder()
         if folder is None:
             return self.jitted(*args)
@@ -75,9 +101,9 @@ class KeptProgram:
             return self.jitted(*args)
         static = tuple(args[i] for i in self._static)
         signature = static, structure, tuple(map(_like, leaves)), tuple(settings.values())
-        if signature not in self._compiled:
+        compiled = self._compiled.get(signature, _UNKNOWN)
+        if compiled is _UNKNOWN:
             return self._first_call(folder, signature, settings, args, data)
-        compiled = self._compiled[signature]
         return self.jitted(*args) if compiled is None else compiled(*data)
 
     def _first_call(self, folder: pathlib.Path, signature: Any, settings: Any, args: Any, data: Any) -> Any:
@@ -85,15 +111,15 @@ class KeptProgram:
         if name is None:
             self._compiled[signature] = None
             return self.jitted(*args)
-        loaded = _read(folder / name)
+        loaded = read_program(folder / name)
         if loaded is not None:
             # Whatever keeps it from running here: it is made anew.
             with contextlib.suppress(Exception):
                 result = jax.block_until_ready(loaded(*data))
-                self._compiled[signature] = loaded
+                self._compiled[signature], self._is_new = loaded, True
                 return result
         self._compiled[signature] = made = self._anew().lower(*args).compile()
-        _write(folder / name, made)
+        write_program(folder / name, made)
         return made(*data)
 
     def _anew(self) -> Any:
@@ -239,11 +265,13 @@ def _private(where: str) -> pathlib.Path | None:
     return folder
 
 
-def _read(path: pathlib.Path) -> Callable[..., Any] | None:
-    """The program in a file; None where there is none, or none that is whole and can be loaded here."""
-    try:
-        content = path.read_bytes()
-    except OSError:
+def read_program(path: pathlib.Path) -> Callable[..., Any] | None:
+    """The program in a file; None where there is none, or none that is whole, the user's own, and can be loaded here.
+
+    What is in it is run: a digest tells damage, but not who wrote it. The system does.
+    """
+    content = _own_content(path)
+    if content is None:
         return None
     start = len(_MARK) + 32
     if content[:start] != _MARK + hashlib.sha256(memoryview(content)[start:]).digest():
@@ -261,7 +289,27 @@ def _read(path: pathlib.Path) -> Callable[..., Any] | None:
         return None
 
 
-def _write(path: pathlib.Path, compiled: Any) -> None:
+def _own_content(path: pathlib.Path) -> bytes | None:
+    """The bytes of a file that this user has made, and that no other can have changed or put there by a link."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        handle = os.open(path, flags)
+    except OSError:
+        return None
+    try:
+        found = os.fstat(handle)
+        is_own = not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or not is_own or found.st_size > _MOST_BYTES:
+            return None
+        with open(handle, "rb", closefd=False) as file:
+            return file.read()
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+
+
+def write_program(path: pathlib.Path, compiled: Any) -> None:
     """Keep a program, at once and whole. What cannot be kept is not: the next process compiles it again."""
     try:
         content = pickle.dumps(serialize_executable.serialize(compiled))
@@ -287,10 +335,10 @@ def make_room(folder: pathlib.Path) -> None:
     for path in folder.iterdir():
         with contextlib.suppress(OSError):  # another process may have removed it
             files.append((path.stat(), path))
-    total = sum(stat.st_size for stat, _ in files)
-    for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
+    total = sum(found.st_size for found, _ in files)
+    for found, path in sorted(files, key=lambda file: file[0].st_mtime):
         if total <= _MOST_BYTES:
             return
         if path.is_file():
             path.unlink(missing_ok=True)
-            total -= stat.st_size
+            total -= found.st_size

@@ -178,25 +178,55 @@ def iterate(
       >>> [(int(s.steps), str(s.status), s.history.value.shape) for s in chunks]
       [(0, 'running', (1,)), (8, 'running', (8,)), (16, 'running', (8,)), (21, 'converged', (8,))]
     """
+    objective, init = _placed(objective, init, mesh)
+    found = iterate_states(objective, init, solver, tol=tol, max_steps=max_steps, chunk=chunk)
+    return (solution(state, history) for state, history in found)
+
+
+def iterate_states(
+    objective: Any,
+    init: Any,
+    solver: Solver,
+    *,
+    tol: float | jax.Array = 1e-6,
+    max_steps: int = 1000,
+    chunk: int = 100,
+    most: int | None = None,
+    go_on: Callable[[State], State] = lambda state: state,
+) -> Iterator[tuple[State, History]]:
+    """What :func:`iterate` is made of: the states, which hold all that the steps after them depend on.
+
+    Args:
+      most: states come after so many steps, ``chunk`` or fewer. The program is that of ``chunk`` whatever it is.
+      go_on: is given the state at ``init``, and returns the one to start from: another state of the same problem, for
+        a run that goes on where it was.
+    """
     if chunk < 1:
         raise ValueError(f"iterate: chunk must be at least 1, got {chunk}")
-    objective, init = _placed(objective, init, mesh)
     init, max_steps, problem = _checked(objective, init, solver, tol, max_steps, most=2**31 - 1)
-    return in_chunks(_start(*problem, init, tol, max_steps), lambda s: _advance(*problem, s, tol, max_steps, chunk))
+    state = go_on(_start(*problem, init, tol, max_steps))
+    most = chunk if most is None else min(most, chunk)
+    return in_chunks(state, lambda s: _advance(*problem, s, tol, max_steps, most, chunk))
 
 
-def in_chunks(state: State, go_on: Callable[[State], tuple[State, History]]) -> Iterator[Solution]:
-    """The solution at a state of :func:`start`, and after each call of ``go_on`` until no run is running.
+def in_chunks(state: State, go_on: Callable[[State], tuple[State, History]]) -> Iterator[tuple[State, History]]:
+    """A state of :func:`start` or a later one, with its own entry of the history, and what each call of ``go_on`` makes
+    of it, until no run is running.
 
-    With ``start`` and ``advance`` under ``vmap`` the state is that of many runs, and so is every solution.
+    With ``start`` and ``advance`` under ``vmap`` the state is that of many runs.
     """
     one = lambda value: jax.device_put(np.asarray(value)[..., None])
     history = History(one(state.point.value), one(state.norm))
     while True:
-        yield _solution(state, history)
+        yield state, history
         if not np.any(np.asarray(state.code) == codes.RUNNING):
             return
         state, history = go_on(state)
+
+
+def solution(state: State, history: History) -> Solution:
+    """Where a run stands."""
+    return Solution(state.point.params, state.point.value, state.norm, state.step, Status(state.code), history)
 
 
 # -- one chunk after the other: what jit, vmap and a loop in Python are put around -------------------------------------
@@ -230,14 +260,16 @@ def opening_at(objective: Any, point: Point, inside: Any, *, tol: Any) -> State:
 
 
 def advance(
-    objective: Any, solver: Solver, state: State, *, tol: Any, max_steps: Any, chunk: int
+    objective: Any, solver: Solver, state: State, *, tol: Any, max_steps: Any, chunk: int, most: Any = None
 ) -> tuple[State, History]:
     """At most ``chunk`` steps from a state, and their history, which has that length; none from one that has ended.
 
-    Under ``vmap`` all runs that are still running have made the same number of steps.
+    ``most``, which may be traced, is a number of steps below ``chunk``: the program does not depend on it. Under
+    ``vmap`` all runs that are still running have made the same number of steps.
     """
     objective = as_objective(objective)
-    state, history = run_steps(objective, solver, state, tol, max_steps, chunk)
+    until = max_steps if most is None else jnp.minimum(max_steps, state.step + most)
+    state, history = run_steps(objective, solver, state, tol, until, chunk)
     return _settled(objective, state, tol, max_steps), history
 
 
@@ -317,10 +349,12 @@ def _start(static: Any, data: Any, init: Any, tol: Any, max_steps: Any) -> State
     return start(objective, init, solver, tol=tol, max_steps=max_steps)
 
 
-@kept(0, 5)
-def _advance(static: Any, data: Any, state: State, tol: Any, max_steps: Any, chunk: int) -> tuple[State, History]:
+@kept(0, 6)
+def _advance(
+    static: Any, data: Any, state: State, tol: Any, max_steps: Any, most: Any, chunk: int
+) -> tuple[State, History]:
     objective, solver = join(static[0], data)
-    return advance(objective, solver, state, tol=tol, max_steps=max_steps, chunk=chunk)
+    return advance(objective, solver, state, tol=tol, max_steps=max_steps, chunk=chunk, most=most)
 
 
 @kept(0, 4)
@@ -337,11 +371,7 @@ def _whole(static: Any, data: Any, init: Any, tol: Any, max_steps: int) -> Solut
     state = _settled(objective, state, tol, max_steps)
     columns = zip(first, (chunks.value, chunks.gradient_norm), strict=True)
     value, norm = (jnp.append(a, b.reshape(-1)[:max_steps]) for a, b in columns)
-    return _solution(state, History(value, norm))
-
-
-def _solution(state: State, history: History) -> Solution:
-    return Solution(state.point.params, state.point.value, state.norm, state.step, Status(state.code), history)
+    return solution(state, History(value, norm))
 
 
 def _placed(objective: Any, init: Any, mesh: Mesh | None) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from xentjax.models.objective import LogisticObjective
 from xentjax.models.scaling import Scaling
 from xentjax.models.sparse import SparseRows, is_sparse
 from xentjax.models.spread import Spread, on_host
+from xentjax.models.streamed import StreamedRows
 from xentjax.training.host import Centered, centered, require_held
 from xentjax.training.processes import sums_of_all, together
 
@@ -96,6 +97,13 @@ def _checked(
     for name, values in (("y", y), ("weights", weights), ("offset", offset)):
         require_held(function, name, values)
     x, scaling = centered(function, x, weights, at_origin=not fit_intercept, in_all=in_all), None
+    if isinstance(x, StreamedRows) and x.source is not None and x.source.origin is not None:
+        if not fit_intercept:
+            raise ValueError(
+                f"{function}: the rows are opened with a mean taken off each column, which a fit without an intercept "
+                "cannot make good: open them with center=False"
+            )
+        x = Centered(x, x.source.origin)
     if isinstance(x, Centered):
         none: Any = np.zeros(x.origin.shape, np.float32)
         scaling = Scaling(none, none + 1, x.origin)
@@ -111,7 +119,7 @@ def _checked(
     array = lambda n, v: policy.as_array(function, n, v, place)
     # Factors that are known stay on the host: a program takes them from there sooner than they are placed.
     factors = lambda n, v: policy.as_array(function, n, v, np.asarray if is_known(*jax.tree.leaves(v)) else jnp.asarray)
-    x, y, l2 = x if isinstance(x, SparseRows) else array("x", x), array("y", y), factors("l2", l2)
+    x, y, l2 = x if isinstance(x, SparseRows | StreamedRows) else array("x", x), array("y", y), factors("l2", l2)
     weights, offset = (None if v is None else array(n, v) for n, v in (("weights", weights), ("offset", offset)))
     l1 = None if l1 is None else factors("l1", l1)
     if num_classes is not None:
@@ -125,7 +133,7 @@ def _checked(
     if in_all(x.shape[0]) == 0:
         raise ValueError(f"{function}: x has shape {x.shape}: there is no row to fit to")
     if not policy.is_float(x):
-        x = x.astype(jnp.result_type(float))
+        x = x.astype(jnp.result_type(float))  # type: ignore[union-attr]  # streamed rows are floats
     if y.dtype == jnp.bool_:
         y = y.astype(jnp.int32)
     # One program for numbers of Python's and of numpy's.
@@ -182,10 +190,11 @@ def _require_values(
             raise ValueError(f"{function}: all weights are 0: there is no row to fit to")
         if not jnp.finfo(dtype).tiny <= total <= jnp.finfo(dtype).max:
             raise ValueError(f"{function}: weights sum to {total:g}, beyond the range of {dtype}: scale them")
-    # The entries of sparse rows are not looked at by row: all of them have to be numbers.
+    # The entries of sparse rows are not looked at by row: all of them have to be numbers. Those of a file were looked
+    # at when it was opened.
     if isinstance(x, SparseRows) and is_known(x.values):
         _require_all(function, np.isfinite(x.entries), "x.data", x.entries, "finite")
-    for name, values in (("x", None if isinstance(x, SparseRows) else x), ("y", y), ("offset", offset)):
+    for name, values in (("x", None if isinstance(x, SparseRows | StreamedRows) else x), ("y", y), ("offset", offset)):
         if values is not None and is_known(values, weights) and policy.is_float(values):
             # One pass on the device tells that all is well; where it is not, the first place is looked for. (On a CPU
             # JAX would compile a program for each shape, and NumPy has the same memory.)

@@ -12,6 +12,7 @@ import numpy as np
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
 from xentjax.models.sparse import SparseRows
+from xentjax.models.streamed import StreamedRows
 from xentjax.training.fit_result import LogisticFit
 
 #: Features of more elements than this take longer to solve for than a shared program could save.
@@ -32,12 +33,13 @@ def bucket(size: int, least: int) -> int:
 
 
 def padded(objective: LogisticObjective, dtype: Any) -> LogisticObjective:
-    """The same problem with rows of weight 0 and columns of zeros; itself where it is not small, or traced.
+    """The same problem with rows of weight 0 and columns of zeros; itself where it is not small, traced, or in a file.
 
     A row of weight 0 is as if it were not there. A column of zeros gets the weight 0, and takes nothing from others.
     The weights are of the given dtype. Rows that are spread over devices stay as they are.
     """
-    if objective.spread is not None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(objective)):
+    known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(objective))
+    if isinstance(objective.x, StreamedRows) or objective.spread is not None or not known:
         return objective
     n, d = objective.x.shape
     rows, columns = bucket(n, least=32), bucket(d, least=4)

@@ -13,6 +13,9 @@ from xentjax.training.config_table import Table
 from xentjax.training.solver import SolverConfig
 from xentjax.training.sources import SOURCES
 
+#: Names of files whose target needs no name.
+SVMLIGHT = (".svmlight", ".libsvm", ".svm")
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -30,12 +33,20 @@ Delimiter = Annotated[str, AfterValidator(delimits)]
 
 
 class DataConfig(Table):
-    """The examples: a data set out of a package (``source``) or a CSV or Parquet file of the user's (``path``).
+    """The examples: a data set out of a package (``source``), or a table of the user's (``path``): a CSV, Parquet,
+    Arrow, ``.npy`` or svmlight file, or a folder of such.
 
     A relative ``path`` is relative to the config file. ``features`` are the columns to learn from (default: every
-    column but the target), ``categorical`` those of them that are one-hot encoded (with ``drop_first`` without a
-    feature for the first category), ``classes`` the allowed values of the target in their order (default: those found,
-    sorted). All sources come with scikit-learn but ``flights``, which the extra of that name brings.
+    column but the target and the weights), ``categorical`` those of them that are one-hot encoded (with ``drop_first``
+    without a feature for the first category), ``classes`` the allowed values of the target in their order (default:
+    those found, sorted), ``weights`` the column of the examples' weights, which count repetitions. Columns of ``.npy``
+    are x0, x1, ...; its target may be another such file, by its name from that of the features on. That of svmlight is
+    ``label`` by itself. With ``on_bad_rows = "skip"`` rows in which something is wrong are left out, and counted.
+
+    ``memory = "stream"`` reads the features a chunk at a time in each pass over them, ``"whole"`` has all of them in
+    memory, and ``"auto"`` streams what has 512 MiB of files or more. Streamed features that do not stand in their file
+    as they are computed with are written to a temporary file in the folder ``cache`` first. All sources of packages
+    come with scikit-learn but ``flights``, which the extra of that name brings.
     """
 
     source: Literal[tuple(SOURCES)] | None = None  # type: ignore[valid-type]
@@ -44,7 +55,11 @@ class DataConfig(Table):
     features: list[str] | None = Field(default=None, min_length=1)
     categorical: list[str] = Field(default=[])
     classes: list[str] | None = Field(default=None, min_length=2)
+    weights: str | None = None
     delimiter: Delimiter = ","
+    on_bad_rows: Literal["error", "skip"] = "error"
+    memory: Literal["auto", "whole", "stream"] = "auto"
+    cache: str | None = None
     drop_first: bool = False
     standardize: bool = True
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
@@ -52,10 +67,11 @@ class DataConfig(Table):
     @check_model(mode="after")
     def _one_origin(self) -> DataConfig:
         if (self.source is None) == (self.path is None):
-            raise ValueError("needs either source (a data set out of a package) or path (a CSV or Parquet file)")
-        if self.path is not None and self.target is None:
+            raise ValueError("needs either source (a data set out of a package) or path (a file with a table)")
+        if self.path is not None and self.target is None and not self.path.endswith(SVMLIGHT):
             raise ValueError("needs target, the name of the column to predict")
-        for name in ("target", "categorical", "classes", "delimiter"):
+        own = ("target", "categorical", "classes", "weights", "delimiter", "on_bad_rows", "memory", "cache")
+        for name in own:
             if self.source is not None and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"takes {name} with path only, not with source = {self.source!r}")
         for name in ("features", "categorical", "classes"):
@@ -63,6 +79,8 @@ class DataConfig(Table):
                 raise ValueError(f"lists {twice!r} twice in {name}")
         if self.target in [*(self.features or []), *self.categorical]:
             raise ValueError(f"has the target {self.target!r} among the features")
+        if self.weights is not None and self.weights in [self.target, *(self.features or []), *self.categorical]:
+            raise ValueError(f"has the weights {self.weights!r} among the features or as the target")
         if self.features is not None and (strays := set(self.categorical) - set(self.features)):
             raise ValueError(f"lists {min(strays)!r} in categorical, but not in features")
         return self
@@ -91,6 +109,16 @@ class BatchesConfig(Table):
 
     size: PositiveInt
     epochs: PositiveInt
+
+
+class CheckpointConfig(Table):
+    """When the state of a run is written, so that it goes on from there where it is killed: after ``every_seconds``,
+    and, where they are given, after ``every_steps``. The last ``keep`` states stay.
+    """
+
+    every_seconds: NonNegativeFloat = 30.0
+    every_steps: PositiveInt | None = None
+    keep: PositiveInt = 2
 
 
 class ManyConfig(Table):
@@ -141,6 +169,7 @@ class FitConfig(ExamplesConfig):
     solver: SolverConfig
     stop: StopConfig = StopConfig()
     batches: BatchesConfig | None = None
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @check_field("solver")
     @classmethod
@@ -213,4 +242,10 @@ class TutorialConfig(Table):
 
 
 def _repeated(values: Sequence[Any]) -> Any:
-    return next((value for i, value in enumerate(values) if value in values[:i]), None)
+    """The first value that has come before; None where all are distinct."""
+    seen: set[Any] = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None

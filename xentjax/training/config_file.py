@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from xentjax.training.config import FitConfig, RunConfig
 from xentjax.training.config_table import Table
 from xentjax.training.errors import UserError, did_you_mean, listed
+from xentjax.training.files import contents
 from xentjax.training.language_config import LanguageConfig
 from xentjax.training.regression_config import REGRESSION_SOLVERS, RegressionConfig
 from xentjax.training.solver import SOLVER_NAMES
@@ -24,6 +25,12 @@ Config = TypeVar("Config", bound=Table)
 _SOLVERS: dict[type[Table], tuple[str, ...]] = {FitConfig: SOLVER_NAMES, RegressionConfig: REGRESSION_SOLVERS}
 #: Tables with the path of what is learnt from.
 _WITH_PATH = ("data", "text")
+
+#: The largest config in bytes, and how deep its tables and arrays may be.
+_MOST_BYTES, _DEEPEST = 2**22, 32
+#: A key of more parts than that, for which tomllib takes a time and a memory that grow with the square of their number.
+_PART = r"""(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
+_DEEP_KEY = re.compile(rf"""(?<![\w"'-])(?>{_PART}[ \t]*\.[ \t]*){{{_DEEPEST}}}""", re.ASCII)
 
 # -- reading -----------------------------------------------------------------------------------------------------------
 
@@ -67,21 +74,47 @@ def _read(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
     for name in _WITH_PATH:
         table = raw.get(name)
         if isinstance(table, dict) and isinstance(table.get("path"), str):
-            table["path"] = str((Path(path).parent / table["path"]).resolve())
+            table["path"] = _absolute(Path(path).parent / table["path"], f"{path}: {name}.path")
     return override(raw, overrides)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        return _parsed(contents(path, _MOST_BYTES).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path}: is not valid TOML: {error}") from error
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """The tables of a TOML text; ValueError where it is none, or too deep, or where an integer needs more than 64 bits.
+
+    What comes out of it may be shown and written as it is.
+    """
+    if _DEEP_KEY.search(text):
+        raise ValueError(f"a key has more than {_DEEPEST} parts")
+    try:
+        raw = tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"arrays or tables are more than {_DEEPEST} deep") from error
+    inner: list[Any] = [raw]
+    for _ in range(_DEEPEST):
+        inner = [value for values in inner for value in (values.values() if isinstance(values, dict) else values)]
+        if any(isinstance(value, int) and not -(2**63) <= value < 2**63 for value in inner):
+            raise ValueError("an integer needs more than 64 bits")
+        inner = [value for value in inner if isinstance(value, (dict, list))]
+    if inner:
+        raise ValueError(f"arrays or tables are more than {_DEEPEST} deep")
+    return raw
+
+
+def _absolute(path: Path, key: str) -> str:
+    """The path from the root of the file system, links followed."""
+    try:
+        return str(path.resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle, a NUL
+        raise UserError(f"{key} cannot be found: {getattr(error, 'strerror', None) or error}") from error
 
 
 def override(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -98,14 +131,14 @@ def override(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
                 raise UserError(f"--set {item}: {'.'.join(keys[: depth + 1])} is a value, not a table")
         inner[keys[-1]] = _toml_value(text.strip())
         if keys[:-1] in ([name] for name in _WITH_PATH) and keys[-1] == "path" and isinstance(inner["path"], str):
-            inner["path"] = str(Path(inner["path"]).resolve())
+            inner["path"] = _absolute(Path(inner["path"]), f"--set {item}:")
     return raw
 
 
 def _toml_value(text: str) -> Any:
     try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        parsed = _parsed(f"value = {text}")
+    except ValueError:
         return text
     return parsed["value"] if list(parsed) == ["value"] else text
 
@@ -211,17 +244,29 @@ def _tables(annotation: Any) -> list[type[Table]]:
 
 def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
     """A nested mapping as TOML: first the plain keys, then the tables; a value of None is left out."""
-    plain = [f"{k} = {_value(v)}" for k, v in table.items() if v is not None and not isinstance(v, Mapping)]
+    plain = [f"{_named(k)} = {_value(v)}" for k, v in table.items() if v is not None and not isinstance(v, Mapping)]
     text = "".join(line + "\n" for line in plain)
     for key, inner in table.items():
         if isinstance(inner, Mapping):
-            text += f"\n[{prefix}{key}]\n" + to_toml(inner, f"{prefix}{key}.")
+            text += f"\n[{prefix}{_named(key)}]\n" + to_toml(inner, f"{prefix}{_named(key)}.")
     return text
+
+
+def _named(key: str) -> str:
+    """A key as it stands: in quotes where it has other signs than those of words."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _quoted(key)
+
+
+def _quoted(text: str) -> str:
+    # TOML takes what JSON writes, but for one sign.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_value(item) for item in value)}]"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{k} = {_value(v)}' for k, v in value.items() if v is not None)}}}"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (str, bool)) else repr(value)
+        return f"{{{', '.join(f'{_named(k)} = {_value(v)}' for k, v in value.items() if v is not None)}}}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return _quoted(value) if isinstance(value, str) else repr(value)

@@ -18,6 +18,7 @@ from xentjax.measures.divergence import kl_divergence
 from xentjax.measures.entropy import binary_entropy_from_logits
 from xentjax.measures.logits import entropy_from_logits
 from xentjax.models.logistic import LogisticParams, predict_logits, predict_proba
+from xentjax.models.streamed import StreamedRows
 from xentjax.solvers.kept import kept
 
 Array = np.ndarray[Any, Any]
@@ -40,7 +41,11 @@ class Calibration:
     error: float
 
 
-def calibration(confidence: Array, correct: Array, bins: int = 15) -> Calibration:
+#: Bins of calibrations, and numbers of a block of rows.
+_BINS, _CELLS = 15, 2**21
+
+
+def calibration(confidence: Array, correct: Array, bins: int = _BINS) -> Calibration:
     """The calibration of predictions with their confidences ``[n]`` and whether each was right ``[n]``.
 
     Example:
@@ -51,20 +56,30 @@ def calibration(confidence: Array, correct: Array, bins: int = 15) -> Calibratio
       >>> round(calibration(np.array([0.9, 0.3]), np.array([False, True]), bins=2).error, 3)
       0.8
     """
-    edges = np.linspace(0, 1, bins + 1)
+    return _calibration(_binned(confidence, correct, np.ones(len(confidence)), bins))
+
+
+def _binned(confidence: Array, correct: Array, weights: Array, bins: int) -> Array:
+    """For each bin the sums of weights, of confidences, and of what was right, ``[bins, 3]``."""
     # A model whose numbers are not finite predicts NaN: the lowest confidence.
     at = np.clip(np.ceil(np.nan_to_num(np.asarray(confidence, float)) * bins).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(at, minlength=bins)
+    columns = weights, weights * confidence, weights * correct
+    return np.stack([np.bincount(at, column, bins) for column in columns], axis=1)
+
+
+def _calibration(binned: Array) -> Calibration:
+    count = binned[:, 0]
     with np.errstate(invalid="ignore"):
-        mean = np.bincount(at, confidence, bins) / count
-        accuracy = np.bincount(at, correct, bins) / count
-    error = float(np.sum(np.where(count > 0, count / max(len(at), 1) * np.abs(accuracy - mean), 0)))
-    return Calibration(edges, count, mean, accuracy, error)
+        mean, accuracy = binned[:, 1] / count, binned[:, 2] / count
+    error = float(np.sum(np.where(count > 0, count / max(count.sum(), 1) * np.abs(accuracy - mean), 0)))
+    counts = count.astype(int) if np.array_equal(count, np.round(count)) else count
+    return Calibration(np.linspace(0, 1, len(binned) + 1), counts, mean, accuracy, error)
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A model on a set of examples. Cross-entropy, entropies and divergence are in nats.
+    """A model on a set of examples. Cross-entropy, entropies and divergence are in nats; ``confusion``, the calibration
+    and all means count each example as often as its weight says.
 
     ``divergence`` is the Kullback-Leibler divergence of the mean prediction from the frequencies of the classes. (For
     a single example, whose label is certain, the divergence is the cross-entropy itself.)
@@ -96,38 +111,64 @@ class Evaluation:
         }
 
 
-def evaluations(params: LogisticParams, parts: Sequence[tuple[Array, Array]], num_classes: int) -> list[Evaluation]:
-    """Evaluate a model on parts of the examples, each of features ``[n, d]`` and class indices ``[n]``.
+def evaluations(params: LogisticParams, parts: Sequence[Any], num_classes: int) -> list[Evaluation]:
+    """Evaluate a model on parts of the examples, each of features ``[n, d]``, in memory or streamed, class indices
+    ``[n]``, and weights ``[n]`` or None.
 
-    One program predicts for all of them: what takes time is to compile it.
+    They are taken a block of rows at a time, and one program predicts for all blocks: what takes time is to compile it.
     """
-    labels = np.concatenate([part[1] for part in parts])
-    predictions = _predictions(params, np.concatenate([part[0] for part in parts]), labels)
-    ends = np.cumsum([len(part[1]) for part in parts])[:-1]
-    loss, entropies, probabilities = (np.split(np.asarray(column, float), ends) for column in predictions)
-    of_parts = zip(loss, entropies, probabilities, np.split(labels, ends), strict=True)
-    return [_evaluation(*part, num_classes) for part in of_parts]
+    size = min(max(_CELLS // max(parts[0].x.shape[1], num_classes), 1), max(len(part.y) for part in parts))
+    return [_evaluation(params, part, num_classes, size) for part in parts]
 
 
-def _evaluation(loss: Array, entropies: Array, probabilities: Array, labels: Array, num_classes: int) -> Evaluation:
-    predicted = np.argmax(probabilities, axis=1)
-    counts = np.bincount(labels, minlength=num_classes).astype(float)
-    mean_prediction = probabilities.mean(axis=0) / probabilities.mean(axis=0).sum()
+def _evaluation(params: LogisticParams, part: Any, num_classes: int, size: int) -> Evaluation:
+    """The sums over blocks of ``size`` rows, each counted as often as its weight says."""
+    examples, total, sums = 0, 0.0, np.zeros(3)
+    prediction, confusion = np.zeros(num_classes), np.zeros((num_classes, num_classes))
+    bins = np.zeros((_BINS, 3))
+    for start in range(0, len(part.y), size):
+        rows = slice(start, min(start + size, len(part.y)))
+        labels, weights = part.y[rows], np.ones(rows.stop - start) if part.weights is None else part.weights[rows]
+        if not weights.any():
+            continue
+        predictions = _predictions(params, _rows(part.x, start, size), np.pad(labels, (0, size - len(labels))))
+        # What is in rows that do not count may be no number.
+        there = np.flatnonzero(weights)
+        loss, entropies, probabilities = (np.asarray(column, float)[there] for column in predictions)
+        labels, weights = labels[there], weights[there].astype(float)
+        predicted = np.argmax(probabilities, axis=1)
+        correct = predicted == labels
+        examples, total = examples + len(there), total + weights.sum()
+        sums += [weights @ loss, weights @ correct, weights @ entropies]
+        prediction += weights @ probabilities
+        np.add.at(confusion, (labels, predicted), weights)
+        bins += _binned(probabilities[np.arange(len(labels)), predicted], correct, weights, _BINS)
     with jax.enable_x64(True):
-        entropy, divergence = _of_frequencies(counts, mean_prediction)
-    confusion = np.zeros((num_classes, num_classes), int)
-    np.add.at(confusion, (labels, predicted), 1)
-    correct = predicted == labels
+        entropy, divergence = _of_frequencies(confusion.sum(axis=1), prediction / prediction.sum())
+    cross_entropy, accuracy, of_predictions = (sums / total).tolist()
+    whole = part.weights is None or np.array_equal(confusion, np.round(confusion))
     return Evaluation(
-        examples=len(labels),
-        cross_entropy=float(np.mean(loss)),
-        accuracy=float(np.mean(correct)),
+        examples=examples,
+        cross_entropy=cross_entropy,
+        accuracy=accuracy,
         entropy_of_labels=float(entropy),
-        entropy_of_predictions=float(np.mean(entropies)),
+        entropy_of_predictions=of_predictions,
         divergence=max(float(divergence), 0.0),  # a mean that sums to 1 but for rounding can be as far below
-        calibration=calibration(probabilities[np.arange(len(labels)), predicted], correct),
-        confusion=confusion,
+        calibration=_calibration(bins),
+        confusion=confusion.astype(int) if whole else confusion,
     )
+
+
+def _rows(x: Any, start: int, size: int) -> Any:
+    """So many rows from number ``start`` on; behind the last ones anything."""
+    n = x.shape[0]
+    if not isinstance(x, StreamedRows):
+        rows = np.asarray(x[start : start + size])
+        return np.pad(rows, ((0, size - len(rows)), (0, 0)))
+    room: Array = np.zeros((size, x.shape[1]), x.dtype)
+    source: Any = x.source
+    source.read(start, room[: min(size, n - start)])
+    return room
 
 
 @kept()

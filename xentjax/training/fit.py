@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.objective import LogisticObjective
 from xentjax.models.spread import Spread
+from xentjax.models.streamed import StreamedRows, reading
 from xentjax.solvers import checks
 from xentjax.solvers.compiled import join, separate
 from xentjax.solvers.kept import kept
@@ -63,9 +64,10 @@ def fit_logistic(
     centred and scaled inside, and the result is that of the features as given, as are the penalties.
 
     Args:
-      x: features ``[n, d]``, or a sparse matrix of SciPy, which is made dense one block of rows at a time. The fit is
-        computed in float64 only where JAX is configured for it (``jax_enable_x64``); otherwise arrays of NumPy in
-        64 bits are centred before they are rounded to float32.
+      x: features ``[n, d]``, a sparse matrix of SciPy, which is made dense one block of rows at a time, or the rows of
+        a file (:func:`open_rows`), which are read a chunk at a time in each pass. The fit is computed in float64 only
+        where JAX is configured for it (``jax_enable_x64``); otherwise arrays of NumPy in 64 bits are centred before
+        they are rounded to float32.
       y: two classes: ``[n]``, 0 and 1 (or booleans, or probabilities of class 1). K classes: integers ``[n]`` from 0 to
         K - 1, or target distributions ``[n, K]``.
       l2: λ, or one factor for each feature ``[d]``. scikit-learn's C is :math:`1/(\lambda \sum_i s_i)`.
@@ -142,9 +144,13 @@ def fit_logistic(
         shapes = buckets.padded_params(shapes, wider)
         init = None if init is None else buckets.padded_params(init, wider)
     static, data = separate((problem, made, init, shapes, tol, steps, columns))
-    fit, inside = _solved(static, data, how)
+    with reading(x):
+        fit, inside = _solved(static, data, how)
+        fit = _certified(problem, fit, inside, with_inference)
+        if isinstance(x, StreamedRows):
+            jax.block_until_ready(fit)
     # The reason names sizes, which programs are not compiled for.
-    fit = dataclasses.replace(_certified(problem, fit, inside, with_inference), reason=reason)
+    fit = dataclasses.replace(fit, reason=reason)
     if problem is not objective:
         return buckets.without_padding(fit, columns, steps)
     return dataclasses.replace(fit, history=_first(fit.history, steps))

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from xentjax.core import policy
 from xentjax.models.spread import automatic
+from xentjax.models.streamed import StreamedRows
 from xentjax.solvers import checks
 from xentjax.solvers.compiled import join, separate
 from xentjax.solvers.kept import KeptProgram, kept
@@ -112,6 +113,8 @@ def fit_many(
     arrays = {"y": y, "l2": l2, "l1": l1, "weights": weights, "offset": offset}
     for name, values in arrays.items():
         require_held("fit_many", name, values)
+    if isinstance(x, StreamedRows):
+        raise ValueError("fit_many: x is in a file, but many fits share rows in memory: fit one by one by fit_logistic")
     x = centered("fit_many", x, weights, at_origin=not fit_intercept)
     arrays |= {"x": x.x, "origin": x.origin} if isinstance(x, Centered) else {"x": x}
     arrays = {n: policy.as_array("fit_many", n, v) for n, v in arrays.items() if v is not None}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, PositiveInt
 from pydantic import field_validator as check_field
 from pydantic import model_validator as check_model
 
-from xentjax.training.config import MeshConfig, RunConfig
+from xentjax.training.config import CheckpointConfig, MeshConfig, RunConfig
 from xentjax.training.config_table import Table
 from xentjax.training.solver import OptaxConfig
 
@@ -75,12 +75,6 @@ class StepsConfig(Table):
     """When to stop: after ``max_steps``."""
 
     max_steps: int = Field(gt=0, lt=2**31)
-
-
-class CheckpointConfig(Table):
-    """The state of the run is written after every so many ``seconds``: where it is killed, it goes on from there."""
-
-    seconds: NonNegativeFloat = 30.0
 
 
 class LanguageConfig(RunConfig):

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from importlib import metadata
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.monitoring
@@ -21,6 +21,15 @@ class Cost(NamedTuple):
     run_seconds: float
     device: str
 
+    @property
+    def spent(self) -> np.ndarray[Any, Any]:
+        """Both times, as a checkpoint has them."""
+        return np.asarray([self.compile_seconds, self.run_seconds])
+
+    def and_before(self, spent: np.ndarray[Any, Any]) -> Cost:
+        """With what the processes have spent that the run has gone on from."""
+        return Cost(self.compile_seconds + float(spent[0]), self.run_seconds + float(spent[1]), self.device)
+
     def summary(self) -> dict[str, object]:
         return {**self._asdict(), "versions": versions("xentjax", "jax", "numpy")}
 
@@ -31,7 +40,7 @@ class Stopwatch:
     def __init__(self) -> None:
         self._spans: list[tuple[float, float]] = []
         self._started = time.perf_counter()
-        self._seconds = 0.0
+        self._seconds: float | None = None
 
     def __call__(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
@@ -42,12 +51,13 @@ class Stopwatch:
         self._seconds = time.perf_counter() - self._started
 
     def cost(self) -> Cost:
-        """What has passed until the stopwatch was stopped."""
+        """What has passed until the stopwatch was stopped, or until now."""
+        passed = time.perf_counter() - self._started if self._seconds is None else self._seconds
         compiling, end = 0.0, -np.inf
         for start, stop in sorted(self._spans):
             compiling += max(stop - max(start, end), 0.0)
             end = max(end, stop)
-        return Cost(compiling, max(self._seconds - compiling, 0.0), device_name())
+        return Cost(compiling, max(passed - compiling, 0.0), device_name())
 
 
 @contextlib.contextmanager

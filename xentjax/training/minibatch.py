@@ -14,16 +14,19 @@ import optax
 from jax.sharding import Mesh
 
 from xentjax.models.spread import Spread, on_host
+from xentjax.models.streamed import StreamedRows
 from xentjax.solvers.compiled import types_in
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MinibatchResult:
-    """Where mini-batch training stands after ``epochs`` epochs.
+    """Where mini-batch training stands after ``epochs`` epochs, and ``batches`` of the one after them.
 
     ``history`` has the fixed length of the run: the mean loss of each epoch, before the update of each batch, with
-    NaN for epochs that are not done. ``key`` is the random key that all epochs' orders are derived from.
+    NaN for epochs that are not done. ``key`` is the random key that all epochs' orders are derived from. ``losses``
+    and ``totals`` are those of each batch of an epoch, before its update: its loss and the sum of its weights. Of
+    batches that are not done in this epoch they are those of the last one.
     """
 
     params: Any
@@ -31,6 +34,9 @@ class MinibatchResult:
     history: jax.Array
     epochs: jax.Array
     key: jax.Array
+    batches: jax.Array
+    losses: jax.Array
+    totals: jax.Array
 
 
 def train_minibatch(
@@ -55,7 +61,8 @@ def train_minibatch(
       loss: ``loss(params, *batch, weights=w)``, the weighted mean loss of a batch, such as :func:`logistic_loss`.
         A row of weight 0 must not count.
       init: initial parameters, a pytree of float arrays.
-      data: a tuple of arrays with n rows each, such as ``(x, y)``.
+      data: a tuple of arrays with n rows each, such as ``(x, y)``. Rows of a file (:func:`open_rows`) may be among
+        them: each row of a batch is read where it stands, in the order of arrays in memory.
       transformation: an optax transformation; its schedules count batches.
       epochs: how many epochs.
       batch_size: b; more than n means n.
@@ -95,14 +102,16 @@ def iterate_minibatch(
     batch_size: int,
     seed: int | jax.Array = 0,
     weights: Any = None,
-    resume: MinibatchResult | None = None,
+    resume: MinibatchResult | Callable[[MinibatchResult], MinibatchResult] | None = None,
+    most: int | None = None,
     mesh: Mesh | None = None,
 ) -> Iterator[MinibatchResult]:
     """:func:`train_minibatch` epoch by epoch: yields the result so far after each.
 
-    The same compiled loop runs, so that the last result is that of ``train_minibatch``, bit by bit.  ``resume`` goes
-    on from a result of the same loss, data and transformation, as if it had not been interrupted; its parameters and
-    key stand in place of ``init`` and ``seed``.
+    The same loop runs, so that the last result is that of ``train_minibatch``, bit by bit.  ``resume`` goes on from a
+    result of the same loss, data and transformation, as if it had not been interrupted; its parameters and key stand
+    in place of ``init`` and ``seed``. It may be a function, which is given the result before the first batch and
+    returns the one to go on from.  With ``most`` there is a result after so many batches too, which changes no bit.
 
     Example:
       >>> import jax.numpy as jnp, optax, xentjax as xj
@@ -113,13 +122,28 @@ def iterate_minibatch(
     """
     run = _Run.over("iterate_minibatch", loss, transformation, data, weights, batch_size, mesh)
     state = _initial("iterate_minibatch", run, init, epochs, seed)
+    if most is not None and most < 1:
+        raise ValueError(f"iterate_minibatch: most must be at least 1, got {most}")
     if resume is not None:
-        kept = resume.history[:epochs]
-        history = state.history.at[: kept.shape[0]].set(kept)
-        state = dataclasses.replace(resume, history=history)
-    for done in range(int(state.epochs) + 1, epochs + 1):
-        state = _epochs(run.static(state.params), state, run.data, run.weights, run.places, done)
-        yield state
+        found = resume(state) if callable(resume) else resume
+        kept = found.history[:epochs]
+        state = dataclasses.replace(found, history=state.history.at[: kept.shape[0]].set(kept))
+    return _in_parts(run, state, epochs, most)
+
+
+def rows_of_batch(key: Any, epoch: int, batch: int, n: int, size: int) -> jax.Array:
+    """The rows of a batch, counted from 0 as its epoch is, in a run on n of them."""
+    return _order(key, epoch, n, size)[batch * size : min((batch + 1) * size, n)]
+
+
+def _in_parts(run: _Run, state: MinibatchResult, epochs: int, most: int | None) -> Iterator[MinibatchResult]:
+    static, per_epoch = run.static(state.params), len(state.losses)
+    at_once = min(most or per_epoch, per_epoch)
+    while int(state.epochs) < epochs:
+        order = _order(state.key, state.epochs, run.n, run.batch_size, run.places)
+        for done in range(int(state.batches), per_epoch, at_once):
+            state = _batches(static, state, order, run.data, run.weights, min(done + at_once, per_epoch))
+            yield state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +154,7 @@ class _Run:
     weights: Any
     places: Any
     """Where in the arrays each row is, where they are spread over devices, ``[n]``."""
+    n: int
     batch_size: int
     spread: Spread | None
 
@@ -146,17 +171,17 @@ class _Run:
     ) -> _Run:
         if mesh is None:
             data, weights, n = _rows(data, weights, batch_size, jnp.asarray)
-            return cls(loss, transformation, data, weights, None, min(batch_size, n), None)
+            return cls(loss, transformation, data, weights, None, n, min(batch_size, n), None)
         spread = Spread.over(function, mesh)
         data, weights, n = _rows(data, weights, batch_size, on_host, spread.count)
         each = spread.equal_parts(len(weights))
         places = spread.places(len(weights), each)
         data, weights = jax.tree.map(lambda rows: spread.placed(rows, each), (data, weights))
-        return cls(loss, transformation, data, weights, places, min(batch_size, n), spread)
+        return cls(loss, transformation, data, weights, places, n, min(batch_size, n), spread)
 
     def static(self, params: Any) -> tuple[Any, ...]:
         kinds = types_in(jax.tree.structure((params, self.data)))
-        return self.loss, self.transformation, self.batch_size, self.spread, kinds
+        return self.loss, self.transformation, self.n, self.batch_size, self.spread, kinds
 
 
 def _rows(
@@ -167,7 +192,7 @@ def _rows(
     count: Callable[[int], int] = lambda n: n,
 ) -> tuple[Any, Any, int]:
     """The data as arrays, a weight for each row, and the number of all rows, which ``count`` tells from these."""
-    data = tuple(map(convert, data))
+    data = tuple(array if isinstance(array, StreamedRows) else convert(array) for array in data)
     if not data or data[0].ndim == 0:
         raise ValueError("minibatch: data must be a tuple of arrays with at least one row")
     here = data[0].shape[0]
@@ -196,56 +221,84 @@ def _initial(function: str, run: _Run, init: Any, epochs: int, seed: Any) -> Min
     key = seed if jnp.issubdtype(jnp.result_type(seed), jax.dtypes.prng_key) else jax.random.key(seed)
     init = jax.tree.map(jnp.asarray, init)
     init, key = (init, key) if run.spread is None else run.spread.everywhere((init, key))
-    value = jax.eval_shape(run.loss, init, *run.data, weights=run.weights)
+    arrays = (jax.ShapeDtypeStruct(array.shape, array.dtype) for array in run.data)
+    value = jax.eval_shape(run.loss, init, *arrays, weights=run.weights)
+    batches = -(-run.n // run.batch_size)
     state = MinibatchResult(
         params=init,
         optimizer_state=run.transformation.init(init),
         history=jnp.full((epochs,), jnp.nan, value.dtype),
         epochs=jnp.zeros((), jnp.int32),
         key=key,
+        batches=jnp.zeros((), jnp.int32),
+        losses=jnp.full((batches,), jnp.nan, value.dtype),
+        totals=jnp.zeros((batches,), jnp.sum(run.weights[:0]).dtype),
     )
     return state if run.spread is None else run.spread.everywhere(state)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _epochs(static: Any, state: MinibatchResult, data: Any, weights: Any, places: Any, limit: Any) -> MinibatchResult:
-    """Epochs up to number ``limit``."""
-    loss, transformation, size, spread, _ = static
-    n = weights.shape[0] if places is None else places.shape[0]
-    batches = -(-n // size)
+    """Whole epochs up to number ``limit``."""
+    n, size, per_epoch = static[2], static[3], state.losses.shape[0]
+
+    def one_epoch(state: MinibatchResult) -> MinibatchResult:
+        order = _order(state.key, state.epochs, n, size, places)
+        return _batches(static, state, order, data, weights, per_epoch)
+
+    return jax.lax.while_loop(lambda state: state.epochs < limit, one_epoch, state)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _order(key: Any, epoch: Any, n: int, size: int, places: Any = None) -> jax.Array:
+    """The order of the rows in an epoch, filled up to whole batches: their numbers, or their ``places``."""
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), n)
+    return jnp.pad(order if places is None else places[order], (0, -n % size))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _batches(static: Any, state: MinibatchResult, order: Any, data: Any, weights: Any, limit: Any) -> MinibatchResult:
+    """Batches of an epoch up to number ``limit``; the last one ends the epoch."""
+    loss, transformation, n, size, spread, _ = static
+    per_epoch = state.losses.shape[0]
+    update = optax.with_extra_args_support(transformation).update
     # Rows of weight 0 make a batch one that the devices divide.
     more = 0 if spread is None else -size % spread.parts
     split = (lambda rows: rows) if spread is None else spread.constrained
-    update = optax.with_extra_args_support(transformation).update
 
-    def one_batch(carry: Any, batch: Any) -> Any:
-        params, inside = carry
-        rows, counts = batch
-        here = [split(array[rows]) for array in data]
+    def one_batch(state: MinibatchResult) -> MinibatchResult:
+        first = state.batches * size
+        rows = jax.lax.dynamic_slice_in_dim(order, first, size)
+        counts = first + jnp.arange(size) < n
+        rows, counts = (jnp.pad(of_batch, (0, more)) for of_batch in (rows, counts))
+        here = [array.take(rows) if isinstance(array, StreamedRows) else split(array[rows]) for array in data]
         # Under vmap over seeds a padded row is the same row 0 for all, and counts nothing.
         weight = split(jnp.where(counts, weights[rows], 0))
 
         def of(p: Any) -> Any:
             return loss(p, *here, weights=weight)
 
-        value, gradient = jax.value_and_grad(of)(params)
+        value, gradient = jax.value_and_grad(of)(state.params)
         with jax.numpy_dtype_promotion("standard"):  # optax counts on it
-            updates, inside = update(gradient, inside, params, value=value, grad=gradient, value_fn=of)
-            params = optax.apply_updates(params, updates)
-        return (params, inside), (value, jnp.sum(weight))
+            line = {"value": value, "grad": gradient, "value_fn": of}
+            updates, inside = update(gradient, state.optimizer_state, state.params, **line)
+            params = optax.apply_updates(state.params, updates)
+        put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=state.batches, axis=0)
+        losses, totals = put(state.losses, value.astype(state.losses.dtype)), put(state.totals, jnp.sum(weight))
+        batches = state.batches + 1
+        return dataclasses.replace(
+            state, params=params, optimizer_state=inside, batches=batches, losses=losses, totals=totals
+        )
 
-    def one_epoch(state: MinibatchResult) -> MinibatchResult:
-        order = jax.random.permutation(jax.random.fold_in(state.key, state.epochs), n)
-        rows = order if places is None else places[order]
-        padded = jnp.pad(rows, (0, batches * size - n)).reshape(batches, size)
-        counts = (np.arange(batches * size) < n).reshape(batches, size)
-        padded, counts = (jnp.pad(of_batches, ((0, 0), (0, more))) for of_batches in (padded, counts))
-        carry = (state.params, state.optimizer_state)
-        (params, inside), (values, totals) = jax.lax.scan(one_batch, carry, (padded, counts))
-        total = jnp.sum(totals)
-        mean = jnp.sum(jnp.where(totals == 0, 0, values * totals)) / jnp.where(total == 0, 1, total)
-        history = state.history.at[state.epochs].set(mean.astype(state.history.dtype))
-        return MinibatchResult(params, inside, history, state.epochs + 1, state.key)
-
-    state = jax.lax.while_loop(lambda state: state.epochs < limit, one_epoch, state)
+    state = jax.lax.while_loop(lambda state: state.batches < limit, one_batch, state)
+    total = jnp.sum(state.totals)
+    mean = jnp.sum(jnp.where(state.totals == 0, 0, state.losses * state.totals)) / jnp.where(total == 0, 1, total)
+    ended = state.batches == per_epoch
+    history = state.history.at[state.epochs].set(mean.astype(state.history.dtype))
+    state = dataclasses.replace(
+        state,
+        history=jnp.where(ended, history, state.history),
+        epochs=jnp.where(ended, state.epochs + 1, state.epochs),
+        batches=jnp.where(ended, 0, state.batches),
+    )
     return state if spread is None else spread.everywhere(state)

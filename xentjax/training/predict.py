@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,30 +36,41 @@ def write_predictions(
             raise UserError(f"{out}: must end in .csv or .parquet")
         if out.exists() and not force:
             raise UserError(f"{out}: exists; --force replaces it")
-    table = predict_table(read_model(run), data, delimiter)
+    blocks = predictions(read_model(run), data, delimiter)
     if out is None:
+        return _printed(blocks)
+    with whole_file(out) as temporary:
+        first = next(blocks)
+        kind: Any = pyarrow.csv.CSVWriter if out.suffix == ".csv" else pyarrow.parquet.ParquetWriter
+        with kind(temporary, first.schema) as writer:
+            rows = 0
+            for block in itertools.chain([first], blocks):
+                writer.write_table(block)
+                rows += block.num_rows
+    return rows
+
+
+def _printed(blocks: Iterator[pa.Table]) -> int:
+    rows = 0
+    for block in blocks:
         text = io.BytesIO()
-        pyarrow.csv.write_csv(table, text)
+        pyarrow.csv.write_csv(block, text, pyarrow.csv.WriteOptions(include_header=rows == 0))
         sys.stdout.write(text.getvalue().decode())
-    else:
-        with whole_file(out) as temporary:
-            if out.suffix == ".csv":
-                pyarrow.csv.write_csv(table, temporary)
-            else:
-                pyarrow.parquet.write_table(table, temporary)
-    return table.num_rows
+        rows += block.num_rows
+    return rows
 
 
-def predict_table(model: Model, data: Path, delimiter: str | None = None) -> pa.Table:
-    """The predictions for the rows of a file, or UserError that names the line and the column."""
+def predictions(model: Model, data: Path, delimiter: str | None = None) -> Iterator[pa.Table]:
+    """The predictions for the rows of a file, a block of them at a time, or UserError that names line and column."""
     if delimiter is not None:
         try:
             delimits(delimiter)
         except ValueError as error:
             raise UserError(f"--delimiter {error}") from error
     source = open_table(data, delimiter or model.encoder.delimiter)
-    with jax.enable_x64(model.encoder.dtype == "float64"):
-        features = model.encoder.matrix(model.encoder.read(source))
-        probabilities: np.ndarray[Any, Any] = np.asarray(class_probabilities(model.params, features))
-    columns = {f"p_{name}": probabilities[:, i] for i, name in enumerate(model.classes)}
-    return pa.table({**columns, "prediction": np.asarray(model.classes)[probabilities.argmax(axis=1)]})
+    for examples in model.encoder.blocks(source):
+        with jax.enable_x64(model.encoder.dtype == "float64"):
+            features = model.encoder.matrix(examples)
+            probabilities: np.ndarray[Any, Any] = np.asarray(class_probabilities(model.params, features))
+        columns = {f"p_{name}": probabilities[:, i] for i, name in enumerate(model.classes)}
+        yield pa.table({**columns, "prediction": np.asarray(model.classes)[probabilities.argmax(axis=1)]})

@@ -31,7 +31,8 @@ def keep_programs() -> pathlib.Path | None:
         return None
     folder = _cache_folder() / "xentjax"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)  # what is in it is run
         make_room(folder)
     except OSError:  # a home that cannot be written to: nothing is kept, and nothing else is different
         return None

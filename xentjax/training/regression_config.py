@@ -101,6 +101,8 @@ class RegressionConfig(ExamplesConfig):
                     "path cannot go with inference: errors and tests do not hold after a choice by the same data. Fit "
                     "what it chose to other rows"
                 )
+        if self.bootstrap is not None and self.data.weights is not None:
+            raise ValueError("bootstrap draws rows, all alike: it cannot go with data.weights")
         if self.model.l1 and name not in ("auto", *PROXIMAL):
             raise ValueError(f"model.l1 needs solver.name {listed(('auto', *PROXIMAL))}, got {name!r}")
         if self.model.l1 and self.inference is not None:

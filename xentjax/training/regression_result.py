@@ -45,6 +45,8 @@ class Regression:
     deviations: Array
     """``[d]``, the standard deviation of each feature over the training examples, and 1 for a category."""
     cost: Cost
+    skipped: int = 0
+    """How many rows of the table were left out, as something in them was wrong."""
 
     @property
     def names(self) -> list[str]:
@@ -89,6 +91,8 @@ class Regression:
 
     def _notes(self) -> Iterator[str]:
         """What there is to say below the table of the fit."""
+        if self.skipped:
+            yield f"left out: {self.skipped} rows with something wrong (data.on_bad_rows = 'skip')"
         if self.config.inference is not None and (test := self._likelihood_ratio()) is not None:
             statistic, degrees, p = test.values()
             freedom = f"{degrees:g} degrees of freedom"
@@ -146,6 +150,7 @@ class Regression:
             "gradient_norm": fit.gradient_norm,
             "newton_decrement": fit.newton_decrement,
             "observations": fit.num_observations,
+            "skipped_rows": self.skipped,
             "degrees_of_freedom": fit.degrees_of_freedom,
             "log_likelihood": fit.log_likelihood,
             "null_log_likelihood": fit.null_log_likelihood,

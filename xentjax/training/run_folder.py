@@ -8,6 +8,7 @@ A run folder holds
 - ``metrics.jsonl``: one line a step with the objective's value and the largest gradient component;
 - ``summary.json``: the folder's kind (``fit``, ``grid`` or ``language``), status, metrics on the training and test
   examples, times, device and versions, of a regression each coefficient with its error and intervals;
+- ``not_finite.json``, only of a run whose loss has become NaN or infinite: the step and the examples;
 - pictures.
 
 That of a regression also ``summary.txt``, the tables that were printed, with a path ``path.jsonl`` and
@@ -25,7 +26,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,8 +35,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic import field_validator as check_field
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from pydantic_core import from_json
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from xentjax.models.logistic import LogisticParams
 from xentjax.training.config import RunConfig
@@ -43,6 +45,7 @@ from xentjax.training.config_file import to_toml
 from xentjax.training.config_table import Table
 from xentjax.training.data import Encoder
 from xentjax.training.errors import UserError
+from xentjax.training.files import contents, require_file, unreadable
 
 Array = np.ndarray[Any, Any]
 
@@ -51,6 +54,9 @@ MARK = "summary.json"
 
 #: What ``summary.json`` calls a folder: that of one fit, of a grid of fits, or of a language model.
 FIT, GRID, LANGUAGE = "fit", "grid", "language"
+
+#: The largest file of JSON that is read, and the largest header of a file of parameters.
+_MOST_BYTES, _MOST_OF_HEADER = 2**28, 2**16
 
 
 def reserve(out: Path, force: bool) -> None:
@@ -128,7 +134,7 @@ def _prefix(name: str) -> str:
 
 def _clear_stale(parent: Path, name: str) -> None:
     """Remove what processes of this machine that are no more have left half-written."""
-    of_this_machine = re.compile(re.escape(f".{name}-{platform.node()}-") + r"(\d+)-\w+(\.\w+)?")
+    of_this_machine = re.compile(re.escape(f".{name}-{platform.node()}-") + r"(\d{1,9})-\w+(\.\w+)?")
     for path in parent.iterdir():
         left = of_this_machine.fullmatch(path.name)
         if left is None or _is_running(int(left[1])):
@@ -224,13 +230,13 @@ def read_model(folder: Path) -> Model:
     """The model in a run folder, or UserError."""
     if not (folder / MARK).is_file():
         raise UserError(f"{folder}: {'is not a run folder' if folder.exists() else 'no such folder'}")
-    path = folder / "model.json"
+    path = _own(folder, "model.json")
     if not path.exists():
         if (kind := _kind(folder)) == GRID:
             raise UserError(f"{folder}: is a grid of many fits, but one fit is needed to predict")
         if kind == LANGUAGE:
             raise UserError(f"{folder}: is a language model of text, but a fit to a table is needed to predict")
-    text = _read(path, Path.read_bytes)
+    text = contents(path, _MOST_BYTES)
     try:
         described = _Description.model_validate_json(text)
         rest = described.model_dump(exclude={"classes"})
@@ -240,24 +246,49 @@ def read_model(folder: Path) -> Model:
         key = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         raise UserError(f"{path}: is damaged: {key}{': ' if key else ''}{message}") from error
-    arrays = _read(folder / "params.safetensors", load_file)
     shape = (len(encoder.feature_names), *(() if len(described.classes) == 2 else (len(described.classes),)))
-    shapes = {"weights": shape, "bias": shape[1:]}
-    if {name: array.shape for name, array in arrays.items()} != shapes:
-        raise UserError(f"{folder}: params.safetensors and model.json are not of one model")
+    return Model(encoder, described.classes, _read_params(_own(folder, "params.safetensors"), shape, encoder.dtype))
+
+
+def _own(folder: Path, name: str) -> Path:
+    """A file of a run folder, which may come from others: what is a link out of it is refused."""
+    path = folder / name
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise UserError(f"{path}: is a link that leads out of the run folder")
+    return path
+
+
+def _read_params(path: Path, shape: tuple[int, ...], dtype: str) -> LogisticParams:
+    """The parameters in a file, weights of this shape, or UserError. What has another shape is not read at all."""
+    kind, size = {"float32": ("F32", 4), "float64": ("F64", 8)}[dtype]
+    if require_file(path) > size * (math.prod(shape) + math.prod(shape[1:])) + _MOST_OF_HEADER:
+        raise UserError(f"{path.parent}: {path.name} and model.json are not of one model")
+    try:
+        with safe_open(path, "numpy") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            if {name: tuple(part.get_shape()) for name, part in parts.items()} != {"weights": shape, "bias": shape[1:]}:
+                raise UserError(f"{path.parent}: {path.name} and model.json are not of one model")
+            arrays = {name: file.get_tensor(name) if part.get_dtype() == kind else None for name, part in parts.items()}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise unreadable(path, error) from error
     for name, array in arrays.items():
-        if array.dtype != encoder.dtype or not np.all(np.isfinite(array)):
-            raise UserError(f"{folder}: params.safetensors: {name} must hold finite numbers of {encoder.dtype}")
-    return Model(encoder, described.classes, LogisticParams(**arrays))
+        if array is None or not np.all(np.isfinite(array)):
+            raise UserError(f"{path.parent}: {path.name}: {name} must hold finite numbers of {dtype}")
+    return LogisticParams(**arrays)
 
 
 def _kind(folder: Path) -> Any:
-    summary = _read(folder / MARK, lambda path: json.loads(path.read_bytes()))
+    path = _own(folder, MARK)
+    try:
+        summary = from_json(contents(path, _MOST_BYTES))
+    except ValueError as error:
+        raise unreadable(path, error) from error
     return summary.get("kind") if isinstance(summary, dict) else None
 
 
-def _read(path: Path, read: Callable[[Path], Any]) -> Any:
+def status_of(folder: Path) -> str | None:
+    """The status of the run that wrote a folder; None where it is no run folder."""
     try:
-        return read(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        return str(from_json(contents(_own(folder, MARK), _MOST_BYTES))["status"])
+    except (UserError, ValueError, KeyError, TypeError):
+        return None

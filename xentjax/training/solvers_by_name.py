@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from xentjax.models.logistic import LogisticParams
 from xentjax.models.sparse import is_sparse
+from xentjax.models.streamed import StreamedRows
 from xentjax.solvers import checks
 from xentjax.solvers.lbfgs import LBFGS
 from xentjax.solvers.newton import Newton
@@ -50,6 +51,9 @@ _NEWTON_ACCELERATED = 2000
 _MANY_ROWS, _ROWS_EACH, _ROWS_EACH_METRIC, _STRIDE = 10_000, 10, 80, 8
 _MANY_ROWS_CLASSES, _ROWS_EACH_CLASSES = 4_000, 3
 
+#: The most bytes of a subsample of rows that are in a file, and it in memory.
+_FEW = 2**26
+
 #: From this many parameters on products take most of a Hessian's time, half of it in float32.
 _PRODUCTS = 32
 
@@ -68,7 +72,8 @@ def chosen_solver(
             return _with_l1((d + 1) * k)
         if solver == "auto":
             is_alone = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(objective))
-            return _automatic(n, d, k, is_dense=not is_sparse(objective.x), has_init=has_init, is_alone=is_alone)
+            dense, stride = not is_sparse(objective.x), _stride(objective.x)
+            return _automatic(n, d, k, is_dense=dense, stride=stride, has_init=has_init, is_alone=is_alone)
         kind = SOLVERS[solver]
         if kind is Newton:
             return solver, _newton((d + 1) * k), "as asked for"
@@ -85,7 +90,9 @@ def require_solver(function: str, solver: Any) -> None:
         raise ValueError(f"{function}: solver must be one of {', '.join(map(repr, names))} or a Solver, got {solver!r}")
 
 
-def _automatic(n: int, d: int, k: int, *, is_dense: bool, has_init: bool, is_alone: bool) -> tuple[str, Any, str]:
+def _automatic(
+    n: int, d: int, k: int, *, is_dense: bool, stride: int, has_init: bool, is_alone: bool
+) -> tuple[str, Any, str]:
     """By the shape of the problem: which was the fastest to a gradient of 1e-8 on data of such shapes.
 
     Under ``vmap``, and what is traced (not ``is_alone``) may be, a metric that is not always taken always takes time.
@@ -102,18 +109,25 @@ def _automatic(n: int, d: int, k: int, *, is_dense: bool, has_init: bool, is_alo
         rows, each, most = _MANY_ROWS, _ROWS_EACH, _NEWTON
         if has_metric:
             each, most = _ROWS_EACH if is_small else _ROWS_EACH_METRIC, _SMALL
-    if n >= rows and size <= _NEWTON and n >= _STRIDE * each * size:
+    if n >= rows and size <= _NEWTON and n >= stride * each * size:
         if not is_dense:  # of which there is no subsample
             why = f"as the Hessian of {size} parameters takes longer than products with it over many sparse rows ({n})"
             return "newton-cg", NewtonCG(metric=_metric(d, k)), why
         if is_small:
-            start = "the parameters given" if has_init else f"the optimum of every {_STRIDE}th of many rows ({n})"
-            return "newton", _newton(size, None if has_init else _STRIDE), f"with few parameters ({size}), from {start}"
-        why = f"as many rows ({n}) for {size} parameters make the Hessian of every {_STRIDE}th row a good metric"
-        return "lbfgs", LBFGS(metric="hessian", subsample=_STRIDE), why
+            start = "the parameters given" if has_init else f"the optimum of every {stride}th of many rows ({n})"
+            return "newton", _newton(size, None if has_init else stride), f"with few parameters ({size}), from {start}"
+        why = f"as many rows ({n}) for {size} parameters make the Hessian of every {stride}th row a good metric"
+        return "lbfgs", LBFGS(metric="hessian", subsample=stride), why
     if size <= most:
         return "newton", _newton(size), f"with few enough parameters ({size}) for their Hessian"
     return _with_metric(d, k) if has_metric else _by_products(d, k)
+
+
+def _stride(x: Any) -> int:
+    """Every which row a subsample has: of those of a file few enough to be kept, in steps of ten."""
+    if not isinstance(x, StreamedRows) or x.size * x.dtype.itemsize <= _STRIDE * _FEW:
+        return _STRIDE
+    return -(-x.size * x.dtype.itemsize // (10 * _FEW)) * 10
 
 
 def _with_metric(d: int, k: int) -> tuple[str, Any, str]:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
-import math
-import pathlib
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import numpy as np
 
 from xentjax.core import policy
+from xentjax.losses.linear import measured
 from xentjax.losses.linear.arguments import NAME, Problem
 from xentjax.losses.linear.kernels import ALIGNED, KERNELS, bytes_of_parts, give_dlogits, unmet
 from xentjax.losses.linear.vocabulary import Kernels, Walk
 
 Strategy = Literal["recompute", "gradient_in_forward", "dense"]
 STRATEGIES = get_args(Strategy)
-
-#: What was measured on devices, by ``python -m benchmarks blocks``: entries by device, dtype, sizes, strategy.
-TABLE = pathlib.Path(__file__).parent / "blocks.json"
 
 _MIB = 2**20
 #: Tokens at a time where nothing was measured, half of all at most; fewer than the least leave products that are slow.
@@ -41,8 +35,6 @@ _FEWEST_ON_TPU = 1024
 _MULTIPLE, _ALIGNED, _WORKSPACE = 128, 8, 32 * _MIB
 #: Up to so many classes rows are summed class by class, and all logits stored where they take no more than so much.
 _FEW_CLASSES, _LITTLE = 512, 32 * _MIB
-#: An entry of the table stands for sizes that differ from its own by this factor at most, each.
-_ALIKE = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +199,7 @@ def _bytes_each(problem: Problem) -> tuple[int, int]:
 
 def _as_measured(problem: Problem, strategy: Strategy) -> Plan:
     """The plan of a strategy, by what was fastest on a device of this kind."""
-    return Plan(strategy, kernels=_measured(problem, strategy).get("kernels", "xla"))
+    return Plan(strategy, kernels=measured.nearest(problem, strategy).get("kernels", "xla"))
 
 
 def _explained(problem: Problem, plan: Plan, budget: int | None, why: str) -> Explanation:
@@ -222,14 +214,14 @@ def _sized(problem: Problem, plan: Plan, budget: int | None) -> Plan:
     """Sizes as they were measured on a device of this kind, otherwise by a rule, and no more than the budget allows."""
     if plan.strategy == "dense":
         return dataclasses.replace(plan, block=problem.width, chunk=max(problem.rows, 1))
-    measured = _measured(problem, plan.strategy)
-    if measured.get("kernels", "xla") != plan.kernels:
-        measured = {}
+    found = measured.nearest(problem, plan.strategy)
+    if found.get("kernels", "xla") != plan.kernels:
+        found = {}
     chunk = problem.rows
     if plan.strategy == "gradient_in_forward":
         rule = min(_TOKENS, max(-(-problem.rows // 2), _FEWEST_TOKENS))
-        chunk = plan.chunk or measured.get("chunk") or rule
-    block = plan.block or measured.get("block") or _columns(problem, plan)
+        chunk = plan.chunk or found.get("chunk") or rule
+    block = plan.block or found.get("block") or _columns(problem, plan)
     sized = dataclasses.replace(plan, block=min(block, problem.width), chunk=max(min(chunk, problem.rows), 1))
     if budget is None:
         return sized
@@ -279,29 +271,6 @@ def _even(width: int, most: int) -> int:
         return width
     even = -(-width // -(-width // most))
     return min(-(-even // _MULTIPLE) * _MULTIPLE, most) if most >= _MULTIPLE else even
-
-
-@functools.cache
-def _table() -> list[dict[str, Any]]:
-    return list(json.loads(TABLE.read_text()))
-
-
-def _measured(problem: Problem, strategy: str) -> dict[str, Any]:
-    """The entry of the table for this device, dtype and strategy whose sizes are nearest, if any is near."""
-    entries = _table()
-    if not entries:
-        return {}
-    kind = jax.devices()[0].device_kind
-    sizes = (problem.rows, problem.features, problem.width)
-
-    def distance(entry: dict[str, Any]) -> float:
-        own = (entry["n"], entry["d"], entry["v"])
-        return max(abs(math.log(max(a, 1) / max(b, 1))) for a, b in zip(own, sizes, strict=True))
-
-    key = (kind, problem.operands.name, strategy)
-    known = [entry for entry in entries if (entry["device"], entry["dtype"], entry["strategy"]) == key]
-    nearest = min(known, key=distance, default=None)
-    return nearest if nearest is not None and distance(nearest) <= math.log(_ALIKE) else {}
 
 
 # -- costs -------------------------------------------------------------------------------------------------------------

@@ -30,14 +30,19 @@ def training_windows(tokens: Array, step: int, config: LanguageBatchesConfig, co
     Of an epoch all windows are distinct: the text is cut into windows from a start that the seed and the epoch draw,
     which are taken in an order that they draw too. What is left for no whole batch is left out.
     """
-    per_epoch = (len(tokens) - context - config.length) // config.length // config.size
+    starts = training_starts(len(tokens), step, config, context, seed)
+    return tokens[starts[:, None] + np.arange(context + config.length)]
+
+
+def training_starts(tokens: int, step: int, config: LanguageBatchesConfig, context: int, seed: int) -> Array:
+    """Where the windows of a step begin in a text of so many tokens, ``[size]``."""
+    per_epoch = (tokens - context - config.length) // config.length // config.size
     epoch, batch = divmod(step, per_epoch)
     # Another stream than those of the split and of the initial values, which have the same seed.
     generator = np.random.default_rng([seed, 2, epoch])
     start = generator.integers(config.length)
-    order = generator.permutation((len(tokens) - context - start) // config.length)
-    starts = start + config.length * order[batch * config.size : (batch + 1) * config.size]
-    return tokens[starts[:, None] + np.arange(context + config.length)]
+    order = generator.permutation((tokens - context - start) // config.length)
+    return start + config.length * order[batch * config.size : (batch + 1) * config.size]
 
 
 def covering_windows(

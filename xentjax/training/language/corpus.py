@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
 from xentjax.training.errors import UserError
+from xentjax.training.files import contents, require_file
 from xentjax.training.language_config import TextConfig
 
 #: Folders of the standard library that some installations of Python lack, or that are not of it.
@@ -20,6 +22,8 @@ class Corpus:
 
     train: tuple[bytes, ...]
     test: tuple[bytes, ...]
+    train_names: tuple[str, ...]
+    test_names: tuple[str, ...]
     left_out: int
     """How many files were too much for ``max_bytes``."""
     digest: str
@@ -39,10 +43,10 @@ def read_corpus(config: TextConfig, seed: int) -> Corpus:
     files = _files(config)
     taken, left_out, total = {}, 0, 0
     for name in sorted(files, key=lambda name: _draw(seed, name)):
-        content = _read(files[name])
-        if total + len(content) > config.max_bytes:
+        # What is too much is not read at all.
+        if total + require_file(files[name]) > config.max_bytes:
             left_out += 1
-        elif content:
+        elif content := contents(files[name], config.max_bytes):
             taken[name] = content
             total += len(content)
     held_out, test_bytes = set(), 0
@@ -58,9 +62,11 @@ def read_corpus(config: TextConfig, seed: int) -> Corpus:
         )
     digest = hashlib.sha256()
     for name in sorted(taken):
-        digest.update(f"{name}\0{name in held_out}\0{len(taken[name])}\0".encode() + taken[name])
-    part = lambda test: tuple(taken[name] for name in sorted(taken) if (name in held_out) == test)
-    return Corpus(part(False), part(True), left_out, digest.hexdigest())
+        digest.update(os.fsencode(f"{name}\0{name in held_out}\0{len(taken[name])}\0") + taken[name])
+    part = lambda test: tuple(name for name in sorted(taken) if (name in held_out) == test)
+    train, test = part(False), part(True)
+    texts = lambda names: tuple(taken[name] for name in names)
+    return Corpus(texts(train), texts(test), train, test, left_out, digest.hexdigest())
 
 
 def _files(config: TextConfig) -> dict[str, Path]:
@@ -69,8 +75,11 @@ def _files(config: TextConfig) -> dict[str, Path]:
     key = "text.source" if config.path is None else "text.path"
     if not folder.is_dir():
         raise UserError(f"{key}: {folder} is not a folder")
-    named = (path for path in folder.rglob("*") if path.name.endswith(config.suffix))  # the suffix is no pattern
-    found = {path.relative_to(folder): path for path in named if path.is_file()}
+    try:
+        named = [path for path in folder.rglob("*") if path.name.endswith(config.suffix)]  # the suffix is no pattern
+        found = {path.relative_to(folder): path for path in named if path.is_file()}
+    except (OSError, RecursionError) as error:
+        raise UserError(f"{key}: {folder} cannot be searched: {getattr(error, 'strerror', None) or error}") from error
     if config.path is None:
         found = {name: path for name, path in found.items() if not _NOT_EVERYWHERE & set(name.parts)}
     if not found:
@@ -79,11 +88,4 @@ def _files(config: TextConfig) -> dict[str, Path]:
 
 
 def _draw(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{name}".encode()).digest()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return hashlib.sha256(str(seed).encode() + b"\0" + os.fsencode(name)).digest()

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from xentjax.solvers.status import Status
 from xentjax.training import run_folder
+from xentjax.training.blame import write_blame
 from xentjax.training.checkpoint import named_leaves
 from xentjax.training.language.baselines import Baselines
 from xentjax.training.language.network import LanguageParams, context
@@ -44,13 +45,14 @@ class LanguageRun(Ending):
     sample: str
     """The beginning of a file as the model writes it."""
     cost: Cost
+    blame: dict[str, Any] | None = None
 
     @property
     def message(self) -> str:
         if self.status == "completed":
             return "all steps are made"
         if self.interrupted:
-            return "stopped by the user before it ended; the same command with --force goes on from its checkpoint"
+            return "stopped by the user before it ended"
         return self.status.message
 
     def held_out(self) -> dict[str, dict[str, float | None]]:
@@ -104,13 +106,15 @@ class LanguageRun(Ending):
         # A byte is the character of the same number, as in Latin-1.
         pieces = [piece.decode("latin-1") for piece in self.text.tokenizer.pieces]
         run_folder.write_json(folder / "vocabulary.json", {"pieces": pieces})
-        save_file(named_leaves(self.params), folder / "params.safetensors")
+        arrays = {name: np.asarray(leaf, order="C") for name, leaf in named_leaves(self.params).items()}
+        save_file(arrays, folder / "params.safetensors")
         looks = dict(zip(self.look_steps.tolist(), self.looks.tolist(), strict=True))
         rows = (
             {"step": step, "train_nats_per_token": loss, "held_out_nats_per_token": looks.get(step)}
             for step, loss in enumerate([*self.losses, None])
         )
         run_folder.write_json_lines(folder / "metrics.jsonl", rows)
+        write_blame(self.blame, folder)
         (folder / "summary.txt").write_text(self.table() + "\n", encoding="utf-8")
         run_folder.write_json(folder / run_folder.MARK, self.summary())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,8 +12,9 @@ import optax
 
 from xentjax.solvers import status as codes
 from xentjax.solvers.status import Status
+from xentjax.training.blame import LOSS, PARAMETERS, all_finite
 from xentjax.training.devices import mesh_of
-from xentjax.training.language.batches import covering_windows, require_enough, training_windows
+from xentjax.training.language.batches import covering_windows, require_enough, training_starts, training_windows
 from xentjax.training.language.network import LanguageParams, context, initial_params, losses
 from xentjax.training.language.split import Split
 from xentjax.training.language.tokenized import Tokenized
@@ -39,8 +39,6 @@ class State(NamedTuple):
     """``[max_steps]``, the mean nats per token of each step's batch, before the step; NaN for those not made."""
     looks: Array
     """``[looks]``, the mean nats per token of a part of the held-out text; NaN for those to come."""
-    seconds: Array
-    """The time that the steps took, compiling included."""
 
     @property
     def status(self) -> Status:
@@ -61,6 +59,8 @@ class Training:
         require_enough(text.train.tokens, config.batches, self.context)
         self.transformation = config.solver.build(self.total).transformation
         self.split = Split(mesh_of(config.mesh))
+        #: What the run has ended at, where its loss was not finite.
+        self.blame: dict[str, Any] | None = None
         #: The steps after which the held-out text is looked at.
         self.looks = np.unique(np.linspace(0, self.total, _LOOKS + 1).astype(int)[1:])
 
@@ -75,7 +75,6 @@ class Training:
             code=np.asarray(codes.RUNNING),
             losses=np.full(self.total, np.nan),
             looks=np.full(len(self.looks), np.nan),
-            seconds=np.asarray(0.0),
         )
 
     def states(self, state: State) -> Iterator[State]:
@@ -88,15 +87,31 @@ class Training:
         while state.status == "running":
             after, loss = self._after(state)
             if not np.isfinite(loss):
+                self.blame = self._blame(state)
                 yield shown._replace(code=np.asarray(codes.DIVERGED if state.step else codes.NOT_FINITE))
                 return
             yield state
             shown, state = state, after
         yield state
 
+    def _blame(self, state: State) -> dict[str, Any]:
+        """The batch after a state, whose loss is not finite; or the one before it, where it has led to parameters that
+        are not."""
+        is_finite = all_finite(state.params)
+        step = int(state.step) if is_finite else int(state.step) - 1
+        part, batches = self.text.train, self.config.batches
+        starts = training_starts(len(part.tokens), step, batches, self.context, self.config.seed) + self.context
+        files = part.files_at(starts)
+        windows = [
+            {"file": file, "first_token": start, "tokens": batches.length}
+            for file, start in zip(files, starts.tolist(), strict=True)
+        ]
+        why = LOSS if is_finite else PARAMETERS
+        return {"why": why, "step": step, "examples": len(windows), "windows": windows}
+
     def _after(self, state: State) -> tuple[State, float]:
         """The state after one more step, and the loss of its batch before."""
-        started, step = time.perf_counter(), int(state.step)
+        step = int(state.step)
         windows = training_windows(self.text.train.tokens, step, self.config.batches, self.context, self.config.seed)
         with self.split.set():
             params, optimizer, loss = _step(self.transformation, self.split, state.params, state.optimizer, windows)
@@ -107,7 +122,6 @@ class Training:
             code=np.asarray(codes.RUNNING if step + 1 < self.total else codes.COMPLETED),
             losses=np.where(np.arange(self.total) == step, loss, state.losses),
             looks=np.where(self.looks == step + 1, self._look(step + 1, params), state.looks),
-            seconds=state.seconds + (time.perf_counter() - started),
         )
         return after, float(loss)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xentjax.training.language.corpus import read_corpus
-from xentjax.training.language.tokenizer import Tokenizer
+from xentjax.training.language.tokenizer import END, Tokenizer
 from xentjax.training.language_config import LanguageConfig
 
 Array = np.ndarray[Any, Any]
@@ -22,6 +22,13 @@ class Part:
     texts: Sequence[bytes]
     tokens: Array
     """int32, the end of a file before, between and behind them. All but the first one are predicted."""
+    names: Sequence[str]
+    """Of the files, in the same order."""
+
+    def files_at(self, tokens: Array) -> list[str]:
+        """The file that each of these tokens is in, by its number; of the end of a file, the one before it."""
+        ends = np.flatnonzero(self.tokens == END)[1:]
+        return [self.names[i] for i in np.minimum(np.searchsorted(ends, tokens), len(self.names) - 1)]
 
     @property
     def bytes(self) -> int:
@@ -57,5 +64,6 @@ def tokenize(config: LanguageConfig) -> Tokenized:
     """Read the text that the config names and write it in tokens, or raise UserError."""
     corpus = read_corpus(config.text, config.seed)
     tokenizer = Tokenizer.learn(corpus.train, config.vocabulary.size)
-    train, test = (Part(texts, tokenizer.stream(texts)) for texts in (corpus.train, corpus.test))
+    parts = (corpus.train, corpus.train_names), (corpus.test, corpus.test_names)
+    train, test = (Part(texts, tokenizer.stream(texts), names) for texts, names in parts)
     return Tokenized(tokenizer, train, test, corpus.left_out, corpus.digest)

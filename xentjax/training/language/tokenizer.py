@@ -19,6 +19,9 @@ Array = np.ndarray[Any, Any]
 #: Tokens 0 to 255 are the bytes; this one ends a file.
 END = 256
 
+#: The longest piece that can be a token: to spell an unknown piece takes a time that grows with it for each byte.
+_LONGEST = 128
+
 #: Where a text is cut into pieces, each byte in one of them: line breaks with the indentation of the next line, words,
 #: numbers and runs of signs with a blank before them, other blanks. Bytes above 127 are part of words, as in UTF-8.
 _PIECE = re.compile(rb"\n\s*| ?[A-Za-z_\x80-\xff]+| ?[0-9]+| ?[^\s0-9A-Za-z_\x80-\xff]+|[^\S\n]+(?=[^\S\n])|\s")
@@ -55,7 +58,7 @@ class Tokenizer:
         counts: Counter[bytes] = Counter()
         for text in texts:
             counts.update(_PIECE.findall(text))
-        found = [(-count, piece) for piece, count in counts.items() if len(piece) > 1]
+        found = [(-count, piece) for piece, count in counts.items() if 1 < len(piece) <= _LONGEST]
         if len(found) < size - FIXED_TOKENS:
             most = len(found) + FIXED_TOKENS
             raise UserError(
@@ -101,10 +104,11 @@ class Tokenizer:
         """The tokens of a piece that is none itself."""
         tokens, start = [], 0
         while start < len(piece):
-            ends = range(min(len(piece), start + self._longest), start + 1, -1)
-            known = next((end for end in ends if piece[start:end] in self._spelled_as_one), start + 1)
-            tokens.append(self._spelled_as_one.get(piece[start:known], piece[start]))
-            start = known
+            lengths = self._lengths.get(piece[start : start + 2], ())
+            words = (piece[start : start + length] for length in lengths)
+            known = next((word for word in words if word in self._spelled_as_one), piece[start : start + 1])
+            tokens.append(self._spelled_as_one.get(known, known[0]))
+            start += len(known)
         return tuple(tokens)
 
     @functools.cached_property
@@ -117,8 +121,12 @@ class Tokenizer:
         return {piece: (token,) for piece, token in self._spelled_as_one.items()}
 
     @functools.cached_property
-    def _longest(self) -> int:
-        return max(map(len, self.pieces), default=1)
+    def _lengths(self) -> dict[bytes, list[int]]:
+        """How long the pieces are that begin with two bytes, the longest first."""
+        found: dict[bytes, set[int]] = {}
+        for piece in self.pieces:
+            found.setdefault(piece[:2], set()).add(len(piece))
+        return {start: sorted(lengths, reverse=True) for start, lengths in found.items()}
 
     @functools.cached_property
     def _words(self) -> list[bytes]:
